@@ -1,0 +1,104 @@
+"""One function a figure: (run) -> matplotlib Figure. None trains, none reads a file.
+
+`__all__` is the catalogue of figures; a run is the data set that `dlf.results.load` gives.
+"""
+
+import json
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["fig4"]
+
+_STYLE = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "pdf.fonttype": 42,  # text stays text
+}
+_CLASS_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LINE = dict(color="#222222", linewidth=0.6)
+_DOTS = dict(color="#222222", linestyle="none", marker=".", markersize=0.8, markeredgewidth=0)
+
+
+def fig4(run: xr.Dataset) -> Figure:
+    """Draw a run as Fig. 4 of the first paper: six aligned rows against the step, and a zoom.
+
+    Rows: class weights Gamma_i; F (log axis); F(t - 1) - F(t); training accuracy; largest Hessian
+    eigenvalue of F (log axis) with the threshold 2 / learning rate of gradient descent; largest
+    eigenvalue of the NTK. The second column zooms on 1.6 to 2.1 periods, as the paper does.
+
+    Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4; the threshold line is ours.
+    """
+    config = json.loads(run.attrs["config"])
+    period = config["schedule"].get("period", run.sizes["step"] // 4)
+    threshold = 2 / config["optimizer"]["learning_rate"]
+    last = int(run["step"][-1]) + 1
+    spans = [(0, last)]
+    if 2.1 * period < last:
+        spans.append((round(1.6 * period), round(2.1 * period)))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 7.6), layout="constrained")
+        grid = figure.subplots(
+            6, len(spans), sharex="col", squeeze=False, width_ratios=[3.4, 1.0][: len(spans)]
+        )
+        for column, (start, stop) in zip(grid.T, spans, strict=True):
+            part = run.sel(
+                step=slice(start, stop), hessian_step=slice(start, stop), ntk_step=slice(start, stop)
+            )
+            _draw_column(column, part, threshold)
+            column[-1].set_xlabel("step")
+            column[-1].set_xlim(start, stop)
+        _label_rows(grid[:, 0], run, threshold)
+        for axes, title in zip(grid[0], ("whole run", "zoom"), strict=False):
+            axes.set_title(title, fontsize=8)
+        figure.align_ylabels(grid[:, 0])
+    return figure
+
+
+def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
+    weights, loss, change, accuracy, hessian, ntk = column
+    for axes in column:
+        axes.set_rasterization_zorder(3)  # 70,000 points a row: pixels, with text as text
+    for label, color in zip(run["class"].values, _CLASS_COLORS, strict=False):
+        series = run["class_weights"].sel({"class": label})
+        weights.plot(run["step"], series, color=color, linewidth=0.9, label=f"class {label}", zorder=2)
+    loss.plot(run["step"], run["loss"], **_DOTS, zorder=2)
+    loss.set_yscale("log")
+    change.plot(run["step"][1:], -np.diff(run["loss"]), **_DOTS, zorder=2)
+    accuracy.plot(run["step"], run["accuracy"], **_DOTS, zorder=2)
+    accuracy.set_ylim(-0.03, 1.03)
+    hessian.plot(run["hessian_step"], run["hessian_eigenvalues"][:, 0], **_LINE, zorder=2)
+    hessian.set_yscale("log")
+    hessian.axhline(threshold, color="#D55E00", linewidth=1.0, linestyle="--", zorder=2.5)
+    ntk.plot(run["ntk_step"], run["ntk_eigenvalues"][:, 0], **_LINE, zorder=2)
+
+
+def _label_rows(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
+    labels = (
+        r"class weight $\Gamma_i$",
+        r"loss $F$ (nat)",
+        "$F(t-1) - F(t)$\n(nat)",
+        "training\naccuracy",
+        "Hessian\n" r"$\lambda_{\max}$ (nat)",
+        "NTK\n" r"$\lambda_{\max}$",
+    )
+    for axes, label in zip(column, labels, strict=True):
+        axes.set_ylabel(label)
+    column[0].legend(ncols=run.sizes["class"], loc="upper right", frameon=False)
+    _note(column[4], rf"threshold $2/\eta$ = {threshold:g}", threshold)
+
+
+def _note(axes: Axes, text: str, height: float) -> None:
+    axes.annotate(
+        text, (1, height), xycoords=("axes fraction", "data"), xytext=(-2, 3),
+        textcoords="offset points", ha="right", color="#D55E00", fontsize=7, zorder=4,
+    )  # fmt: skip

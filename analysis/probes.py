@@ -1,0 +1,53 @@
+"""The instruments as probes for the training loop.
+
+`__all__` is the catalogue that a config names a probe from: builder(problem, every=..., ...).
+"""
+
+import jax
+
+from analysis.lanczos import top_eigenpairs
+from analysis.ntk import empirical_ntk, spectrum
+from analysis.operators import hvp
+from dlf.types import Probe, Problem, TrainState, Variable
+
+__all__ = ["hessian", "ntk"]
+
+
+def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
+    """Measure the `num` largest eigenvalues of the Hessian of the dynamical loss at its step.
+
+    Each measurement is a cold start with a key of its own step, so the probe has no memory.
+    Residuals are |H u - value u|. `tol` is relative to the largest eigenvalue.
+    """
+
+    def measure(carry, state: TrainState):
+        batch = problem.batch_fn(state.step)
+        pairs = top_eigenpairs(
+            lambda v: hvp(problem.loss_fn, state.params, batch, state.step, v),
+            like=state.params,
+            num=num,
+            tol=tol,
+            key=jax.random.fold_in(problem.key, state.step),
+        )
+        return carry, {"hessian_eigenvalues": pairs.values, "hessian_residuals": pairs.residuals}
+
+    variables = {
+        "hessian_eigenvalues": Variable(("rank",), "nat", "largest Hessian eigenvalues of F"),
+        "hessian_residuals": Variable(("rank",), "nat", "|H u - value u| of the Hessian eigenpairs"),
+    }
+    return Probe(every, lambda state: (), measure, variables)
+
+
+def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
+    """Measure the `num` largest eigenvalues of the empirical NTK on the first examples.
+
+    The kernel is traced over the logits and divided by their number.
+    """
+
+    def measure(carry, state: TrainState):
+        inputs = problem.batch_fn(state.step).inputs[:num_examples]
+        kernel = empirical_ntk(problem.apply_fn, state.params, inputs)
+        return carry, {"ntk_eigenvalues": spectrum(kernel)[:num]}
+
+    variables = {"ntk_eigenvalues": Variable(("rank",), "1", "largest eigenvalues of the NTK")}
+    return Probe(every, lambda state: (), measure, variables)

@@ -1,0 +1,92 @@
+"""The vocabulary: every array that crosses a module boundary, with its shape and unit.
+
+Time is counted in steps (updates of the parameters already applied), never in epochs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float, Int, PyTree
+
+Step = Int[Array, ""]  # updates already applied; 0 before the first
+Params = PyTree[Float[Array, "..."]]
+Logits = Float[Array, "examples classes"]
+Labels = Int[Array, " examples"]
+Losses = Float[Array, " examples"]
+Weights = Float[Array, " classes"]  # the paper's Gamma: positive, sums to the number of classes
+Carry = Any  # a probe's memory: any pytree of arrays, () for a probe without one
+
+
+class Batch(NamedTuple):
+    """Examples that one loss is averaged over."""
+
+    inputs: Float[Array, "examples ..."]
+    labels: Labels
+
+
+class Dataset(NamedTuple):
+    """A training set and a test set of the same classes."""
+
+    train: Batch
+    test: Batch
+    num_classes: int
+
+
+ApplyFn = Callable[[Params, Float[Array, "examples ..."]], Logits]
+WeightSchedule = Callable[[Step], Weights]
+WeightedLoss = Callable[[Logits, Labels, Weights], Losses]
+LossFn = Callable[[Params, Batch, Step], Float[Array, ""]]  # the paper's F(theta, t)
+BatchFn = Callable[[Step], Batch]
+Matvec = Callable[[Params], Params]
+
+
+class Model(NamedTuple):
+    """A pair of functions: init(key, inputs) draws parameters, apply(params, inputs) gives logits."""
+
+    init: Callable[[Array, Float[Array, "examples ..."]], Params]
+    apply: ApplyFn
+
+
+class Problem(NamedTuple):
+    """What a probe may look at: the functions that define one training run, and a key of its own."""
+
+    apply_fn: ApplyFn
+    loss_fn: LossFn
+    batch_fn: BatchFn
+    key: Array
+
+
+class TrainState(NamedTuple):
+    """All that a step reads and writes; saved with the probes' carries it is a checkpoint.
+
+    `model_state` holds batch statistics and the like, and is empty for a model without them.
+    """
+
+    step: Step
+    params: Params
+    model_state: PyTree
+    opt_state: PyTree
+
+
+class Variable(NamedTuple):
+    """How one measured series is labelled in the store.
+
+    `dims` name the axes behind the leading step axis, `units` is "1" for a pure number.
+    """
+
+    dims: tuple[str, ...]
+    units: str
+    description: str
+
+
+class Probe(NamedTuple):
+    """A measurement taken along training at every `every`-th step, starting with step 0.
+
+    `init(state)` returns the first carry; `measure(carry, state)` returns the next carry and a
+    dict of arrays, one for each key of `variables`.
+    """
+
+    every: int
+    init: Callable[[TrainState], Carry]
+    measure: Callable[[Carry, TrainState], tuple[Carry, dict[str, Array]]]
+    variables: Mapping[str, Variable]

@@ -1,0 +1,87 @@
+"""What the mains share: flags on top of a config file, and errors in one line.
+
+This is the only place that changes global settings of JAX and of logging.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dlf.results import StoreError
+
+
+class ConfigError(Exception):
+    """A configuration cannot be run; the message says what to change."""
+
+
+class Arguments(NamedTuple):
+    """What the command line asks for."""
+
+    config: ConfigDict
+    workdir: Path
+    resume: bool
+
+
+def fail(message: object, status: int = 2) -> NoReturn:
+    """End the program with one line on standard error."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def parse(argv: list[str], default_config: Path | None = None) -> Arguments:
+    """Read --config, --workdir, --resume and overrides --config.key=value from the command line.
+
+    Raises ConfigError for an unknown or mistyped flag, with the nearest key that exists.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", default_config and str(default_config), flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_bool("resume", False, "go on with the run in the folder", flag_values=values)
+    try:
+        rest = values(argv)
+        config = values.config
+    except flags.Error as error:
+        raise ConfigError(error) from error
+    except (AttributeError, LookupError) as error:
+        raise ConfigError(_explain_unknown_key(error)) from error
+    except (ImportError, NameError, OSError, SyntaxError, TypeError, ValueError) as error:
+        raise ConfigError(f"--config: {error}") from error
+    if rest[1:]:
+        raise ConfigError(f"unexpected argument {rest[1]!r}: settings are given as --config.key=value")
+    if config is None:
+        raise ConfigError("--config is missing: name a file such as experiments/configs/fig4.py")
+    if not values.workdir:
+        raise ConfigError("--workdir is missing: name the folder for the results")
+    return Arguments(config, Path(values.workdir), values.resume)
+
+
+def _explain_unknown_key(error: Exception) -> str:
+    words = re.findall(r"[\w.]+", str(error))
+    suggestion = re.search(r'Did you mean "(.+)" instead', str(error))
+    did_you_mean = f": did you mean {suggestion[1]!r}?" if suggestion else ""
+    return f"unknown config key {words[0]!r}{did_you_mean}" if len(words) < 9 else str(error)
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a main and turn what a person can cause into one line and an exit status."""
+    # orbax and absl narrate each checkpoint on the root logger
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        sys.exit(main())
+    except (ConfigError, StoreError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+
+
+def use_precision(config: ConfigDict) -> None:
+    """Switch JAX to the precision of the configuration, before its first array."""
+    jax.config.update("jax_enable_x64", bool(config.float64))
