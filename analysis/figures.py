@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 __all__ = ["fig4"]
 
@@ -74,9 +75,11 @@ def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
     loss.plot(run["step"], run["loss"], **_DOTS, zorder=2)
     loss.set_yscale("log")
     change.plot(run["step"][1:], -np.diff(run["loss"]), **_DOTS, zorder=2)
+    change.set_yscale("symlog", linthresh=0.01)  # branches of 0.01 and of 10 in one row
     accuracy.plot(run["step"], run["accuracy"], **_DOTS, zorder=2)
     accuracy.set_ylim(-0.03, 1.03)
-    hessian.plot(run["hessian_step"], run["hessian_eigenvalues"][:, 0], **_LINE, zorder=2)
+    # dots: the eigenvalue alternates with the parity of the step inside a period-2 window
+    hessian.plot(run["hessian_step"], run["hessian_eigenvalues"][:, 0], **_DOTS | {"markersize": 1.6}, zorder=2)
     hessian.set_yscale("log")
     hessian.axhline(threshold, color="#D55E00", linewidth=1.0, linestyle="--", zorder=2.5)
     ntk.plot(run["ntk_step"], run["ntk_eigenvalues"][:, 0], **_LINE, zorder=2)
@@ -93,7 +96,9 @@ def _label_rows(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
     )
     for axes, label in zip(column, labels, strict=True):
         axes.set_ylabel(label)
-    column[0].legend(ncols=run.sizes["class"], loc="upper right", frameon=False)
+    for axes in column[[1, 4]]:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    column[0].figure.legend(*column[0].get_legend_handles_labels(), ncols=3, loc="outside upper right", frameon=False)
     _note(column[4], rf"threshold $2/\eta$ = {threshold:g}", threshold)
 
 

@@ -35,14 +35,16 @@ def fail(message: object, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def parse(argv: list[str], default_config: Path | None = None) -> Arguments:
+def parse(
+    argv: list[str], default_config: Path | None = None, default_workdir: Path | None = None
+) -> Arguments:
     """Read --config, --workdir, --resume and overrides --config.key=value from the command line.
 
     Raises ConfigError for an unknown or mistyped flag, with the nearest key that exists.
     """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", default_config and str(default_config), flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string("workdir", default_workdir and str(default_workdir), "folder of the run", flag_values=values)
     flags.DEFINE_bool("resume", False, "go on with the run in the folder", flag_values=values)
     try:
         rest = values(argv)

@@ -1,0 +1,31 @@
+# The front door: every target works on a fresh clone, from git, make, python3 and a package index.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: fig4 test benchmark lock clean
+
+fig4: $(VENV)/ready  ## train the run of Fig. 4 (or go on with it), draw it, check its numbers
+	$(RUN) -m experiments.figure fig4
+
+test: $(VENV)/ready  ## every check
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m pytest
+
+benchmark: $(VENV)/ready  ## speed and memory of the run of Fig. 4; PyTorch too where it is installed
+	$(RUN) -m experiments.benchmark fig4
+
+$(VENV)/ready: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dlf needs Python 3.11 or later: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks]'
+	@touch $@
+
+lock:  ## renew constraints.txt for all supported versions of Python (needs uv)
+	uv pip compile --universal --python-version 3.11 --extra dev --extra notebooks \
+		--no-annotate --no-emit-index-url --custom-compile-command 'make lock' \
+		--upgrade setup.cfg --output-file constraints.txt
+
+clean:  ## remove the environment, not the results
+	rm -rf $(VENV)
