@@ -15,9 +15,10 @@ def hvp(loss_fn: LossFn, params: Params, batch: Batch, step: Step, vector: Param
     `vector` and the product have the structure of `params`.
 
     >>> import jax.numpy as jnp
-    >>> loss_fn = lambda w, batch, step: step * jnp.sum(w**3)
-    >>> hvp(loss_fn, jnp.asarray([1.0, 2.0]), None, 2.0, jnp.asarray([1.0, 1.0])).tolist()
-    [12.0, 24.0]
+    >>> loss_fn = lambda w, batch, step: jnp.mean((batch.inputs @ w) ** 3)
+    >>> batch = Batch(jnp.eye(2), jnp.zeros(2, int))
+    >>> hvp(loss_fn, jnp.asarray([1.0, 2.0]), batch, jnp.asarray(0), jnp.ones(2)).tolist()
+    [3.0, 6.0]
     """
     grad_fn = jax.grad(lambda p: loss_fn(p, batch, step))
     return jax.jvp(grad_fn, (params,), (vector,))[1]

@@ -13,12 +13,21 @@ from dlf.types import Probe, Problem, TrainState, Variable
 __all__ = ["hessian", "ntk"]
 
 
+def _check_positive(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
     """Measure the `num` largest eigenvalues of the Hessian of the dynamical loss at its step.
 
     Each measurement is a cold start with a key of its own step, so the probe has no memory.
     Residuals are |H u - value u|. `tol` is relative to the largest eigenvalue.
+
+    Raises ValueError for `every` or `num` below 1.
     """
+    _check_positive(every=every, num=num)
 
     def measure(carry, state: TrainState):
         batch = problem.batch_fn(state.step)
@@ -42,7 +51,12 @@ def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
     """Measure the `num` largest eigenvalues of the empirical NTK on the first examples.
 
     The kernel is traced over the logits and divided by their number.
+
+    Raises ValueError for `every` or `num` below 1, or `num` above `num_examples`.
     """
+    _check_positive(every=every, num=num)
+    if num > num_examples:
+        raise ValueError(f"num_examples must be at least num={num}, got {num_examples}")
 
     def measure(carry, state: TrainState):
         inputs = problem.batch_fn(state.step).inputs[:num_examples]

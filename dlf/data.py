@@ -28,7 +28,7 @@ def spiral(
 
     >>> train, test, num_classes = spiral()
     >>> train.inputs.shape, num_classes, [round(float(v), 4) for v in train.inputs[50]]
-    ((300, 2), 3, [0.4955, -0.0995])
+    ((300, 2), 3, [0.5017, -0.0583])
     """
     rng = np.random.RandomState(seed)
     radius = np.linspace(0.0, 1.0, examples_per_class)

@@ -59,7 +59,7 @@ def mlp(
     split for each dense layer and each activation, then one between W and b), under JAX's older
     random bits. So PRNGKey(0) gives their initial parameters to the bit in float64.
 
-    Raises ValueError for an unknown activation or initialization.
+    Raises ValueError for an unknown activation or initialization, or an impossible width.
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793) and the authors' two notebooks.
 
@@ -73,6 +73,8 @@ def mlp(
     if initialization not in _INITIALIZERS:
         raise ValueError(f"unknown initialization {initialization!r}: one of {list(_INITIALIZERS)}")
     widths = (*hidden_widths, num_classes)
+    if not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ValueError(f"hidden_widths must be positive integers, got {tuple(hidden_widths)}")
     module = _Mlp(widths, activation, use_bias)
     draw_kernel, draw_bias = _INITIALIZERS[initialization]
 

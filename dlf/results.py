@@ -35,19 +35,21 @@ class StoreError(Exception):
 
 @contextlib.contextmanager
 def exclusive(workdir: Path) -> Iterator[None]:
-    """Create the work folder and keep other writers out until the block ends, or the process."""
+    """Create the work folder and keep other writers out until the block ends, or the process.
+
+    Raises StoreError if the folder is taken, cannot be written, or a write in the block fails.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        folder = os.open(workdir, os.O_RDONLY)
-    except OSError as error:
-        raise StoreError(f"cannot write to {workdir}: {error.strerror}") from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        with contextlib.ExitStack() as stack:
+            folder = os.open(workdir, os.O_RDONLY)
+            stack.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
     except BlockingIOError as error:
         raise StoreError(f"another process is writing to {workdir}: wait for it to end") from error
-    finally:
-        os.close(folder)
+    except OSError as error:
+        raise StoreError(f"cannot write to {workdir}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -79,17 +81,22 @@ def create(
     `groups` maps the name of a step coordinate to (every, variables, shape of one row of each).
     """
     arrays, coordinates, encoding = {}, {}, {}
+    sizes: dict[str, int] = {}  # series that share a dimension are padded to the longest
+    for _, variables, shapes in groups.values():
+        for name, variable in variables.items():
+            for dim, size in zip(variable.dims, shapes[name].shape, strict=True):
+                sizes[dim] = max(size, sizes.get(dim, 0))
     for step_name, (every, variables, shapes) in groups.items():
         steps = np.arange(0, num_steps, every)
         coordinates[step_name] = (step_name, steps, {"units": "step", "every": every})
         for name, variable in variables.items():
-            row = shapes[name]
-            rows = np.full((len(steps), *row.shape), np.nan, row.dtype)
+            row_shape = [sizes[dim] for dim in variable.dims]
+            rows = np.full((len(steps), *row_shape), np.nan, shapes[name].dtype)
             labels = {"units": variable.units, "long_name": variable.description}
             arrays[name] = ((step_name, *variable.dims), rows, labels)
-            coordinates |= {d: np.arange(n) for d, n in zip(variable.dims, row.shape, strict=True)}
+            coordinates |= {dim: np.arange(sizes[dim]) for dim in variable.dims}
             encoding[name] = {
-                "chunks": (max(1, steps_per_chunk // every), *row.shape),
+                "chunks": (max(1, steps_per_chunk // every), *row_shape),
                 "compressors": (ZstdCodec(checksum=True),),
             }
     store = xr.Dataset(arrays, coordinates, {**attributes, "committed_steps": 0})
@@ -118,7 +125,7 @@ def commit(workdir: Path, first_step: int, series: Mapping[str, np.ndarray], sta
         skipped = -first_step % every
         row = (first_step + skipped) // every
         rows = rows[skipped::every]
-        array[row : row + len(rows)] = rows
+        array[(slice(row, row + len(rows)), *map(slice, rows.shape[1:]))] = rows
     if state is not None:
         _save_checkpoint(workdir / "checkpoints", first_step + num_rows, state)
     group.attrs["committed_steps"] = first_step + num_rows
@@ -134,13 +141,23 @@ def _checksums(folder: Path) -> dict[str, int]:
 
 
 def _save_checkpoint(folder: Path, step: int, state: Any) -> None:
-    ocp.save(folder.resolve() / str(step), state, overwrite=True)
+    try:
+        ocp.save(folder.resolve() / str(step), state, overwrite=True)
+    except ValueError as error:  # how tensorstore reports a failing write
+        raise StoreError(f"cannot write {folder / str(step)}: {str(error).split(' [')[0]}") from error
     # orbax does not notice changed bytes in its array files: a checkpoint counts once its
     # checksums are written, and is read only where they hold
     write_json(folder / f"{step}.json", _checksums(folder / str(step)))
     for old in _checkpoint_steps(folder)[NUM_CHECKPOINTS:]:
         (folder / f"{old}.json").unlink()
         shutil.rmtree(folder / str(old))
+
+
+def _load_checkpoint(path: Path, like: Any) -> Any:
+    # as NumPy arrays first: orbax reads in threads of its own, which do not see the x64 setting
+    # of a context and would round to float32
+    arrays = ocp.load(path.resolve(), jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like))
+    return jax.tree.map(lambda array, leaf: jax.device_put(array, leaf.sharding), arrays, like)
 
 
 def _checkpoint_steps(folder: Path) -> list[int]:
@@ -169,8 +186,7 @@ def restore(workdir: Path, like: Any) -> tuple[int, Any, list[str]]:
             expected = {f"../{step}.json": 0}
         wrong = [name for name in expected if checksums.get(name) != expected[name]]
         if not wrong:
-            state = ocp.load(folder.resolve() / str(step), jax.eval_shape(lambda: like))
-            return step, state, warnings
+            return step, _load_checkpoint(folder / str(step), like), warnings
         warnings.append(f"{(folder / str(step) / wrong[0]).resolve()} is damaged")
     if warnings:
         raise StoreError(f"{'; '.join(warnings)}; no checkpoint is left to go on from: move {workdir} away")

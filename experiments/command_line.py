@@ -49,6 +49,7 @@ def parse(
     try:
         rest = values(argv)
         config = values.config
+        list(config or ())  # a config file that cannot be loaded says so only now
     except flags.Error as error:
         raise ConfigError(error) from error
     except (AttributeError, LookupError) as error:

@@ -28,23 +28,40 @@ from experiments import command_line
 from experiments.command_line import ConfigError
 
 
+# What a config holds, see experiments/configs/fig4.py.
+KEYS = (
+    "seed", "float64", "num_steps", "steps_per_chunk", "dataset", "model", "loss", "schedule",
+    "stop_after", "optimizer", "probes",
+)  # fmt: skip
+
+
 class Experiment(NamedTuple):
     """A configuration turned into functions and a first state."""
 
     state: TrainState
     step_fn: training.StepFn
     probes: dict[str, Probe]
-    problem: Problem
+    groups: dict[str, tuple]  # the layout of the store, as `results.create` takes it
 
 
-def _call(catalogue: Any, kind: str, name: str, *args: Any, **settings: Any) -> Any:
+def _find(catalogue: Any, kind: str, name: str) -> Callable[..., Any]:
     if name not in catalogue.__all__:
-        choices = ", ".join(catalogue.__all__)
-        raise ConfigError(f"unknown {kind} {name!r}: one of {choices}")
+        raise ConfigError(f"unknown {kind} {name!r}: one of {', '.join(catalogue.__all__)}")
+    return getattr(catalogue, name)
+
+
+@contextlib.contextmanager
+def _blaming(setting: str) -> Iterator[None]:
     try:
-        return getattr(catalogue, name)(*args, **settings)
+        yield
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{kind} {name}: {error}") from error
+        raise ConfigError(f"{setting}: {error}") from error
+
+
+def _call(catalogue: Any, kind: str, name: str, **settings: Any) -> Any:
+    builder = _find(catalogue, kind, name)
+    with _blaming(f"{kind} {name}"):
+        return builder(**settings)
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -52,6 +69,9 @@ def build(config: ConfigDict) -> Experiment:
 
     Raises ConfigError for a value that cannot be run.
     """
+    missing = [key for key in KEYS if key not in config]
+    if missing:
+        raise ConfigError(f"the config lacks {', '.join(missing)}: see experiments/configs/fig4.py")
     for key in ("num_steps", "steps_per_chunk"):
         if config[key] < 1:
             raise ConfigError(f"{key} must be at least 1, got {config[key]}")
@@ -64,28 +84,26 @@ def build(config: ConfigDict) -> Experiment:
     model = _call(models, "model", num_classes=dataset.num_classes, **config.model)
     schedule = _call(schedules, "schedule", num_classes=dataset.num_classes, **config.schedule)
     schedule = schedules.stop_after(schedule, config.stop_after)
-    if config.loss.name not in losses.__all__:
-        raise ConfigError(f"unknown loss {config.loss.name!r}: one of {', '.join(losses.__all__)}")
-    weighted_loss = getattr(losses, config.loss.name)
-    try:
+    weighted_loss = _find(losses, "loss", **config.loss)
+    with _blaming("optimizer"):
         optimizer = training.make_optimizer(**config.optimizer)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer: {error}") from error
 
     key = jax.random.key(config.seed)  # draws the parameters, as the authors' PRNGKey(0) did
     batch_fn = data.full_batch(dataset.train)
     loss_fn = losses.make_loss(model.apply, weighted_loss, schedule)
     metrics_fn = training.make_metrics(model.apply, weighted_loss, schedule, batch_fn)
     problem = Problem(model.apply, loss_fn, batch_fn, key=jax.random.fold_in(key, 1))
+    state = training.init_state(model.init(key, dataset.train.inputs), optimizer)
+    step_fn = training.make_step(loss_fn, batch_fn, optimizer, metrics_fn)
+    chosen, groups = {}, {"step": (1, training.VARIABLES, jax.eval_shape(step_fn, state)[1])}
     for name, settings in config.probes.items():
-        if settings["every"] < 1:
-            raise ConfigError(f"probes.{name}.every must be at least 1 step, got {settings['every']}")
-    return Experiment(
-        training.init_state(model.init(key, dataset.train.inputs), optimizer),
-        training.make_step(loss_fn, batch_fn, optimizer, metrics_fn),
-        {name: _call(probes, "probe", name, problem, **settings) for name, settings in config.probes.items()},
-        problem,
-    )
+        builder = _find(probes, "probe", name)
+        with _blaming(f"probes.{name}"):
+            probe = builder(problem, **settings)
+            _, shapes = jax.eval_shape(probe.measure, probe.init(state), state)
+        chosen[name] = probe
+        groups[f"{name}_step"] = (probe.every, probe.variables, shapes)
+    return Experiment(state, step_fn, chosen, groups)
 
 
 def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict[str, Any]:
@@ -102,10 +120,7 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
         meta = _open_run(config, workdir, experiment, resume)
         if meta["status"] in ("done", "diverged"):
             return meta
-        try:
-            return _run(config, workdir, experiment, meta)
-        except OSError as error:
-            raise results.StoreError(f"cannot write to {workdir}: {error}") from error
+        return _run(config, workdir, experiment, meta)
 
 
 def _open_run(config: ConfigDict, workdir: Path, experiment: Experiment, resume: bool) -> dict[str, Any]:
@@ -126,14 +141,8 @@ def _open_run(config: ConfigDict, workdir: Path, experiment: Experiment, resume:
     # meta.json comes last: without it, nothing has been measured yet
     results.write_json(workdir / "config.json", asked)
     commit = _git("rev-parse", "HEAD")
-    _, shapes = jax.eval_shape(experiment.step_fn, experiment.state)
-    groups = {"step": (1, training.VARIABLES, shapes)}
-    for name, probe in experiment.probes.items():
-        carry = probe.init(experiment.state)
-        _, shapes = jax.eval_shape(probe.measure, carry, experiment.state)
-        groups[f"{name}_step"] = (probe.every, probe.variables, shapes)
     attributes = {"config": json.dumps(asked), "commit": commit}
-    results.create(workdir, config.num_steps, config.steps_per_chunk, groups, attributes)
+    results.create(workdir, config.num_steps, config.steps_per_chunk, experiment.groups, attributes)
     meta = {
         "status": "running",
         "seconds": 0.0,

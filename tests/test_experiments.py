@@ -1,0 +1,297 @@
+"""The commands as a person uses them: whole runs, interrupts, kills, faults and mistakes."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+from dlf import results
+from experiments import figure, train
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path.stem for path in (ROOT / "experiments" / "configs").glob("[!_]*.py"))
+TINY = ROOT / "experiments" / "configs" / "tiny.py"
+
+
+def get_config(name, **changes):
+    config = importlib.import_module(f"experiments.configs.{name}").get_config()
+    config.update(changes)
+    return config
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run a main in this process: (main, *arguments) -> (exit status, stdout, stderr)."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capfd.readouterr()
+        return stop.value.code, out, err
+
+    before = jax.config.jax_enable_x64
+    yield run
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """An uninterrupted tiny run."""
+    workdir = tmp_path_factory.mktemp("reference")
+    with jax.enable_x64(True):
+        train.train(get_config("tiny"), workdir)
+    return workdir
+
+
+def assert_same_series(workdir, reference):
+    found, expected = results.load(workdir), results.load(reference)
+    assert set(found) == set(expected)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def start(workdir, *arguments, limit="unlimited"):
+    train_tiny = [sys.executable, "-m", "experiments.train", f"--config={TINY}", f"--workdir={workdir}"]
+    # `exec`, so that signals reach the run; `limit` is in blocks of 1024 bytes
+    command = ["bash", "-c", f'ulimit -f {limit} && exec "$@"', "bash", *train_tiny, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the run did not get so far"
+        time.sleep(0.002)
+
+
+def committed(workdir):
+    try:
+        return json.loads((workdir / "metrics.zarr/zarr.json").read_text())["attributes"]["committed_steps"]
+    except (OSError, ValueError):
+        return -1
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds_takes_two_steps_and_names_its_figure(float64, tmp_path, name):
+    meta = train.train(get_config(name, num_steps=2), tmp_path)
+    assert meta["status"] == "done"
+    run = results.load(tmp_path)
+    assert np.isfinite(run["loss"]).all() and run.sizes["step"] == 2
+    module = importlib.import_module(f"experiments.configs.{name}")
+    assert module.FIGURE in importlib.import_module("analysis.figures").__all__
+    assert all(len(row) == 5 for row in module.EXPECTED)
+
+
+def test_the_store_holds_what_other_tools_read(reference):
+    run = xr.open_zarr(reference / "metrics.zarr")
+    dims = {name: variable.dims for name, variable in run.data_vars.items()}
+    assert dims == {
+        "loss": ("step",),
+        "static_loss": ("step",),
+        "accuracy": ("step",),
+        "class_weights": ("step", "class"),
+        "hessian_eigenvalues": ("hessian_step", "rank"),
+        "hessian_residuals": ("hessian_step", "rank"),
+        "ntk_eigenvalues": ("ntk_step", "rank"),
+    }
+    np.testing.assert_array_equal(run["step"], np.arange(600))
+    np.testing.assert_array_equal(run["hessian_step"], np.arange(0, 600, 10))
+    assert all(np.isfinite(run[name]).all() for name in dims)
+    assert all(run[name].attrs["units"] for name in dims)
+    assert all(run[name].dtype == np.float64 for name in dims)
+    assert json.loads(run.attrs["config"])["schedule"]["amplitude"] == 5.0
+    assert "commit" in run.attrs
+    run.close()
+    meta = json.loads((reference / "meta.json").read_text())
+    assert {"status", "seconds", "commit", "dirty", "command", "versions", "devices", "x64"} <= set(meta)
+    assert (reference / "checkpoints" / "600").is_dir()
+
+
+def test_a_run_killed_at_many_moments_ends_with_the_same_bits(tmp_path, reference):
+    moments = [
+        lambda: (tmp_path / "config.json").exists(),  # before the store is complete
+        lambda: (tmp_path / "meta.json").exists(),  # before the first row
+        lambda: committed(tmp_path) >= 100,  # right after a commit
+        lambda: (tmp_path / "checkpoints" / "300").exists(),  # between checkpoint and commit
+        lambda: (tmp_path / "metrics.zarr/loss/c/4").exists(),  # in the middle of the rows of a chunk
+    ]
+    for moment in moments:
+        process = start(tmp_path, "--resume")
+        wait_until(moment, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(tmp_path, "--resume")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert_same_series(tmp_path, reference)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_commits_says_how_to_go_on_and_goes_on(tmp_path, reference, number):
+    process = start(tmp_path)
+    wait_until(lambda: committed(tmp_path) >= 100, process)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted" in err.splitlines()[-1] and "--resume" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    run = results.load(tmp_path)
+    assert run.attrs["status"] == "interrupted"
+    assert np.isfinite(run["loss"]).sum() == run.attrs["committed_steps"] < 600
+    with jax.enable_x64(True):
+        assert train.train(get_config("tiny"), tmp_path, resume=True)["status"] == "done"
+    assert_same_series(tmp_path, reference)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 6, 10, 20])
+def test_a_write_that_fails_says_so_and_loses_nothing(tmp_path, reference, blocks):
+    # the shell sets the limit, in units of 1024 bytes: to fork here would warn about threads
+    process = start(tmp_path, limit=blocks)
+    _, err = process.communicate()
+    if process.returncode == 0:
+        assert blocks > 6, "the limit was meant to be hit"
+    print(blocks, err)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "cannot write" in err.splitlines()[-1]
+    with jax.enable_x64(True):
+        train.train(get_config("tiny"), tmp_path, resume=True)
+    assert_same_series(tmp_path, reference)
+
+
+def test_a_finished_run_is_left_as_it_is(reference):
+    before = {path: path.stat().st_mtime_ns for path in reference.rglob("*")}
+    with jax.enable_x64(True):
+        assert train.train(get_config("tiny"), reference, resume=True)["status"] == "done"
+    assert {path: path.stat().st_mtime_ns for path in reference.rglob("*")} == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_rows(command, tmp_path):
+    arguments = (
+        f"--config={TINY}", f"--workdir={tmp_path}", "--config.loss.name=dmse1",
+        "--config.optimizer.learning_rate=40",
+    )  # fmt: skip
+    status, _, err = command(train.main, *arguments)
+    assert status == 1
+    run = results.load(tmp_path)
+    step = run.attrs["diverged_step"]
+    assert run.attrs["status"] == "diverged" and 0 < step < 600
+    assert f"not finite at step {step}" in err.splitlines()[-1]
+    finite = np.isfinite(run["loss"])
+    assert finite[:step].all() and not finite[step:].any()
+    assert np.isnan(run["loss"][step + 1 :]).all()
+    assert np.isfinite(run["hessian_eigenvalues"][0]).all()
+    status, _, again = command(train.main, *arguments, "--resume")
+    assert status == 1 and f"step {step}" in again
+
+
+MISTAKES = {
+    "--config.num_step=5": "unknown config key 'num_step': did you mean 'num_steps'?",
+    "--config.schedule.amplitud=5": "did you mean 'amplitude'?",
+    "--config.foo.bar=5": "unknown config key 'foo'",
+    "--config.num_steps=many": "num_steps=many",
+    "--config.schedule.period=3.5": "period=3.5",
+    "--config.model.hidden_widths=(3.5,)": "hidden_widths",
+    "--config.schedule.name=triangle": "unknown schedule 'triangle': one of constant, triangular",
+    "--config.loss.name=mse": "unknown loss 'mse': one of cross_entropy, dmse1, dmse2",
+    "--config.dataset.name=spirals": "unknown dataset 'spirals': one of spiral",
+    "--config.model.name=cnn": "unknown model 'cnn': one of mlp",
+    "--config.model.activation=rellu": "unknown activation 'rellu'",
+    "--config.model.initialization=xavier": "unknown initialization 'xavier'",
+    "--config.optimizer.name=sdg": "unknown optimizer 'sdg': one of",
+    "--config.schedule.amplitude=0.5": "amplitude must be at least 1",
+    "--config.schedule.period=1": "period must be at least 2",
+    "--config.optimizer.learning_rate=0": "learning_rate must be positive",
+    "--config.optimizer.learning_rate=-1": "learning_rate must be positive",
+    "--config.num_steps=0": "num_steps must be at least 1",
+    "--config.steps_per_chunk=0": "steps_per_chunk must be at least 1",
+    "--config.probes.hessian.every=0": "probes.hessian: every must be at least 1",
+    "--config.probes.ntk.num_examples=0": "num_examples",
+    "--config.probes.hessian.num=0": "num",
+    "--wrkdir=x": "workdir",
+    "more": "unexpected argument 'more'",
+}
+
+
+@pytest.mark.parametrize("argument", MISTAKES)
+def test_a_mistake_gets_one_line_and_leaves_no_folder(command, tmp_path, argument):
+    workdir = tmp_path / "run"
+    status, out, err = command(train.main, f"--config={TINY}", f"--workdir={workdir}", argument)
+    assert status == 2
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: ")
+    assert MISTAKES[argument] in err
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=x"], "--config is missing"),
+        ([f"--config={TINY}"], "--workdir is missing"),
+        (["--config=nowhere.py", "--workdir=x"], "nowhere.py"),
+        ([f"--config={TINY}", "--workdir=/dev/null/x"], "cannot write to /dev/null/x"),
+    ],
+)
+def test_a_command_line_that_lacks_something_says_what(command, arguments, message):
+    status, _, err = command(train.main, *arguments)
+    assert status == 2 and message in err and err.count("\n") == 1
+
+
+def test_another_run_is_never_overwritten(command, reference):
+    before = {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
+    arguments = (f"--config={TINY}", f"--workdir={reference}")
+    status, _, err = command(train.main, *arguments)
+    assert status == 2 and "add --resume" in err and err.count("\n") == 1
+    status, _, err = command(
+        train.main, *arguments, "--resume", "--config.schedule.amplitude=6", "--config.seed=1"
+    )
+    assert status == 2 and "schedule.amplitude was 5.0, now 6.0" in err and "seed was 0, now 1" in err
+    assert {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_with_other_files_is_left_alone(command, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for extra in ([], ["--resume"]):
+        status, _, err = command(train.main, f"--config={TINY}", f"--workdir={tmp_path}", *extra)
+        assert status == 2 and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_precision_of_jax_must_match_the_config(tmp_path):
+    with jax.enable_x64(False), pytest.raises(train.ConfigError, match="jax_enable_x64"):
+        train.train(get_config("tiny"), tmp_path)
+
+
+def test_the_figure_command_trains_draws_and_compares(command, tmp_path):
+    arguments = ("tiny", f"--workdir={tmp_path}")
+    status, out, _ = command(figure.main, *arguments)
+    assert status == 0 and "OFF" not in out and out.count("ok") == 3
+    assert (tmp_path / "fig4.png").stat().st_size > 10_000
+    assert (tmp_path / "fig4.pdf").read_bytes().startswith(b"%PDF")
+    rows = (tmp_path / "metrics.zarr/loss/c/0").stat().st_mtime_ns
+    os.remove(tmp_path / "fig4.png")
+    status, _, _ = command(figure.main, *arguments)  # draws again, does not train again
+    assert status == 0 and (tmp_path / "fig4.png").exists()
+    assert (tmp_path / "metrics.zarr/loss/c/0").stat().st_mtime_ns == rows
+
+
+def test_the_figure_command_exits_with_one_if_a_number_is_off(command, tmp_path):
+    status, out, _ = command(figure.main, "tiny", f"--workdir={tmp_path}", "--config.seed=3")
+    assert status == 1 and "OFF" in out
+
+
+def test_an_unknown_figure_lists_the_choices(command):
+    status, _, err = command(figure.main, "fig5")
+    assert status == 2 and "fig4, fig4_static, fig4_updated, tiny" in err

@@ -1,0 +1,183 @@
+"""The store: what it holds, what it survives, and what it says about damage."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from dlf import results
+from dlf.types import Variable
+
+NUM_STEPS, CHUNK = 10, 4
+STATE = {"step": jnp.zeros((), jnp.int32), "w": jnp.arange(3.0)}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """An empty store for a loss at every step and a spectrum at every third."""
+    groups = {
+        "step": (1, {"loss": Variable((), "nat", "loss F")}, {"loss": jax.ShapeDtypeStruct((), float)}),
+        "top_step": (
+            3,
+            {"top": Variable(("rank",), "nat", "eigenvalues")},
+            {"top": jax.ShapeDtypeStruct((2,), float)},
+        ),
+    }
+    results.create(tmp_path, NUM_STEPS, CHUNK, groups, {"config": "{}", "commit": "abc"})
+    results.write_json(tmp_path / "meta.json", {"status": "running"})
+    return tmp_path
+
+
+def series(first, last):
+    loss = np.arange(first, last, dtype=float)
+    return {"loss": loss, "top": np.stack([loss, -loss], 1)}
+
+
+def fill(workdir, until=NUM_STEPS):
+    for first in range(0, until, CHUNK):
+        last = min(first + CHUNK, until)
+        results.commit(workdir, first, series(first, last), STATE | {"step": jnp.asarray(last)})
+
+
+def test_a_store_opens_with_plain_xarray_and_is_labelled(workdir):
+    fill(workdir)
+    run = xr.open_zarr(workdir / "metrics.zarr")
+    assert run["loss"].dims == ("step",) and run["top"].dims == ("top_step", "rank")
+    assert run["loss"].attrs == {"units": "nat", "long_name": "loss F"}
+    np.testing.assert_array_equal(run["loss"], np.arange(10))
+    np.testing.assert_array_equal(run["top_step"], [0, 3, 6, 9])
+    np.testing.assert_array_equal(run["top"][:, 0], [0, 3, 6, 9])
+    assert run.attrs["commit"] == "abc" and run.attrs["committed_steps"] == 10
+    run.close()
+
+
+def test_what_is_not_yet_measured_is_nan(workdir):
+    fill(workdir, until=8)
+    run = results.load(workdir)
+    assert run.attrs["status"] == "running"
+    np.testing.assert_array_equal(run["loss"], [*range(8), np.nan, np.nan])
+    np.testing.assert_array_equal(run["top"][:, 1], [0, -3, -6, np.nan])
+
+
+def test_rows_written_after_the_last_commit_do_not_show(workdir):
+    fill(workdir, until=8)
+    before = results.load(workdir).attrs["committed_steps"]
+    results.commit(workdir, 8, series(8, 10), None)
+    zarr.open_group(workdir / "metrics.zarr", mode="r+").attrs["committed_steps"] = before
+    assert np.isnan(results.load(workdir)["loss"][8:]).all()
+
+
+def test_the_newest_checkpoint_comes_back_to_the_bit(workdir):
+    fill(workdir, until=8)
+    step, state, warnings = results.restore(workdir, STATE)
+    assert (step, warnings) == (8, [])
+    np.testing.assert_array_equal(state["w"], STATE["w"])
+    assert state["step"] == 8
+
+
+def test_only_the_newest_checkpoints_are_kept(workdir):
+    fill(workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "10.json", "8", "8.json"]
+
+
+def test_an_empty_store_starts_from_step_zero(workdir):
+    assert results.restore(workdir, STATE) == (0, None, [])
+
+
+def checkpoint_files(workdir, step):
+    return sorted(path for path in (workdir / "checkpoints" / str(step)).rglob("*") if path.is_file())
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, lambda path: path.unlink()], ids=["flip", "cut", "gone"])
+def test_any_damage_to_a_checkpoint_falls_back_to_the_one_before(workdir, damage, capfd):
+    fill(workdir)
+    for file in checkpoint_files(workdir, 10):
+        content = file.read_bytes()
+        if not content:
+            continue  # nothing in it to damage
+        damage(file)
+        step, state, warnings = results.restore(workdir, STATE)
+        assert step == 8 and state["step"] == 8
+        assert warnings == [f"{file} is damaged"]
+        file.write_bytes(content)
+    assert results.restore(workdir, STATE)[0] == 10
+    assert capfd.readouterr().err == ""
+
+
+def test_a_checkpoint_without_its_checksums_does_not_count(workdir):
+    fill(workdir)
+    (workdir / "checkpoints" / "10.json").unlink()
+    assert results.restore(workdir, STATE)[0] == 8
+
+
+def test_without_a_sound_checkpoint_it_says_which_file_is_damaged(workdir):
+    fill(workdir)
+    for step in (8, 10):
+        flip(max(checkpoint_files(workdir, step), key=lambda path: path.stat().st_size))
+    with pytest.raises(results.StoreError, match=r"checkpoints/10/.* is damaged.*move .* away"):
+        results.restore(workdir, STATE)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, lambda path: path.unlink()], ids=["flip", "cut", "gone"])
+def test_damage_to_the_store_is_named_and_measured_again_from_a_checkpoint(workdir, damage):
+    fill(workdir)
+    chunk = workdir / "metrics.zarr" / "loss" / "c" / "2"
+    damage(chunk)
+    with pytest.raises(results.StoreError, match=r"metrics.zarr/loss/c/2 is damaged"):
+        results.load(workdir)
+    step, _, warnings = results.restore(workdir, STATE)
+    assert step == 8 and warnings == [f"{chunk} is damaged"]
+    results.commit(workdir, 8, series(8, 10), STATE)
+    np.testing.assert_array_equal(results.load(workdir)["loss"], np.arange(10))
+
+
+def test_damage_before_every_checkpoint_cannot_be_mended_and_says_so(workdir):
+    fill(workdir)
+    truncate(workdir / "metrics.zarr" / "top" / "c" / "0" / "0")
+    with pytest.raises(results.StoreError, match=r"metrics.zarr/top/c/0/0 is damaged"):
+        results.restore(workdir, STATE)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "metrics.zarr/zarr.json"])
+@pytest.mark.parametrize("content", ["", "{", "[1"])
+def test_damaged_json_is_named(workdir, name, content):
+    fill(workdir)
+    (workdir / name).write_text(content)
+    with pytest.raises(results.StoreError, match=f"{name} is damaged"):
+        results.load(workdir)
+
+
+def test_a_folder_without_a_run_says_so(tmp_path):
+    with pytest.raises(results.StoreError, match="holds no run"):
+        results.load(tmp_path)
+
+
+def test_two_writers_are_kept_apart(tmp_path):
+    with (
+        results.exclusive(tmp_path),
+        pytest.raises(results.StoreError, match="another process"),
+        results.exclusive(tmp_path),
+    ):
+        pass
+    with results.exclusive(tmp_path):
+        pass
+
+
+def test_json_is_replaced_whole(tmp_path):
+    results.write_json(tmp_path / "a.json", {"status": "done"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"status": "done"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
