@@ -79,7 +79,9 @@ def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
     accuracy.plot(run["step"], run["accuracy"], **_DOTS, zorder=2)
     accuracy.set_ylim(-0.03, 1.03)
     # dots: the eigenvalue alternates with the parity of the step inside a period-2 window
-    hessian.plot(run["hessian_step"], run["hessian_eigenvalues"][:, 0], **_DOTS | {"markersize": 1.6}, zorder=2)
+    hessian.plot(
+        run["hessian_step"], run["hessian_eigenvalues"][:, 0], **_DOTS | {"markersize": 1.6}, zorder=2
+    )
     hessian.set_yscale("log")
     hessian.axhline(threshold, color="#D55E00", linewidth=1.0, linestyle="--", zorder=2.5)
     ntk.plot(run["ntk_step"], run["ntk_eigenvalues"][:, 0], **_LINE, zorder=2)
@@ -98,7 +100,9 @@ def _label_rows(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
         axes.set_ylabel(label)
     for axes in column[[1, 4]]:
         axes.yaxis.set_minor_formatter(NullFormatter())
-    column[0].figure.legend(*column[0].get_legend_handles_labels(), ncols=3, loc="outside upper right", frameon=False)
+    column[0].figure.legend(
+        *column[0].get_legend_handles_labels(), ncols=3, loc="outside upper right", frameon=False
+    )
     _note(column[4], rf"threshold $2/\eta$ = {threshold:g}", threshold)
 
 

@@ -72,9 +72,7 @@ def init_state(
     >>> init_state({"w": jnp.zeros(2)}, make_optimizer("sgd", 1.0)).step.item()
     0
     """
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params)
-    )
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))
 
 
 def make_step(

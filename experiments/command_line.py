@@ -44,7 +44,9 @@ def parse(
     """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", default_config and str(default_config), flag_values=values)
-    flags.DEFINE_string("workdir", default_workdir and str(default_workdir), "folder of the run", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", default_workdir and str(default_workdir), "folder of the run", flag_values=values
+    )
     flags.DEFINE_bool("resume", False, "go on with the run in the folder", flag_values=values)
     try:
         rest = values(argv)

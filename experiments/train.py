@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from analysis import probes
-from dlf import data, losses, models, results, schedules, train as training
+from dlf import data, losses, models, results, schedules
+from dlf import train as training
 from dlf.types import Probe, Problem, TrainState
 from experiments import command_line
 from experiments.command_line import ConfigError
-
 
 # What a config holds, see experiments/configs/fig4.py.
 KEYS = (
@@ -41,6 +41,7 @@ class Experiment(NamedTuple):
     state: TrainState
     step_fn: training.StepFn
     probes: dict[str, Probe]
+    problem: Problem
     groups: dict[str, tuple]  # the layout of the store, as `results.create` takes it
 
 
@@ -103,7 +104,7 @@ def build(config: ConfigDict) -> Experiment:
             _, shapes = jax.eval_shape(probe.measure, probe.init(state), state)
         chosen[name] = probe
         groups[f"{name}_step"] = (probe.every, probe.variables, shapes)
-    return Experiment(state, step_fn, chosen, groups)
+    return Experiment(state, step_fn, chosen, problem, groups)
 
 
 def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict[str, Any]:
@@ -128,7 +129,9 @@ def _open_run(config: ConfigDict, workdir: Path, experiment: Experiment, resume:
     asked = json.loads(config.to_json())
     content = {path.name for path in workdir.iterdir()}
     if content and not resume:
-        raise ConfigError(f"{workdir} is not empty: add --resume to go on with the run in it, or name another folder")
+        raise ConfigError(
+            f"{workdir} is not empty: add --resume to go on with the run in it, or name another folder"
+        )
     if "config.json" in content:
         changes = _differences(results.read_json(workdir / "config.json"), asked)
         if changes:

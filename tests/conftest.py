@@ -9,8 +9,6 @@ import pytest
 from jaxtyping import install_import_hook
 
 with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
-    import analysis.figures
-    import analysis.probes
     import dlf.results
     import dlf.train  # noqa: F401
 

@@ -168,7 +168,9 @@ def test_the_ntk_is_the_contraction_of_the_explicit_jacobian(network):
     kernel = empirical_ntk(problem.apply_fn, params, inputs)
     np.testing.assert_allclose(kernel, expected, rtol=1e-12)
     np.testing.assert_allclose(kernel, kernel.T, rtol=1e-14)
-    np.testing.assert_allclose(spectrum(kernel), np.linalg.eigvalsh(expected)[::-1], atol=1e-10 * expected.max())
+    np.testing.assert_allclose(
+        spectrum(kernel), np.linalg.eigvalsh(expected)[::-1], atol=1e-10 * expected.max()
+    )
     assert spectrum(kernel)[-1] > -1e-10 * spectrum(kernel)[0]
 
 

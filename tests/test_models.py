@@ -9,9 +9,7 @@ from jax.example_libraries import stax
 from dlf import models
 from dlf.data import spiral
 
-ARGUMENTS = {
-    "mlp": dict(hidden_widths=(16, 8), activation="relu", initialization="original", use_bias=True)
-}
+ARGUMENTS = {"mlp": dict(hidden_widths=(16, 8), activation="relu", initialization="original", use_bias=True)}
 
 
 def authors_draw(key, shapes):
@@ -82,9 +80,7 @@ def test_whether_there_are_biases_must_be_said():
         models.mlp(3, (7,), activation="relu", initialization="original")
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("activation", "rellu"), ("initialization", "orginal")]
-)
+@pytest.mark.parametrize(("setting", "value"), [("activation", "rellu"), ("initialization", "orginal")])
 def test_an_unknown_name_is_refused(setting, value):
     settings = ARGUMENTS["mlp"] | {setting: value}
     with pytest.raises(ValueError, match=f"unknown {setting} '{value}'"):

@@ -81,7 +81,12 @@ def test_the_newest_checkpoint_comes_back_to_the_bit(workdir):
 
 def test_only_the_newest_checkpoints_are_kept(workdir):
     fill(workdir)
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "10.json", "8", "8.json"]
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == [
+        "10",
+        "10.json",
+        "8",
+        "8.json",
+    ]
 
 
 def test_an_empty_store_starts_from_step_zero(workdir):

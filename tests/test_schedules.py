@@ -56,9 +56,7 @@ def test_without_the_hold_step_each_class_lasts_exactly_one_period(float64):
     np.testing.assert_array_equal(weights[::10], 1)
 
 
-@pytest.mark.parametrize(
-    ("num_classes", "peak", "rest"), [(3, 2.9167, 0.04167), (10, 8.861, 0.1266)]
-)
+@pytest.mark.parametrize(("num_classes", "peak", "rest"), [(3, 2.9167, 0.04167), (10, 8.861, 0.1266)])
 def test_the_peak_weights_are_the_papers(float64, num_classes, peak, rest):
     weights = schedules.triangular(num_classes, amplitude=70.0, period=5000)(jnp.asarray(2500, jnp.int32))
     np.testing.assert_allclose(weights[:2], [peak, rest], rtol=4e-4)  # printed with four digits

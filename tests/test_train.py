@@ -167,7 +167,11 @@ def test_optimizers_are_those_of_optax(float64, name, settings):
 
 @pytest.mark.parametrize(
     ("name", "learning_rate", "message"),
-    [("sdg", 1.0, "unknown optimizer 'sdg': one of .*sgd"), ("sgd", 0.0, "positive"), ("sgd", -1.0, "positive")],
+    [
+        ("sdg", 1.0, "unknown optimizer 'sdg': one of .*sgd"),
+        ("sgd", 0.0, "positive"),
+        ("sgd", -1.0, "positive"),
+    ],
 )
 def test_impossible_optimizers_are_refused(name, learning_rate, message):
     with pytest.raises(ValueError, match=message):

@@ -12,7 +12,21 @@ FIGURE = "fig4"
 
 # (variable, step, expected, relative tolerance, source). The authors' values were digitised from
 # their printed figure. The trajectory is chaotic after the first cascade.
-_MID_PERIOD_LOSS = (0.133, 0.130, 0.111, 0.085, 0.056, 0.032, 0.0204, 0.0194, 0.0141, 0.0118, 0.0088, 0.0064, 0.0060)
+_MID_PERIOD_LOSS = (
+    0.133,
+    0.130,
+    0.111,
+    0.085,
+    0.056,
+    0.032,
+    0.0204,
+    0.0194,
+    0.0141,
+    0.0118,
+    0.0088,
+    0.0064,
+    0.0060,
+)
 EXPECTED = (
     *(("loss", 2_500 + 5_000 * n, loss, 0.05, "P1 [fig]") for n, loss in enumerate(_MID_PERIOD_LOSS)),
     ("accuracy", 69_999, 0.993, 0.0131, "P1 [fig], at least 0.98"),

@@ -1,0 +1,57 @@
+"""The command line of the benchmarks."""
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from dlf import results
+from experiments import command_line
+from experiments.benchmark import fig4, spread
+from experiments.benchmark.report import tables
+from experiments.configs import fig4 as config_fig4
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        command_line.fail(message)
+
+
+def main() -> None:
+    """Run `python -m experiments.benchmark`."""
+    command_line.run(_main)
+
+
+def _main() -> int:
+    parser = _Parser(prog="python -m experiments.benchmark", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    speed = commands.add_parser("fig4", help="speed, memory and compile time")
+    speed.add_argument("--json", type=Path, default="results/benchmark_fig4.json")
+    speed.add_argument("--repeats", type=int, default=5)
+    speed.add_argument("--steps", type=int, default=2_000)
+    chaos = commands.add_parser("spread", help="mid-period loss over perturbed runs")
+    chaos.add_argument("--json", type=Path, default="results/spread_fig4.json")
+    chaos.add_argument("--num-runs", type=int, default=12)
+    arguments = parser.parse_args()
+    for name, least in {"repeats": 3, "steps": 1, "num_runs": 2}.items():
+        if vars(arguments).get(name, least) < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}")
+    try:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.open("a").close()  # fails now, not after minutes
+    except OSError as error:
+        parser.error(f"cannot write {arguments.json}: {error.strerror}")
+    if arguments.command == "fig4":
+        Console().print(*tables(fig4.benchmark(arguments.json, arguments.repeats, arguments.steps)))
+    else:
+        config = config_fig4.get_config()
+        command_line.use_precision(config)
+        found = spread.spread(config, config_fig4.EXPECTED, arguments.num_runs)
+        results.write_json(arguments.json, {"num_runs": arguments.num_runs, "rows": found})
+        Console().print(spread.table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    main()
