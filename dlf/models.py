@@ -25,6 +25,8 @@ _INITIALIZERS = {
     "updated": (nn.initializers.glorot_normal(), nn.initializers.normal(0.01)),
 }
 
+_ACTIVATIONS = ("elu", "gelu", "relu", "sigmoid", "silu", "softplus", "tanh")  # of flax.linen
+
 # XLA's CPU code is slow for products with an axis this short unless they are written its way, and
 # folds a transpose into the product unless a barrier keeps it.
 _THIN = 4
@@ -112,10 +114,6 @@ class _Dense(nn.Module):
         return _matmul(x, w) + b[None]
 
 
-def _activation(name: str):
-    return _relu if name == "relu" else getattr(nn, name)
-
-
 class _Mlp(nn.Module):
     widths: Sequence[int]  # of all layers, the logits included
     activation: str
@@ -126,7 +124,7 @@ class _Mlp(nn.Module):
         hidden = inputs
         for depth, width in enumerate(self.widths):
             if depth > 0:
-                hidden = _activation(self.activation)(hidden)
+                hidden = _relu(hidden) if self.activation == "relu" else getattr(nn, self.activation)(hidden)
             hidden = _Dense(width, self.use_bias, name=f"Dense_{depth}")(hidden)
         return hidden
 
@@ -142,7 +140,7 @@ def mlp(
 
         h_0 = x,   h_{l+1} = activation(h_l W_l + b_l),   logits without activation
 
-    `activation` is a name of flax.linen; `initialization` is "original" (W ~ N(0, 1/fan_in), zero
+    `activation` is the name of one in flax.linen; `initialization` is "original" (W ~ N(0, 1/fan_in), zero
     biases) or "updated" (Glorot-normal W, biases ~ N(0, 0.01^2)). Whether there are biases must
     be said: without them this network does not learn the spiral, which is how the authors' code
     broke when the default of neural-tangents' `stax.Dense` changed in October 2021.
@@ -160,10 +158,10 @@ def mlp(
     >>> sum(p.size for p in jax.tree.leaves(params))
     603
     """
-    if not callable(getattr(nn, activation, None)):
-        raise ValueError(f"unknown activation {activation!r}: name a function of flax.linen")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}: one of {', '.join(_ACTIVATIONS)}")
     if initialization not in _INITIALIZERS:
-        raise ValueError(f"unknown initialization {initialization!r}: one of {list(_INITIALIZERS)}")
+        raise ValueError(f"unknown initialization {initialization!r}: one of {', '.join(_INITIALIZERS)}")
     widths = (*hidden_widths, num_classes)
     if not all(isinstance(width, int) and width > 0 for width in widths):
         raise ValueError(f"hidden_widths must be positive integers, got {tuple(hidden_widths)}")

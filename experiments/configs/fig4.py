@@ -11,25 +11,25 @@ from ml_collections import ConfigDict
 FIGURE = "fig4"
 
 # (variable, step, expected, relative tolerance, source). The authors' values were digitised from
-# their printed figure. The trajectory is chaotic after the first cascade.
-_MID_PERIOD_LOSS = (
-    0.133,
-    0.130,
-    0.111,
-    0.085,
-    0.056,
-    0.032,
-    0.0204,
-    0.0194,
-    0.0141,
-    0.0118,
-    0.0088,
-    0.0064,
-    0.0060,
-)
+# their printed figure: 5 % while the trajectory is smooth. After the first cascades it is chaotic:
+# there the tolerance is three standard deviations over 12 runs whose initial parameters differ by
+# 1e-12, measured with `python -m experiments.benchmark spread`. That holds from the fourth period
+# on, where 2 of the 12 runs were 8.7 % low. 11 of them ended at an accuracy of at least 0.98.
 EXPECTED = (
-    *(("loss", 2_500 + 5_000 * n, loss, 0.05, "P1 [fig]") for n, loss in enumerate(_MID_PERIOD_LOSS)),
-    ("accuracy", 69_999, 0.993, 0.0131, "P1 [fig], at least 0.98"),
+    ("loss", 2_500, 0.133, 0.05, "P1 [fig]"),
+    ("loss", 7_500, 0.130, 0.05, "P1 [fig]"),
+    ("loss", 12_500, 0.111, 0.05, "P1 [fig]"),
+    ("loss", 17_500, 0.085, 3 * 0.0378, "P1 [fig]"),
+    ("loss", 22_500, 0.056, 3 * 0.0904, "P1 [fig]"),
+    ("loss", 27_500, 0.032, 3 * 0.1465, "P1 [fig]"),
+    ("loss", 32_500, 0.0204, 3 * 0.1040, "P1 [fig]"),
+    ("loss", 37_500, 0.0194, 3 * 0.0701, "P1 [fig]"),
+    ("loss", 42_500, 0.0141, 3 * 0.1663, "P1 [fig]"),
+    ("loss", 47_500, 0.0118, 3 * 0.2315, "P1 [fig]"),
+    ("loss", 52_500, 0.0088, 3 * 0.2722, "P1 [fig]"),
+    ("loss", 57_500, 0.0064, 3 * 0.3716, "P1 [fig]"),
+    ("loss", 62_500, 0.0060, 3 * 0.2762, "P1 [fig]"),
+    ("accuracy", 69_999, 0.993, 1 - 0.98 / 0.993, "P1 [fig], >= 0.98"),
 )
 
 
