@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
 
 __all__ = ["fig4"]
 
@@ -58,6 +58,10 @@ def fig4(run: xr.Dataset) -> Figure:
             _draw_column(column, part, threshold)
             column[-1].set_xlabel("step")
             column[-1].set_xlim(start, stop)
+        for axes in grid[[1, 4], 1:].flat:  # about one decade: 1, 2, 5 as plain numbers
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         _label_rows(grid[:, 0], run, threshold)
         for axes, title in zip(grid[0], ("whole run", "zoom"), strict=False):
             axes.set_title(title, fontsize=8)
@@ -76,6 +80,7 @@ def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
     loss.set_yscale("log")
     change.plot(run["step"][1:], -np.diff(run["loss"]), **_DOTS, zorder=2)
     change.set_yscale("symlog", linthresh=0.01)  # branches of 0.01 and of 10 in one row
+    change.yaxis.set_major_locator(SymmetricalLogLocator(base=100, linthresh=0.01))
     accuracy.plot(run["step"], run["accuracy"], **_DOTS, zorder=2)
     accuracy.set_ylim(-0.03, 1.03)
     # dots: the eigenvalue alternates with the parity of the step inside a period-2 window

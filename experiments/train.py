@@ -250,7 +250,7 @@ def _progress(step: int, num_steps: int) -> Iterator[Callable[[int, float, float
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True, force_jupyter=False)) as progress:
         task = progress.add_task("", total=num_steps, completed=step)
 
         def report(step: int, loss: float, accuracy: float) -> None:

@@ -55,8 +55,7 @@ plt.figure(figsize=(7, 2))
 plt.plot(steps, weights, label=[f"class {i}" for i in range(3)])
 plt.xlabel("step")
 plt.ylabel(r"class weight $\Gamma_i$")
-plt.legend(loc="upper right");
-
+plt.legend(loc="upper right")
 # %% [markdown]
 # ## The data
 #
@@ -79,8 +78,11 @@ plt.gca().set_aspect("equal")
 # labelled data set. Every series carries its own step numbers; `rank` 0 is the largest eigenvalue.
 
 # %%
+# %%capture
 workdir = tempfile.mkdtemp()
 train(tiny.get_config(), workdir)
+
+# %%
 run = results.load(workdir)
 {name: dict(series.sizes) for name, series in run.data_vars.items()}
 

@@ -29,7 +29,12 @@ def test_the_tour_in_the_readme_runs_and_prints_what_it_says(capsys):
     assert capsys.readouterr().out.splitlines() == promised
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"\]\(([\w/.]+)\)|`((?:dlf|analysis|experiments|notebooks|tests)/[\w/.]+)`", README))))
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        set(re.findall(r"\]\(([\w/.]+)\)|`((?:dlf|analysis|experiments|notebooks|tests)/[\w/.]+)`", README))
+    ),
+)
 def test_files_that_the_readme_names_exist(name):
     assert (ROOT / "".join(name)).exists()
 
@@ -38,7 +43,9 @@ def test_files_that_the_readme_names_exist(name):
 def test_a_notebook_and_its_script_are_the_same_and_outputs_are_there(path):
     script = jupytext.read(path)
     notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
-    assert [(c.cell_type, c.source) for c in notebook.cells] == [(c.cell_type, c.source) for c in script.cells]
+    assert [(c.cell_type, c.source) for c in notebook.cells] == [
+        (c.cell_type, c.source) for c in script.cells
+    ]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
