@@ -23,6 +23,8 @@ def spiral(
     arm, neither shuffled nor scaled. With the default arguments the training set is exactly the
     authors' (numpy's RandomState(0)); the test set is the next draw of the noise on the same arms.
 
+    Raises ValueError for fewer than two classes or no examples.
+
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793) and the authors' notebook; the test set is
     ours.
 
@@ -30,6 +32,10 @@ def spiral(
     >>> train.inputs.shape, num_classes, [round(float(v), 4) for v in train.inputs[50]]
     ((300, 2), 3, [0.5017, -0.0583])
     """
+    if num_classes < 2 or examples_per_class < 1:
+        raise ValueError(
+            f"need two classes and an example of each, got {num_classes=}, {examples_per_class=}"
+        )
     rng = np.random.RandomState(seed)
     radius = np.linspace(0.0, 1.0, examples_per_class)
 

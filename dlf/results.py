@@ -215,6 +215,11 @@ def _sound_steps(workdir: Path) -> tuple[int, str]:
     return sound, damaged
 
 
+def damaged_file(workdir: Path) -> str:
+    """Return the first file of the store that cannot be read, "" for a sound store."""
+    return _sound_steps(workdir)[1]
+
+
 def _open(workdir: Path) -> zarr.Group:
     path = workdir / "metrics.zarr"
     try:

@@ -36,12 +36,17 @@ def fail(message: object, status: int = 2) -> NoReturn:
 
 
 def parse(
-    argv: list[str], default_config: Path | None = None, default_workdir: Path | None = None
+    argv: list[str], usage: str, default_config: Path | None = None, default_workdir: Path | None = None
 ) -> Arguments:
     """Read --config, --workdir, --resume and overrides --config.key=value from the command line.
 
+    With --help it prints `usage` and ends the program.
+
     Raises ConfigError for an unknown or mistyped flag, with the nearest key that exists.
     """
+    if {"-h", "--help"} & set(argv):
+        print(usage.strip())
+        sys.exit(0)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", default_config and str(default_config), flag_values=values)
     flags.DEFINE_string(

@@ -86,7 +86,7 @@ def _main() -> int:
         raise command_line.ConfigError(f"unknown figure {name!r}: one of {', '.join(choices)}")
     module = importlib.import_module(f"experiments.configs.{name}")
     arguments = command_line.parse(
-        [sys.argv[0], *sys.argv[2:]], CONFIGS / f"{name}.py", default_workdir=Path("results", name)
+        [sys.argv[0], *sys.argv[2:]], __doc__, CONFIGS / f"{name}.py", Path("results", name)
     )
     command_line.use_precision(arguments.config)
     meta = train(arguments.config, arguments.workdir, resume=True)

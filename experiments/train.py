@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,7 +120,7 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
     experiment = build(config)
     with results.exclusive(workdir):
         meta = _open_run(config, workdir, experiment, resume)
-        if meta["status"] in ("done", "diverged"):
+        if meta["status"] in ("done", "diverged") and not results.damaged_file(workdir):
             return meta
         return _run(config, workdir, experiment, meta)
 
@@ -211,16 +212,22 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _git(*args: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *args]
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""  # installed without its repository
+    command = ["git", "-C", str(root), *args]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return ""  # installed without its repository
+        return ""
 
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a request to stop; the second one acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may listen
+        return
     received = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -265,7 +272,7 @@ def main() -> None:
 
 
 def _main() -> int:
-    arguments = command_line.parse(sys.argv)
+    arguments = command_line.parse(sys.argv, __doc__)
     command_line.use_precision(arguments.config)
     return report(train(arguments.config, arguments.workdir, arguments.resume), arguments.workdir)
 

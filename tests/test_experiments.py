@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,20 +156,23 @@ def test_an_interrupt_commits_says_how_to_go_on_and_goes_on(tmp_path, reference,
     assert_same_series(tmp_path, reference)
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 6, 10, 20])
-def test_a_write_that_fails_says_so_and_loses_nothing(tmp_path, reference, blocks):
-    # the shell sets the limit, in units of 1024 bytes: to fork here would warn about threads
-    process = start(tmp_path, limit=blocks)
+@pytest.mark.parametrize(
+    ("limit", "width", "file"), [(2, 16, "run"), (64, 4000, "checkpoints/100")], ids=["store", "checkpoint"]
+)
+def test_a_write_that_fails_says_so_and_loses_nothing(tmp_path, limit, width, file):
+    changes = {"num_steps": 200, "model.hidden_widths": (width,)}
+    arguments = [f"--config.{key}={value}" for key, value in changes.items()]
+    process = start(tmp_path / "run", *arguments, limit=limit)
     _, err = process.communicate()
-    if process.returncode == 0:
-        assert blocks > 6, "the limit was meant to be hit"
-    print(blocks, err)
     assert process.returncode == 2
     assert "Traceback" not in err
-    assert "cannot write" in err.splitlines()[-1]
+    assert "cannot write" in err.splitlines()[-1] and file in err.splitlines()[-1]
+    config = get_config("tiny")
+    config.update_from_flattened_dict(changes)
     with jax.enable_x64(True):
-        train.train(get_config("tiny"), tmp_path, resume=True)
-    assert_same_series(tmp_path, reference)
+        train.train(config, tmp_path / "run", resume=True)
+        train.train(config, tmp_path / "reference")
+    assert_same_series(tmp_path / "run", tmp_path / "reference")
 
 
 def test_a_finished_run_is_left_as_it_is(reference):
@@ -176,6 +180,23 @@ def test_a_finished_run_is_left_as_it_is(reference):
     with jax.enable_x64(True):
         assert train.train(get_config("tiny"), reference, resume=True)["status"] == "done"
     assert {path: path.stat().st_mtime_ns for path in reference.rglob("*")} == before
+
+
+def test_a_finished_run_with_a_damaged_file_measures_it_again(command, tmp_path, reference):
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "metrics.zarr/loss/c/5").write_bytes(b"not a chunk")
+    status, _, err = command(train.main, f"--config={TINY}", f"--workdir={tmp_path}", "--resume")
+    assert status == 0 and "loss/c/5 is damaged: going on from step 500" in err
+    assert_same_series(tmp_path, reference)
+    (tmp_path / "metrics.zarr/loss/c/1").unlink()
+    status, _, err = command(train.main, f"--config={TINY}", f"--workdir={tmp_path}", "--resume")
+    assert status == 2 and "loss/c/1 is damaged; no checkpoint is left" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("main", [train.main, figure.main])
+def test_help_is_help(command, main):
+    status, out, _ = command(main, *["tiny"] * (main is figure.main), "--help")
+    assert status == 0 and "python -m experiments." in out
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_rows(command, tmp_path):
@@ -220,6 +241,8 @@ MISTAKES = {
     "--config.probes.hessian.every=0": "probes.hessian: every must be at least 1",
     "--config.probes.ntk.num_examples=0": "num_examples",
     "--config.probes.hessian.num=0": "num",
+    "--config.dataset.examples_per_class=0": "examples_per_class=0",
+    "--config.dataset.seed=-1": "Seed must be",
     "--wrkdir=x": "workdir",
     "more": "unexpected argument 'more'",
 }
