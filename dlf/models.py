@@ -95,7 +95,7 @@ def _(primals, tangents):
     return h, jnp.where(h > 0, tangents[0], jnp.zeros_like(h))
 
 
-class _Dense(nn.Module):
+class Dense(nn.Module):
     """flax's Dense with products that are fast for few inputs or few outputs, too."""
 
     features: int
@@ -125,7 +125,7 @@ class _Mlp(nn.Module):
         for depth, width in enumerate(self.widths):
             if depth > 0:
                 hidden = _relu(hidden) if self.activation == "relu" else getattr(nn, self.activation)(hidden)
-            hidden = _Dense(width, self.use_bias, name=f"Dense_{depth}")(hidden)
+            hidden = Dense(width, self.use_bias, name=f"Dense_{depth}")(hidden)
         return hidden
 
 
