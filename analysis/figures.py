@@ -4,6 +4,7 @@
 """
 
 import json
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -34,14 +35,17 @@ def fig4(run: xr.Dataset) -> Figure:
     """Draw a run as Fig. 4 of the first paper: six aligned rows against the step, and a zoom.
 
     Rows: class weights Gamma_i; F (log axis); F(t - 1) - F(t); training accuracy; largest Hessian
-    eigenvalue of F (log axis) with the threshold 2 / learning rate of gradient descent; largest
-    eigenvalue of the NTK. The second column zooms on 1.6 to 2.1 periods, as the paper does.
+    eigenvalue of F (log axis), with the threshold 2 / learning rate if the optimizer is plain
+    gradient descent; largest eigenvalue of the NTK. A row that was not measured stays empty. The
+    second column zooms on 1.6 to 2.1 periods, as the paper does.
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4; the threshold line is ours.
     """
     config = json.loads(run.attrs["config"])
     period = config["schedule"].get("period", run.sizes["step"] // 4)
-    threshold = 2 / config["optimizer"]["learning_rate"]
+    optimizer = dict(config["optimizer"])
+    rate = optimizer.pop("learning_rate")
+    threshold = 2 / rate if optimizer == {"name": "sgd"} else None  # of plain gradient descent
     last = int(run["step"][-1]) + 1
     spans = [(0, last)]
     if 2.1 * period < last:
@@ -52,9 +56,8 @@ def fig4(run: xr.Dataset) -> Figure:
             6, len(spans), sharex="col", squeeze=False, width_ratios=[3.4, 1.0][: len(spans)]
         )
         for column, (start, stop) in zip(grid.T, spans, strict=True):
-            part = run.sel(
-                step=slice(start, stop), hessian_step=slice(start, stop), ntk_step=slice(start, stop)
-            )
+            axes_of_time = [dim for dim in run.dims if dim.endswith("step")]
+            part = run.sel({dim: slice(start, stop) for dim in axes_of_time})
             _draw_column(column, part, threshold)
             column[-1].set_xlabel("step")
             column[-1].set_xlim(start, stop)
@@ -69,11 +72,11 @@ def fig4(run: xr.Dataset) -> Figure:
     return figure
 
 
-def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
+def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float | None) -> None:
     weights, loss, change, accuracy, hessian, ntk = column
     for axes in column:
         axes.set_rasterization_zorder(3)  # 70,000 points a row: pixels, with text as text
-    for label, color in zip(run["class"].values, _CLASS_COLORS, strict=False):
+    for label, color in zip(run["class"].values, cycle(_CLASS_COLORS), strict=False):
         series = run["class_weights"].sel({"class": label})
         weights.plot(run["step"], series, color=color, linewidth=0.9, label=f"class {label}", zorder=2)
     loss.plot(run["step"], run["loss"], **_DOTS, zorder=2)
@@ -83,16 +86,18 @@ def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
     change.yaxis.set_major_locator(SymmetricalLogLocator(base=100, linthresh=0.01))
     accuracy.plot(run["step"], run["accuracy"], **_DOTS, zorder=2)
     accuracy.set_ylim(-0.03, 1.03)
-    # dots: the eigenvalue alternates with the parity of the step inside a period-2 window
-    hessian.plot(
-        run["hessian_step"], run["hessian_eigenvalues"][:, 0], **_DOTS | {"markersize": 1.6}, zorder=2
-    )
-    hessian.set_yscale("log")
-    hessian.axhline(threshold, color="#D55E00", linewidth=1.0, linestyle="--", zorder=2.5)
-    ntk.plot(run["ntk_step"], run["ntk_eigenvalues"][:, 0], **_LINE, zorder=2)
+    if "hessian_eigenvalues" in run:
+        # dots: the eigenvalue alternates with the parity of the step inside a period-2 window
+        sharpness = run["hessian_eigenvalues"][:, 0]
+        hessian.plot(run["hessian_step"], sharpness, **_DOTS | {"markersize": 1.6}, zorder=2)
+        hessian.set_yscale("log")
+    if threshold is not None:
+        hessian.axhline(threshold, color="#D55E00", linewidth=1.0, linestyle="--", zorder=2.5)
+    if "ntk_eigenvalues" in run:
+        ntk.plot(run["ntk_step"], run["ntk_eigenvalues"][:, 0], **_LINE, zorder=2)
 
 
-def _label_rows(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
+def _label_rows(column: np.ndarray, run: xr.Dataset, threshold: float | None) -> None:
     labels = (
         r"class weight $\Gamma_i$",
         r"loss $F$ (nat)",
@@ -108,7 +113,8 @@ def _label_rows(column: np.ndarray, run: xr.Dataset, threshold: float) -> None:
     column[0].figure.legend(
         *column[0].get_legend_handles_labels(), ncols=3, loc="outside upper right", frameon=False
     )
-    _note(column[4], rf"threshold $2/\eta$ = {threshold:g}", threshold)
+    if threshold is not None:
+        _note(column[4], rf"threshold $2/\eta$ = {threshold:g}", threshold)
 
 
 def _note(axes: Axes, text: str, height: float) -> None:

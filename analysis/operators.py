@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from dlf.types import Batch, LossFn, Matvec, Params, Step
 
 
+@jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
 def hvp(loss_fn: LossFn, params: Params, batch: Batch, step: Step, vector: Params) -> Params:
     """Multiply the Hessian of the loss at frozen time with a vector.
 

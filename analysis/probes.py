@@ -4,9 +4,10 @@
 """
 
 import jax
+import jax.numpy as jnp
 
 from analysis.lanczos import top_eigenpairs
-from analysis.ntk import empirical_ntk, spectrum
+from analysis.ntk import empirical_ntk
 from analysis.operators import hvp
 from dlf.types import Probe, Problem, TrainState, Variable
 
@@ -15,19 +16,21 @@ __all__ = ["hessian", "ntk"]
 
 def _check_positive(**settings: int) -> None:
     for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
 
 
 def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
     """Measure the `num` largest eigenvalues of the Hessian of the dynamical loss at its step.
 
     Each measurement is a cold start with a key of its own step, so the probe has no memory.
-    Residuals are |H u - value u|. `tol` is relative to the largest eigenvalue.
+    Residuals are |H u - value u|; `tol` is relative to the largest |value|.
 
-    Raises ValueError for `every` or `num` below 1.
+    Raises ValueError for `every` or `num` below 1 or `tol` not positive.
     """
     _check_positive(every=every, num=num)
+    if not tol > 0:
+        raise ValueError(f"tol must be positive, got {tol}")
 
     def measure(carry, state: TrainState):
         batch = problem.batch_fn(state.step)
@@ -38,11 +41,16 @@ def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
             tol=tol,
             key=jax.random.fold_in(problem.key, state.step),
         )
-        return carry, {"hessian_eigenvalues": pairs.values, "hessian_residuals": pairs.residuals}
+        return carry, {
+            "hessian_eigenvalues": pairs.values,
+            "hessian_residuals": pairs.residuals,
+            "hessian_converged": pairs.converged.astype(pairs.values.dtype),
+        }
 
     variables = {
         "hessian_eigenvalues": Variable(("rank",), "nat", "largest Hessian eigenvalues of F"),
         "hessian_residuals": Variable(("rank",), "nat", "|H u - value u| of the Hessian eigenpairs"),
+        "hessian_converged": Variable((), "1", "1 if all residuals are below the tolerance, else 0"),
     }
     return Probe(every, lambda state: (), measure, variables)
 
@@ -52,16 +60,21 @@ def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
 
     The kernel is traced over the logits and divided by their number.
 
-    Raises ValueError for `every` or `num` below 1, or `num` above `num_examples`.
+    Raises ValueError for `every` or `num` below 1, `num` above `num_examples`, or `num_examples`
+    above the size of the batch.
     """
     _check_positive(every=every, num=num)
     if num > num_examples:
         raise ValueError(f"num_examples must be at least num={num}, got {num_examples}")
 
     def measure(carry, state: TrainState):
-        inputs = problem.batch_fn(state.step).inputs[:num_examples]
-        kernel = empirical_ntk(problem.apply_fn, state.params, inputs)
-        return carry, {"ntk_eigenvalues": spectrum(kernel)[:num]}
+        inputs = problem.batch_fn(state.step).inputs
+        if num_examples > len(inputs):
+            raise ValueError(f"num_examples must be at most {len(inputs)}, got {num_examples}")
+        kernel = empirical_ntk(problem.apply_fn, state.params, inputs[:num_examples])
+        # The singular values of a positive semi-definite matrix are its eigenvalues, at half the
+        # cost: XLA's symmetric solver computes the vectors too.
+        return carry, {"ntk_eigenvalues": jnp.linalg.svd(kernel, compute_uv=False)[:num]}
 
     variables = {"ntk_eigenvalues": Variable(("rank",), "1", "largest eigenvalues of the NTK")}
     return Probe(every, lambda state: (), measure, variables)

@@ -23,7 +23,7 @@ def spiral(
     arm, neither shuffled nor scaled. With the default arguments the training set is exactly the
     authors' (numpy's RandomState(0)); the test set is the next draw of the noise on the same arms.
 
-    Raises ValueError for fewer than two classes or no examples.
+    Raises ValueError for fewer than two classes, no examples, or impossible turns or noise.
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793) and the authors' notebook; the test set is
     ours.
@@ -36,6 +36,8 @@ def spiral(
         raise ValueError(
             f"need two classes and an example of each, got {num_classes=}, {examples_per_class=}"
         )
+    if not (np.isfinite(num_turns) and np.isfinite(noise) and noise >= 0):
+        raise ValueError(f"need finite turns and noise of at least 0, got {num_turns=}, {noise=}")
     rng = np.random.RandomState(seed)
     radius = np.linspace(0.0, 1.0, examples_per_class)
 

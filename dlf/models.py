@@ -163,7 +163,7 @@ def mlp(
     if initialization not in _INITIALIZERS:
         raise ValueError(f"unknown initialization {initialization!r}: one of {', '.join(_INITIALIZERS)}")
     widths = (*hidden_widths, num_classes)
-    if not all(isinstance(width, int) and width > 0 for width in widths):
+    if not all(type(width) is int and width > 0 for width in widths):
         raise ValueError(f"hidden_widths must be positive integers, got {tuple(hidden_widths)}")
     module = _Mlp(widths, activation, use_bias)
     draw_kernel, draw_bias = _INITIALIZERS[initialization]

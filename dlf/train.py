@@ -40,8 +40,12 @@ VARIABLES = {
 }
 
 
-def make_optimizer(name: str, learning_rate: float, **settings: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    name: str, learning_rate: float | Array | optax.Schedule, **settings: Any
+) -> optax.GradientTransformation:
     """Build an optimizer by its optax name and keyword arguments.
+
+    The learning rate may be a traced array or an optax schedule.
 
     Raises ValueError for a name that optax does not have or a learning rate that is not positive,
     TypeError for a setting that the optimizer does not take.
@@ -59,8 +63,9 @@ def make_optimizer(name: str, learning_rate: float, **settings: Any) -> optax.Gr
     ]
     if name not in names:
         raise ValueError(f"unknown optimizer {name!r}: one of {', '.join(names)}")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    is_number = not (callable(learning_rate) or isinstance(learning_rate, jax.core.Tracer))
+    if is_number and not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
     return getattr(optax, name)(learning_rate=learning_rate, **settings)
 
 
@@ -147,6 +152,10 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
         # never a constant for the compiler, also where it is true at every step
         due = (state.step % probe.every == 0) & (state.step >= 0)
         return jax.lax.cond(due, lambda: probe.measure(carry, state), lambda: skipped)
+
+    names = [name for probe in probes.values() for name in probe.variables]
+    if len({*names, *VARIABLES}) < len(names) + len(VARIABLES):
+        raise ValueError(f"two series of one name: {sorted([*names, *VARIABLES])}")
 
     def body(loop, _):
         state, carries = loop

@@ -83,7 +83,8 @@ class Probe(NamedTuple):
     """A measurement taken along training at every `every`-th step, starting with step 0.
 
     `init(state)` returns the first carry; `measure(carry, state)` returns the next carry and a
-    dict of arrays, one for each key of `variables`.
+    dict of floating arrays (NaN stands for "not measured"), one for each key of `variables`, which
+    no other probe uses.
     """
 
     every: int

@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dlf.results import StoreError
+from dlf.files import StoreError
 
 
 class ConfigError(Exception):
@@ -61,10 +61,13 @@ def parse(
         raise ConfigError(error) from error
     except (AttributeError, LookupError) as error:
         raise ConfigError(_explain_unknown_key(error)) from error
-    except (ImportError, NameError, OSError, SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f"--config: {error}") from error
+    except Exception as error:  # whatever the config file, a program of the user's, raises
+        last_line = str(error).strip().splitlines()[-1:]
+        raise ConfigError(f"--config: {type(error).__name__}: {''.join(last_line)}") from error
     if rest[1:]:
         raise ConfigError(f"unexpected argument {rest[1]!r}: settings are given as --config.key=value")
+    if config is not None and not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config: get_config must return a ConfigDict, got {type(config).__name__}")
     if config is None:
         raise ConfigError("--config is missing: name a file such as experiments/configs/fig4.py")
     if not values.workdir:
@@ -88,6 +91,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         sys.exit(main())
     except (ConfigError, StoreError) as error:
         fail(error)
+    except MemoryError as error:
+        fail(f"not enough memory: {error}")
     except KeyboardInterrupt:
         fail("interrupted", 130)
 

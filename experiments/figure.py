@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import figures
-from dlf import results
+from dlf import files, results
 from experiments import command_line
 from experiments.train import report, train
 
@@ -26,22 +26,24 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 class Comparison(NamedTuple):
-    """One number to expect against the number found in a run; `tolerance` is relative."""
+    """One number to expect, with the least and most to accept, against the number found in a run."""
 
     variable: str
     step: int
     expected: float
-    tolerance: float
+    least: float
+    most: float
     source: str
     found: float
 
     @property
     def ok(self) -> bool:
-        return abs(self.found - self.expected) <= self.tolerance * abs(self.expected)
+        """Whether the number found is accepted; NaN never is."""
+        return self.least <= self.found <= self.most
 
 
 def compare(run: xr.Dataset, expected: tuple) -> list[Comparison]:
-    """Look up each (variable, step, expected, relative tolerance, source) in a run.
+    """Look up each (variable, step, expected, least, most, source) in a run.
 
     A step that the run does not have counts as NaN, which is never ok.
     """
@@ -60,13 +62,13 @@ def draw(run: xr.Dataset, name: str, workdir: Path) -> None:
 
 def table(comparisons: list[Comparison]) -> Table:
     """Lay out the numbers to expect against the numbers found."""
-    layout = Table("quantity", "step", "expected", "tolerance", "found", "", "source")
+    layout = Table("quantity", "step", "expected", "accepted", "found", "", "source")
     for row in comparisons:
         layout.add_row(
             row.variable,
             f"{row.step:,}",
             f"{row.expected:.4g}",
-            f"{row.tolerance:.1%}",
+            f"{row.least:.3g} .. {row.most:.3g}",
             f"{row.found:.4g}",
             "ok" if row.ok else "[bold red]OFF[/]",
             row.source.replace("[", r"\["),
@@ -91,12 +93,12 @@ def _main() -> int:
     command_line.use_precision(arguments.config)
     meta = train(arguments.config, arguments.workdir, resume=True)
     if meta["status"] != "done":
-        return report(meta, arguments.workdir)
+        return report(meta, arguments.workdir, go_on="the same command")
     run = results.load(arguments.workdir)
     try:
         draw(run, module.FIGURE, arguments.workdir)
     except OSError as error:
-        raise results.StoreError(f"cannot write the figure to {arguments.workdir}: {error}") from error
+        raise files.StoreError(f"cannot write the figure to {arguments.workdir}: {error}") from error
     comparisons = compare(run, module.EXPECTED)
     Console().print(table(comparisons))
     print(f"{arguments.workdir / module.FIGURE}.png and .pdf")

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,90 +22,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from analysis import probes
-from dlf import data, losses, models, results, schedules
+from dlf import files, results
 from dlf import train as training
-from dlf.types import Probe, Problem, TrainState
 from experiments import command_line
+from experiments.build import Experiment, build
 from experiments.command_line import ConfigError
 
-# What a config holds, see experiments/configs/fig4.py.
-KEYS = (
-    "seed", "float64", "num_steps", "steps_per_chunk", "dataset", "model", "loss", "schedule",
-    "stop_after", "optimizer", "probes",
-)  # fmt: skip
-
-
-class Experiment(NamedTuple):
-    """A configuration turned into functions and a first state."""
-
-    state: TrainState
-    step_fn: training.StepFn
-    probes: dict[str, Probe]
-    problem: Problem
-    groups: dict[str, tuple]  # the layout of the store, as `results.create` takes it
-
-
-def _find(catalogue: Any, kind: str, name: str) -> Callable[..., Any]:
-    if name not in catalogue.__all__:
-        raise ConfigError(f"unknown {kind} {name!r}: one of {', '.join(catalogue.__all__)}")
-    return getattr(catalogue, name)
-
-
-@contextlib.contextmanager
-def _blaming(setting: str) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{setting}: {error}") from error
-
-
-def _call(catalogue: Any, kind: str, name: str, **settings: Any) -> Any:
-    builder = _find(catalogue, kind, name)
-    with _blaming(f"{kind} {name}"):
-        return builder(**settings)
-
-
-def build(config: ConfigDict) -> Experiment:
-    """Turn a configuration into functions and a first state.
-
-    Raises ConfigError for a value that cannot be run.
-    """
-    missing = [key for key in KEYS if key not in config]
-    if missing:
-        raise ConfigError(f"the config lacks {', '.join(missing)}: see experiments/configs/fig4.py")
-    for key in ("num_steps", "steps_per_chunk"):
-        if config[key] < 1:
-            raise ConfigError(f"{key} must be at least 1, got {config[key]}")
-    if config.float64 != jax.config.jax_enable_x64:
-        raise ConfigError(
-            f"float64={config.float64}, but JAX runs with jax_enable_x64={jax.config.jax_enable_x64}: "
-            f'call jax.config.update("jax_enable_x64", {config.float64}) first'
-        )
-    dataset = _call(data, "dataset", **config.dataset)
-    model = _call(models, "model", num_classes=dataset.num_classes, **config.model)
-    schedule = _call(schedules, "schedule", num_classes=dataset.num_classes, **config.schedule)
-    schedule = schedules.stop_after(schedule, config.stop_after)
-    weighted_loss = _find(losses, "loss", **config.loss)
-    with _blaming("optimizer"):
-        optimizer = training.make_optimizer(**config.optimizer)
-
-    key = jax.random.key(config.seed)  # draws the parameters, as the authors' PRNGKey(0) did
-    batch_fn = data.full_batch(dataset.train)
-    loss_fn = losses.make_loss(model.apply, weighted_loss, schedule)
-    metrics_fn = training.make_metrics(model.apply, weighted_loss, schedule, batch_fn)
-    problem = Problem(model.apply, loss_fn, batch_fn, key=jax.random.fold_in(key, 1))
-    state = training.init_state(model.init(key, dataset.train.inputs), optimizer)
-    step_fn = training.make_step(loss_fn, batch_fn, optimizer, metrics_fn)
-    chosen, groups = {}, {"step": (1, training.VARIABLES, jax.eval_shape(step_fn, state)[1])}
-    for name, settings in config.probes.items():
-        builder = _find(probes, "probe", name)
-        with _blaming(f"probes.{name}"):
-            probe = builder(problem, **settings)
-            _, shapes = jax.eval_shape(probe.measure, probe.init(state), state)
-        chosen[name] = probe
-        groups[f"{name}_step"] = (probe.every, probe.variables, shapes)
-    return Experiment(state, step_fn, chosen, problem, groups)
+ENDED = ("done", "diverged")
 
 
 def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict[str, Any]:
@@ -120,7 +43,7 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
     experiment = build(config)
     with results.exclusive(workdir):
         meta = _open_run(config, workdir, experiment, resume)
-        if meta["status"] in ("done", "diverged") and not results.damaged_file(workdir):
+        if meta["status"] in ENDED and not results.damaged_file(workdir):
             return meta
         return _run(config, workdir, experiment, meta)
 
@@ -134,34 +57,46 @@ def _open_run(config: ConfigDict, workdir: Path, experiment: Experiment, resume:
             f"{workdir} is not empty: add --resume to go on with the run in it, or name another folder"
         )
     if "config.json" in content:
-        changes = _differences(results.read_json(workdir / "config.json"), asked)
+        changes = _differences(files.read_json(workdir / "config.json"), asked)
         if changes:
             raise ConfigError(f"{workdir} holds a run with another config: {'; '.join(changes)}")
     elif content - {"config.partial"}:
         raise ConfigError(f"{workdir} holds files, but no run: name another folder")
-    if "meta.json" in content:
-        return results.read_json(workdir / "meta.json")
+    if {"meta.json", "checkpoints"} & content:
+        return _reopen(workdir)
 
-    # meta.json comes last: without it, nothing has been measured yet
-    results.write_json(workdir / "config.json", asked)
-    commit = _git("rev-parse", "HEAD")
-    attributes = {"config": json.dumps(asked), "commit": commit}
+    # meta.json comes last: without it and without a checkpoint, nothing has been measured yet
+    meta = {"status": "running", "seconds": 0.0, **_provenance(), "x64": config.float64}
+    attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
+    files.write_json(workdir / "config.json", asked)
     results.create(workdir, config.num_steps, config.steps_per_chunk, experiment.groups, attributes)
-    meta = {
-        "status": "running",
-        "seconds": 0.0,
-        "commit": commit,
+    files.write_json(workdir / "meta.json", meta)
+    return meta
+
+
+def _reopen(workdir: Path) -> dict[str, Any]:
+    meta = files.read_json(workdir / "meta.json")
+    if not {"status", "seconds", "commit", "versions", "devices"} <= set(meta):
+        raise files.StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
+    if meta["status"] in ENDED:
+        return meta
+    now = _provenance()
+    changed = [key for key in ("commit", "versions", "devices") if meta[key] != now[key]]
+    if changed:
+        print(f"resumed with another {' and '.join(changed)}: the bits may differ", file=sys.stderr)
+    return meta | {"resumed": [*meta.get("resumed", []), now]}
+
+
+def _provenance() -> dict[str, Any]:
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain")),
         "command": sys.argv,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")
-        },
+        "versions": {name: importlib.metadata.version(name) for name in packages},
         "python": sys.version.split()[0],
         "devices": [str(device) for device in jax.devices()],
-        "x64": config.float64,
     }
-    results.write_json(workdir / "meta.json", meta)
-    return meta
 
 
 def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[str, Any]) -> dict[str, Any]:
@@ -171,32 +106,36 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
     if restored is not None:
         state, carries = restored
     for warning in warnings:
-        print(f"{warning}: going on from step {step} instead", file=sys.stderr)
+        print(f"{warning}: going on from step {step}", file=sys.stderr)
+
+    def record(status: str) -> None:
+        seconds = seconds_before + time.monotonic() - started
+        meta.update(status=status, seconds=seconds)
+        files.write_json(workdir / "meta.json", meta)
 
     loop = training.make_loop(experiment.step_fn, experiment.probes)
-    status, started, seconds_before = "running", time.monotonic(), meta["seconds"]
+    started, seconds_before = time.monotonic(), meta["seconds"]
     with _interrupts() as interrupted, _progress(step, config.num_steps) as report:
-        while status == "running":
+        while step < config.num_steps:
+            record("running")
             num_rows = min(config.steps_per_chunk, config.num_steps - step)
             state, carries, series = jax.block_until_ready(loop(state, carries, num_rows))
             series = {name: np.asarray(rows) for name, rows in series.items()}
             broken = np.flatnonzero(~np.isfinite(series["loss"]))
             if len(broken):
-                status, num_rows = "diverged", int(broken[0]) + 1
-                meta["diverged_step"] = step + num_rows - 1
+                num_rows = int(broken[0]) + 1
                 series = {name: rows[:num_rows] for name, rows in series.items()}
-            results.commit(workdir, step, series, None if len(broken) else (state, carries))
+                results.commit(workdir, step, series, None)
+                meta["diverged_step"] = step + num_rows - 1
+                record("diverged")
+                return meta
+            results.commit(workdir, step, series, (state, carries))
             step += num_rows
             report(step, float(series["loss"][-1]), float(series["accuracy"][-1]))
-            if status == "running" and step == config.num_steps:
-                status = "done"
-            elif status == "running" and interrupted():
-                status = "interrupted"
-            meta = meta | {
-                "status": status,
-                "seconds": seconds_before + time.monotonic() - started,
-            }
-            results.write_json(workdir / "meta.json", meta)
+            if interrupted() and step < config.num_steps:
+                record("interrupted")
+                return meta
+    record("done")
     return meta
 
 
@@ -274,21 +213,22 @@ def main() -> None:
 def _main() -> int:
     arguments = command_line.parse(sys.argv, __doc__)
     command_line.use_precision(arguments.config)
-    return report(train(arguments.config, arguments.workdir, arguments.resume), arguments.workdir)
+    meta = train(arguments.config, arguments.workdir, arguments.resume)
+    return report(meta, arguments.workdir, go_on="the same command with --resume")
 
 
-def report(meta: dict[str, Any], workdir: Path) -> int:
-    """Say in one line how a run ended and return its exit status."""
+def report(meta: dict[str, Any], workdir: Path, go_on: str) -> int:
+    """Say in one line how a run ended, and how to `go_on`, and return its exit status."""
     if meta["status"] == "done":
         print(f"done in {meta['seconds']:.0f} s: {workdir}", file=sys.stderr)
         return 0
     if meta["status"] == "diverged":
         command_line.fail(
             f"the loss is not finite at step {meta['diverged_step']}: the rows up to it are in {workdir}; "
-            "lower optimizer.learning_rate or schedule.amplitude",
+            "a smaller optimizer.learning_rate or schedule.amplitude may help",
             status=1,
         )
-    command_line.fail(f"interrupted: the same command with --resume goes on in {workdir}", status=130)
+    command_line.fail(f"interrupted: {go_on} goes on in {workdir}", status=130)
 
 
 if __name__ == "__main__":

@@ -100,4 +100,4 @@ run["hessian_residuals"].max().item()
 # ## The figure of the paper
 #
 # `make fig4` trains the full 70,000 steps and leaves the same kind of folder in `results/fig4`:
-# `figures.fig4(results.load("results/fig4"))` draws it here.
+# `figures.fig4(results.load("../results/fig4"))` draws it here.

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from dlf import results
+from dlf import files, results
 from dlf.types import Variable
 
 NUM_STEPS, CHUNK = 10, 4
@@ -28,7 +28,7 @@ def workdir(tmp_path):
         ),
     }
     results.create(tmp_path, NUM_STEPS, CHUNK, groups, {"config": "{}", "commit": "abc"})
-    results.write_json(tmp_path / "meta.json", {"status": "running"})
+    files.write_json(tmp_path / "meta.json", {"status": "running"})
     return tmp_path
 
 
@@ -133,7 +133,7 @@ def test_without_a_sound_checkpoint_it_says_which_file_is_damaged(workdir):
     fill(workdir)
     for step in (8, 10):
         flip(max(checkpoint_files(workdir, step), key=lambda path: path.stat().st_size))
-    with pytest.raises(results.StoreError, match=r"checkpoints/10/.* is damaged.*move .* away"):
+    with pytest.raises(files.StoreError, match=r"checkpoints/10/.* is damaged.*move .* away"):
         results.restore(workdir, STATE)
 
 
@@ -142,7 +142,7 @@ def test_damage_to_the_store_is_named_and_measured_again_from_a_checkpoint(workd
     fill(workdir)
     chunk = workdir / "metrics.zarr" / "loss" / "c" / "2"
     damage(chunk)
-    with pytest.raises(results.StoreError, match=r"metrics.zarr/loss/c/2 is damaged"):
+    with pytest.raises(files.StoreError, match=r"metrics.zarr/loss/c/2 is damaged"):
         results.load(workdir)
     step, _, warnings = results.restore(workdir, STATE)
     assert step == 8 and warnings == [f"{chunk} is damaged"]
@@ -150,10 +150,28 @@ def test_damage_to_the_store_is_named_and_measured_again_from_a_checkpoint(workd
     np.testing.assert_array_equal(results.load(workdir)["loss"], np.arange(10))
 
 
+@pytest.mark.parametrize("damage", [flip, truncate, lambda path: path.unlink()], ids=["flip", "cut", "gone"])
+@pytest.mark.parametrize("name", ["step", "top_step", "rank"])
+def test_a_damaged_coordinate_is_named(workdir, name, damage):
+    fill(workdir)
+    damage(workdir / "metrics.zarr" / name / "c" / "0")
+    for read in (results.load, lambda path: results.restore(path, STATE)):
+        with pytest.raises(files.StoreError, match=f"metrics.zarr/{name}/c/0 is damaged"):
+            read(workdir)
+
+
+@pytest.mark.parametrize("committed", ["abc", None, 3.5, -5, 11])
+def test_an_impossible_commit_is_damage(workdir, committed):
+    fill(workdir)
+    zarr.open_group(workdir / "metrics.zarr", mode="r+").attrs["committed_steps"] = committed
+    with pytest.raises(files.StoreError, match=r"metrics.zarr/zarr.json is damaged"):
+        results.load(workdir)
+
+
 def test_damage_before_every_checkpoint_cannot_be_mended_and_says_so(workdir):
     fill(workdir)
     truncate(workdir / "metrics.zarr" / "top" / "c" / "0" / "0")
-    with pytest.raises(results.StoreError, match=r"metrics.zarr/top/c/0/0 is damaged"):
+    with pytest.raises(files.StoreError, match=r"metrics.zarr/top/c/0/0 is damaged"):
         results.restore(workdir, STATE)
 
 
@@ -162,19 +180,19 @@ def test_damage_before_every_checkpoint_cannot_be_mended_and_says_so(workdir):
 def test_damaged_json_is_named(workdir, name, content):
     fill(workdir)
     (workdir / name).write_text(content)
-    with pytest.raises(results.StoreError, match=f"{name} is damaged"):
+    with pytest.raises(files.StoreError, match=f"{name} is damaged"):
         results.load(workdir)
 
 
 def test_a_folder_without_a_run_says_so(tmp_path):
-    with pytest.raises(results.StoreError, match="holds no run"):
+    with pytest.raises(files.StoreError, match="holds no run"):
         results.load(tmp_path)
 
 
 def test_two_writers_are_kept_apart(tmp_path):
     with (
         results.exclusive(tmp_path),
-        pytest.raises(results.StoreError, match="another process"),
+        pytest.raises(files.StoreError, match="another process"),
         results.exclusive(tmp_path),
     ):
         pass
@@ -183,6 +201,6 @@ def test_two_writers_are_kept_apart(tmp_path):
 
 
 def test_json_is_replaced_whole(tmp_path):
-    results.write_json(tmp_path / "a.json", {"status": "done"})
+    files.write_json(tmp_path / "a.json", {"status": "done"})
     assert json.loads((tmp_path / "a.json").read_text()) == {"status": "done"}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

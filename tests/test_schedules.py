@@ -94,7 +94,9 @@ def test_stop_after_is_quiet_from_the_named_step_on(x64):
     np.testing.assert_array_equal(quiet[120:], 1)
 
 
-@pytest.mark.parametrize(("amplitude", "period"), [(0.5, 50), (-1.0, 50), (70.0, 1), (70.0, 0)])
+@pytest.mark.parametrize(
+    ("amplitude", "period"), [(0.5, 50), (-1.0, 50), (float("inf"), 50), (70.0, 1), (70.0, 0), (70.0, 3.5)]
+)
 def test_impossible_settings_are_refused(amplitude, period):
     with pytest.raises(ValueError, match="must be at least"):
-        schedules.triangular(3, amplitude=amplitude, period=period)
+        schedules.triangular(3, amplitude=amplitude, period=jnp.asarray(period))

@@ -178,6 +178,23 @@ def test_impossible_optimizers_are_refused(name, learning_rate, message):
         train.make_optimizer(name, learning_rate=learning_rate)
 
 
+def test_the_learning_rate_may_be_traced_or_scheduled(float64):
+    def final(learning_rate):
+        optimizer = train.make_optimizer("sgd", learning_rate=learning_rate)
+        step_fn = train.make_step(lambda w, batch, step: jnp.sum(w**2), lambda step: None, optimizer)
+        return step_fn(train.init_state(jnp.ones(1), optimizer))[0].params
+
+    np.testing.assert_allclose(jax.vmap(final)(jnp.asarray([0.0, 0.25]))[:, 0], [1.0, 0.5])
+    np.testing.assert_allclose(final(optax.constant_schedule(0.25)), [0.5])
+
+
+def test_two_series_of_one_name_are_refused(float64):
+    _, step_fn, problem = setup(width=8)
+    probe = probes.ntk(problem, every=1, num=1, num_examples=2)
+    with pytest.raises(ValueError, match="two series of one name"):
+        train.make_loop(step_fn, {"a": probe, "b": probe})
+
+
 def test_a_loop_that_runs_again_does_not_compile_again(float64):
     state, step_fn, _ = setup(width=8)
     loop = train.make_loop(step_fn)

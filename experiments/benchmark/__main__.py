@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from dlf import results
+from dlf import files
 from experiments import command_line
 from experiments.benchmark import fig4, spread
 from experiments.benchmark.report import tables
@@ -48,7 +48,7 @@ def _main() -> int:
         config = config_fig4.get_config()
         command_line.use_precision(config)
         found = spread.spread(config, config_fig4.EXPECTED, arguments.num_runs)
-        results.write_json(arguments.json, {"num_runs": arguments.num_runs, "rows": found})
+        files.write_json(arguments.json, {"num_runs": arguments.num_runs, "rows": found})
         Console().print(spread.table(found))
     return 0
 

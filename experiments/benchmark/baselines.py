@@ -1,5 +1,6 @@
 """The same training run, written three ways: this project's, the notebook's, PyTorch's."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,11 +10,11 @@ from ml_collections import ConfigDict
 
 from dlf import losses, schedules
 from dlf.train import init_carries, make_loop
-from experiments.train import Experiment
+from experiments.build import Experiment
 
 COMPILED = "compiled program"
 NOTEBOOK = "notebook loop"
-PYTORCH = {1: "PyTorch, 1 thread", 2: "PyTorch, 2 threads"}
+PYTORCH = {n: f"PyTorch, {n} thread{'s' * (n > 1)}" for n in sorted({1, 2, os.cpu_count() or 1})}
 _FEW_STEPS = 20  # long before the first instability, where any rounding would grow
 
 Run = Callable[[], Any]  # trains from the first step and returns the series

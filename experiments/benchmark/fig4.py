@@ -27,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from dlf import results
+from dlf import files
 from experiments import command_line
 from experiments.benchmark.baselines import (
     COMPILED,
@@ -40,8 +40,8 @@ from experiments.benchmark.baselines import (
     pytorch_run,
 )
 from experiments.benchmark.report import Row
+from experiments.build import build
 from experiments.configs import fig4
-from experiments.train import build
 
 MATMUL = "matrix product"
 _MATMUL_SIZE, _NUM_MATMULS = 1024, 10
@@ -165,7 +165,7 @@ def benchmark(path: Path, repeats: int, num_steps: int) -> list[Row]:
             found += rows(float64, _in_fresh_process(time_runs, float64, repeats, num_steps), config)
     content = {"platform": platform.platform(), "cpus": os.cpu_count(), "jax": jax.__version__}
     content |= {"repeats": repeats, "steps": num_steps, "rows": [row.as_json() for row in found]}
-    results.write_json(path, content)
+    files.write_json(path, content)
     return found
 
 

@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from experiments.benchmark.baselines import program
-from experiments.train import build
+from experiments.build import build
 
 
 def spread(config: ConfigDict, expected: tuple, num_runs: int) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 FIGURE = "fig4"
 
-# (variable, step, expected, relative tolerance, source): what we found, with room for other
-# trajectories; the paper says only that the static loss never learns this.
-EXPECTED = (("accuracy", 69_999, 0.533, 0.25, "[ours], P1 [text]"),)
+# (variable, step, expected, least, most, source): what we found; the paper says that the static
+# loss never learns this.
+EXPECTED = (("accuracy", 69_999, 0.533, 0.0, 0.8, "[ours], P1 [text]"),)
 
 
 def get_config() -> ConfigDict:

@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 
 FIGURE = "fig4"
 
-# (variable, step, expected, relative tolerance, source)
+# (variable, step, expected, least, most, source)
 EXPECTED = (
-    ("loss", 50, 0.2721, 0.01, "[ours]"),
-    ("loss", 151, 0.2023, 0.01, "[ours]"),
-    ("accuracy", 599, 0.967, 0.02, "[ours]"),
+    ("loss", 50, 0.2721, 0.270, 0.275, "[ours]"),
+    ("loss", 151, 0.2023, 0.200, 0.205, "[ours]"),
+    ("accuracy", 599, 0.967, 0.95, 1.0, "[ours]"),
 )
 
 
