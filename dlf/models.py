@@ -37,14 +37,6 @@ def _contract(a, b, axis):
     return lax.dot_general(lax.optimization_barrier(a), b, (((axis,), (axis,)), ((), ())))
 
 
-def _fuses(x):
-    """Whether thin products are multiply-adds that fuse with their neighbours, or products.
-
-    In float32 XLA splits the fused loop over threads, which costs more than the loop.
-    """
-    return x.dtype.itemsize > 4
-
-
 @jax.custom_jvp
 def _matmul(x, w):
     """Return x @ w for x [examples, in] and w [in, out], fast also where in or out is thin.
@@ -52,11 +44,8 @@ def _matmul(x, w):
     >>> _matmul(jnp.ones((2, 3)), jnp.ones((3, 2))).tolist()
     [[3.0, 3.0], [3.0, 3.0]]
     """
-    if x.shape[1] <= _THIN:
-        if _fuses(x):
-            terms = [x[:, i : i + 1] * w[i : i + 1] for i in range(x.shape[1])]
-            return reduce(jnp.add, terms)
-        return _contract(x.T, w, 0)
+    if x.shape[1] <= _THIN:  # multiply-adds, which fuse with the activation
+        return reduce(jnp.add, [x[:, i : i + 1] * w[i : i + 1] for i in range(x.shape[1])])
     if w.shape[1] < _THIN:  # whole vectors of four columns
         return (x @ jnp.pad(w, ((0, 0), (0, _THIN - w.shape[1]))))[:, : w.shape[1]]
     return x @ w
@@ -67,11 +56,8 @@ def _(primals, tangents):
     (x, w), (dx, dw) = primals, tangents
     if w.shape[1] <= _THIN:
         # One product a class: its transpose, sum_c d_c w_c, fuses with the mask of the activation.
-        if _fuses(x):
-            columns = lax.optimization_barrier(w.T)
-            from_x = jnp.stack([dx @ column for column in columns], axis=1)
-        else:
-            from_x = _contract(w.T, dx, 1).T
+        columns = lax.optimization_barrier(w.T)
+        from_x = jnp.stack([dx @ column for column in columns], axis=1)
         from_w = lax.optimization_barrier(_contract(dw.T, x, 1)).T
     else:
         from_x = dx @ w
