@@ -137,13 +137,29 @@ def restore(workdir: Path, like: Any) -> tuple[int, Any, list[str]]:
             continue
         wrong = checkpoints.damaged_file(folder, step)
         if not wrong:
-            return step, checkpoints.load(folder, step, like), warnings
+            if step < sound_steps and not warnings:
+                warnings.append(f"{folder / str(sound_steps)}.json is missing")
+            state = checkpoints.load(folder, step, like)
+            _forget(workdir, step)
+            return step, state, warnings
         warnings.append(f"{wrong} is damaged")
     if sound_steps > 0 and not warnings:
         warnings.append(f"{folder} is empty")
     if warnings:
         raise StoreError(f"{'; '.join(warnings)}; no checkpoint is left to go on from: move {workdir} away")
     return 0, None, []
+
+
+def _forget(workdir: Path, first_step: int) -> None:
+    """Remove all rows from `first_step` on: a chunk that is written in parts is read first."""
+    group = zarr.open_group(workdir / "metrics.zarr", mode="r+")
+    group.attrs["committed_steps"] = first_step
+    for name, array in group.arrays():
+        if name not in array.metadata.dimension_names:
+            steps_per_chunk = array.chunks[0] * _every(group, array)
+            for chunk in (workdir / "metrics.zarr" / name / "c").glob("[0-9]*"):
+                if int(chunk.name) * steps_per_chunk >= first_step:
+                    shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
 
 
 def damaged_file(workdir: Path) -> str:
@@ -210,8 +226,11 @@ def load(workdir: str | Path) -> xr.Dataset:
     meta = read_json(workdir / "meta.json")
     sound, damaged = _sound_steps(workdir)
     if damaged:
-        raise StoreError(f"{damaged} is damaged: resume the run to measure it again, or move it away")
+        raise StoreError(
+            f"{damaged} is damaged: resume the run, which measures again what its checkpoints allow, "
+            f"or move {workdir} away"
+        )
     run = xr.open_zarr(workdir / "metrics.zarr").load()
     for name, variable in run.data_vars.items():
         run[name] = variable.where(run[variable.dims[0]] < sound)
-    return run.assign_attrs(meta)
+    return run.assign_attrs(meta, committed_steps=sound)

@@ -77,6 +77,12 @@ def _check_keys(config: ConfigDict) -> None:
             raise ConfigError(
                 f"the config {problem} {', '.join(sorted(keys))}: see experiments/configs/fig4.py"
             )
+    for key in NUMBERS:
+        kind = bool if key == "float64" else int
+        if type(config[key]) is not kind:
+            raise ConfigError(f"config.{key} must be of type {kind.__name__}, got {config[key]!r}")
+    if not isinstance(config.probes, Mapping | ConfigDict):
+        raise ConfigError(f"config.probes must be dict(name=dict(...), ...), got {config.probes}")
     for section in SECTIONS:
         if not (isinstance(config[section], Mapping | ConfigDict) and "name" in config[section]):
             raise ConfigError(f"config.{section} must be dict(name=..., ...), got {config[section]}")

@@ -84,6 +84,9 @@ def main() -> None:
 def _main() -> int:
     choices = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
     name = next(iter(sys.argv[1:]), "")
+    if name in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
     if name not in choices:
         raise command_line.ConfigError(f"unknown figure {name!r}: one of {', '.join(choices)}")
     module = importlib.import_module(f"experiments.configs.{name}")

@@ -45,6 +45,8 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
         meta = _open_run(config, workdir, experiment, resume)
         if meta["status"] in ENDED and not results.damaged_file(workdir):
             return meta
+        if meta["seconds"] > 0:
+            meta = _resumed(meta)
         return _run(config, workdir, experiment, meta)
 
 
@@ -60,6 +62,8 @@ def _open_run(config: ConfigDict, workdir: Path, experiment: Experiment, resume:
         changes = _differences(files.read_json(workdir / "config.json"), asked)
         if changes:
             raise ConfigError(f"{workdir} holds a run with another config: {'; '.join(changes)}")
+    elif {"meta.json", "metrics.zarr"} & content:
+        raise files.StoreError(f"{workdir / 'config.json'} is missing: move {workdir} away and run again")
     elif content - {"config.partial"}:
         raise ConfigError(f"{workdir} holds files, but no run: name another folder")
     if {"meta.json", "checkpoints"} & content:
@@ -78,13 +82,17 @@ def _reopen(workdir: Path) -> dict[str, Any]:
     meta = files.read_json(workdir / "meta.json")
     if not {"status", "seconds", "commit", "versions", "devices"} <= set(meta):
         raise files.StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
-    if meta["status"] in ENDED:
-        return meta
+    return meta
+
+
+def _resumed(meta: dict[str, Any]) -> dict[str, Any]:
+    """Note who goes on with a run, and warn if the code or the machine is another."""
     now = _provenance()
     changed = [key for key in ("commit", "versions", "devices") if meta[key] != now[key]]
     if changed:
         print(f"resumed with another {' and '.join(changed)}: the bits may differ", file=sys.stderr)
-    return meta | {"resumed": [*meta.get("resumed", []), now]}
+    kept = {key: value for key, value in meta.items() if key != "diverged_step"}
+    return kept | {"resumed": [*meta.get("resumed", []), now]}
 
 
 def _provenance() -> dict[str, Any]:

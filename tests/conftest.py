@@ -4,6 +4,8 @@ Shapes in the signatures are checked at run time here, and only here. Dtype prom
 and rank promotion an error: a silent cast is how a step counter loses its precision.
 """
 
+import sys
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -11,6 +13,9 @@ from jaxtyping import install_import_hook
 with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
     import dlf.results
     import dlf.train  # noqa: F401
+
+from experiments import train
+from experiments.configs import tiny
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -28,3 +33,28 @@ def float64():
     """Run a test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run a main in this process: (main, *arguments) -> (exit status, stdout, stderr)."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capfd.readouterr()
+        return stop.value.code, out, err
+
+    before = jax.config.jax_enable_x64
+    yield run
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """An uninterrupted tiny run."""
+    workdir = tmp_path_factory.mktemp("reference")
+    with jax.enable_x64(True):
+        train.train(tiny.get_config(), workdir)
+    return workdir

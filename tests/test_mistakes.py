@@ -1,0 +1,140 @@
+"""What a person can get wrong, by flag or in a config file: one line each, and nothing is lost."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments import figure, train
+from experiments.configs import tiny
+
+TINY = Path(tiny.__file__)
+
+CONFIG_FILES = {
+    "config.lerning_rate = 3": "has unknown lerning_rate",
+    "del config.seed": "lacks seed",
+    "config.loss = dict()": "config.loss must be dict(name=",
+    "config.loss = dict(name='dmse1', foo=1)": "config.loss takes a name only",
+    "del config.dataset.name": "config.dataset must be dict(name=",
+    "config.model.depth = 3": "depth",
+    "config.probes.hessian = dict(every=2.5, num=1, tol=0.1)": "every must be a whole number",
+    "config.probes.spectrum = dict(every=2)": "unknown probe 'spectrum': one of hessian, ntk",
+    "1 / 0": "ZeroDivisionError",
+    "config.seed = 1.5": "seed",
+    "config.num_steps = None": "config.num_steps must be of type int",
+    "del config.stop_after; config.stop_after = 'x'": "config.stop_after must be of type int",
+    "del config.num_steps; config.num_steps = 60.5": "config.num_steps must be of type int",
+    "del config.probes; config.probes = 5": "config.probes must be dict(",
+}
+
+
+@pytest.mark.parametrize("line", CONFIG_FILES)
+def test_a_mistake_in_a_config_file_gets_one_line(command, tmp_path, line):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from experiments.configs import tiny\n\ndef get_config():\n"
+        f"    config = tiny.get_config()\n    config.unlock()\n    {line}\n    return config\n"
+    )
+    status, _, err = command(train.main, f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert status == 2 and CONFIG_FILES[line] in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("main", [train.main, figure.main])
+def test_help_is_help(command, main):
+    status, out, _ = command(main, "--help")
+    assert status == 0 and "python -m experiments." in out
+
+
+MISTAKES = {
+    "--config.num_step=5": "unknown config key 'num_step': did you mean 'num_steps'?",
+    "--config.schedule.amplitud=5": "did you mean 'amplitude'?",
+    "--config.foo.bar=5": "unknown config key 'foo'",
+    "--config.num_steps=many": "num_steps=many",
+    "--config.schedule.period=3.5": "period=3.5",
+    "--config.model.hidden_widths=(3.5,)": "hidden_widths",
+    "--config.schedule.name=triangle": "unknown schedule 'triangle': one of constant, triangular",
+    "--config.loss.name=mse": "unknown loss 'mse': one of cross_entropy, dmse1, dmse2",
+    "--config.dataset.name=spirals": "unknown dataset 'spirals': one of spiral",
+    "--config.model.name=cnn": "unknown model 'cnn': one of mlp",
+    "--config.model.activation=rellu": "unknown activation 'rellu'",
+    "--config.model.initialization=xavier": "unknown initialization 'xavier'",
+    "--config.optimizer.name=sdg": "unknown optimizer 'sdg': one of",
+    "--config.schedule.amplitude=0.5": "amplitude must be at least 1",
+    "--config.schedule.period=1": "period must be at least 2",
+    "--config.optimizer.learning_rate=0": "learning_rate must be positive",
+    "--config.optimizer.learning_rate=-1": "learning_rate must be positive",
+    "--config.num_steps=0": "num_steps must be at least 1",
+    "--config.num_steps=3000000000": "at most 2147483647",
+    "--config.seed=1000000000000000000000": "seed",
+    "--config.schedule.amplitude=inf": "amplitude must be at least 1",
+    "--config.schedule.period=100000000000": "period must be",
+    "--config.optimizer.learning_rate=inf": "positive and finite",
+    "--config.dataset.noise=nan": "noise=nan",
+    "--config.stop_after=-3": "stop_after must be at least 0",
+    "--config.probes.hessian.tol=nan": "tol must be positive",
+    "--config.probes.hessian.num=25": "num must be at most 24",
+    "--config.probes.ntk.num_examples=100000": "num_examples must be at most 60",
+    "--config.steps_per_chunk=0": "steps_per_chunk must be at least 1",
+    "--config.probes.hessian.every=0": "probes.hessian: every must be a whole number",
+    "--config.probes.ntk.num_examples=0": "num_examples",
+    "--config.probes.hessian.num=0": "num",
+    "--config.dataset.examples_per_class=0": "examples_per_class=0",
+    "--config.dataset.seed=-1": "Seed must be",
+    "--wrkdir=x": "workdir",
+    "more": "unexpected argument 'more'",
+}
+
+
+@pytest.mark.parametrize("argument", MISTAKES)
+def test_a_mistake_gets_one_line_and_leaves_no_folder(command, tmp_path, argument):
+    workdir = tmp_path / "run"
+    status, out, err = command(train.main, f"--config={TINY}", f"--workdir={workdir}", argument)
+    assert status == 2
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: ")
+    assert MISTAKES[argument] in err
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=x"], "--config is missing"),
+        ([f"--config={TINY}"], "--workdir is missing"),
+        (["--config=nowhere.py", "--workdir=x"], "nowhere.py"),
+        ([f"--config={TINY}", "--workdir=/dev/null/x"], "cannot write to /dev/null/x"),
+    ],
+)
+def test_a_command_line_that_lacks_something_says_what(command, arguments, message):
+    status, _, err = command(train.main, *arguments)
+    assert status == 2 and message in err and err.count("\n") == 1
+
+
+def test_another_run_is_never_overwritten(command, reference):
+    before = {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
+    arguments = (f"--config={TINY}", f"--workdir={reference}")
+    status, _, err = command(train.main, *arguments)
+    assert status == 2 and "add --resume" in err and err.count("\n") == 1
+    status, _, err = command(
+        train.main, *arguments, "--resume", "--config.schedule.amplitude=6", "--config.seed=1"
+    )
+    assert status == 2 and "schedule.amplitude was 5.0, now 6.0" in err and "seed was 0, now 1" in err
+    assert {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_with_other_files_is_left_alone(command, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for extra in ([], ["--resume"]):
+        status, _, err = command(train.main, f"--config={TINY}", f"--workdir={tmp_path}", *extra)
+        assert status == 2 and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_precision_of_jax_must_match_the_config(tmp_path):
+    with jax.enable_x64(False), pytest.raises(train.ConfigError, match="jax_enable_x64"):
+        train.train(tiny.get_config(), tmp_path)
+
+
+def test_an_unknown_figure_lists_the_choices(command):
+    status, _, err = command(figure.main, "fig5")
+    assert status == 2 and "fig4, fig4_static, fig4_updated, tiny" in err
