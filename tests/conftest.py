@@ -11,11 +11,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
-    import dlf.results
-    import dlf.train  # noqa: F401
-
-from experiments import train
-from experiments.configs import tiny
+    # with all of dlf and analysis behind it: what is imported outside the hook is not checked
+    from experiments import train
+    from experiments.configs import tiny
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

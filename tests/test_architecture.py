@@ -5,7 +5,12 @@ import importlib
 import inspect
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+from jaxtyping import TypeCheckError
+
+from analysis.ntk import spectrum
+from dlf.losses import accuracy
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("dlf", "analysis", "experiments")
@@ -50,6 +55,13 @@ def test_library_code_sets_no_global_flag_and_writes_no_float_dtype(path):
     text = path.read_text()
     for word in ("config.update", "jnp.float", "np.float", '"float32"', '"float64"'):
         assert word not in text, word
+
+
+def test_shapes_are_checked_in_both_packages(x64):
+    with pytest.raises(TypeCheckError):
+        accuracy(jnp.zeros(3), jnp.zeros(3, int))
+    with pytest.raises(TypeCheckError):
+        spectrum(jnp.zeros(3))
 
 
 @pytest.mark.parametrize(
