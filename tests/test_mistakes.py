@@ -17,7 +17,9 @@ CONFIG_FILES = {
     "config.loss = dict(name='dmse1', foo=1)": "config.loss takes a name only",
     "del config.dataset.name": "config.dataset must be dict(name=",
     "config.model.depth = 3": "depth",
-    "config.probes.hessian = dict(every=2.5, num=1, tol=0.1)": "every must be a whole number",
+    "config.probes.hessian = dict(every=-2, num=1, tol=0.1)": "every must be a whole number",
+    # here the shape checks of the tests speak first, and name the argument too
+    "config.probes.hessian = dict(every=2.5, num=1, tol=0.1)": "every",
     "config.probes.spectrum = dict(every=2)": "unknown probe 'spectrum': one of hessian, ntk",
     "1 / 0": "ZeroDivisionError",
     "config.seed = 1.5": "seed",
