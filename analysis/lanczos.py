@@ -1,13 +1,21 @@
-"""Top eigenpairs of a symmetric linear map on pytrees, with residuals."""
+"""Extreme eigenpairs of a symmetric linear map on pytrees, with their proof of convergence."""
 
-from typing import NamedTuple
+import warnings
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dlf.types import Matvec, Params
+from analysis.krylov import Basis, expand, first_basis, flatten, rotate
+from analysis.linear_maps import as_pytree
+from dlf.types import Matvec
+
+_LEAST_WARM = 8  # products after a warm start, in which a new direction can outgrow the old ones
+_RANDOM_PART = 0.1  # of a warm start's length
 
 
 class Eigenpairs(NamedTuple):
@@ -20,81 +28,177 @@ class Eigenpairs(NamedTuple):
     values: Float[Array, " num"]
     vectors: PyTree  # as `like`, with a leading axis of length num
     residuals: Float[Array, " num"]
-    converged: Bool[Array, ""]  # all residuals at most tol times the largest |value|
-    num_matvecs: int
+    converged: Bool[Array, ""]  # all residuals within the tolerance
+    num_matvecs: Int[Array, ""]
+    nonfinite_matvec: Int[Array, ""]  # the product, counted from 1, that was not finite; 0 if none
 
 
-@jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
 def top_eigenpairs(
-    matvec: Matvec, like: Params, *, num: int, tol: float, basis_size: int = 24, key: Array
+    matvec: Matvec,
+    like: PyTree,  # of one real floating dtype, which is checked below
+    *,
+    num: int,
+    tol: float | Float[Array, ""],
+    which: Literal["largest", "smallest", "both"] = "largest",
+    start: PyTree = None,
+    basis_size: int | None = None,
+    max_matvecs: int | Int[Array, ""] = 1000,
+    key: Array,
 ) -> Eigenpairs:
-    """Find the `num` largest eigenvalues of a symmetric map by Lanczos from a random start.
+    """Find the `num` largest or smallest eigenvalues of a symmetric map, or `num` of each end.
 
-        H V = V T + beta v e_m^T,    T s = theta s,    u = V s
+        H V = V T + v b^T,    T s = theta s,    u = V s,    H u - theta u = V (T s - theta s) + v (b . s)
 
-    One Krylov basis of `basis_size` vectors (at most the dimension), each orthogonalised twice
-    against all others. If the Krylov space is exhausted (beta at most 10 sqrt(n) eps |T|), the
-    basis goes on from a fresh random vector: rounding errors would otherwise grow into invented
-    eigenvalues. Of a multiple eigenvalue one copy is sure, the others only if that happens. `like`
-    gives the structure of a vector; the residuals are measured with `num` further products.
-    `converged` compares them with tol times the largest |value|, or with the rounding of the
-    product, 20 eps |T|, where that is larger.
+    Thick-restart Lanczos: a basis V of at most `basis_size` vectors, each orthogonalised twice against
+    all others. When it is full, the best of its Ritz vectors u and the last direction v start
+    the next one. The coefficients T and b are those measured, not the ones that symmetry would give,
+    so that the last equation yields the true residual without another product. It stops once all
+    wanted residuals are at most `tol` times the largest |wanted value|, or 20 eps |T|, the rounding of
+    a product; a smaller `tol` warns.
 
-    Raises ValueError if `num` exceeds `basis_size` or the dimension.
+    `like` gives the structure of a vector; memory is that of `basis_size` vectors (24, or twice what
+    is wanted plus 4, if not said) and about two gradients. `start`, eigenvectors of a map nearby as
+    `vectors` holds them, makes a warm start: from their sum and a random part, with at least 8
+    products, since at once a residual would certify an old direction while a new one has grown larger.
+    Still it can miss one: measure cold from time to time. All zeros stand for a cold start. Where the
+    Krylov space is exhausted, a random vector goes on. Of a multiple eigenvalue one copy is sure.
 
-    Source: Paige 1972 (the recurrence), Parlett 1998, chapter 13 (orthogonalisation, residuals).
+    It never raises for what it finds: without convergence within `max_matvecs`, `converged` is False
+    beside the best values; a product that is not finite ends the search, and `nonfinite_matvec` says
+    which. A map that is not symmetric does not converge. Compiled once for all arrays in a matvec
+    that is a `Partial`, as the builders of `analysis.operators` return it, and for all `tol`, `start`,
+    `max_matvecs` and `key`.
 
-    >>> diagonal = jnp.arange(40.0)
-    >>> pairs = top_eigenpairs(lambda v: diagonal**3 * v, diagonal, num=2, tol=1e-3, key=jax.random.key(0))
-    >>> [round(float(v)) for v in pairs.values], bool(pairs.converged), pairs.num_matvecs
-    ([59319, 54872], True, 26)
+    Raises ValueError if not 1 <= num < dimension (all of a small spectrum: `dense` and eigh), for a
+    basis or a limit too small for `num`, a structure that the map does not keep, or leaves that are not
+    all of one real floating dtype.
+
+    Source: Wu and Simon 2000 (thick restart), Stewart 2001 (Krylov-Schur), Parlett 1998 (residuals).
+
+    >>> cubes = jnp.arange(100.0) ** 3
+    >>> pairs = top_eigenpairs(lambda v: cubes * v, cubes, num=2, tol=1e-4, key=jax.random.key(0))
+    >>> [round(float(value), -1) for value in pairs.values], bool(pairs.converged)
+    ([970300.0, 941190.0], True)
     """
-    example, unravel = ravel_pytree(like)
-    size, dtype = example.size, example.dtype
-    basis_size = min(basis_size, size)
-    if num > basis_size:
-        raise ValueError(f"num must be at most {basis_size}, the size of the basis, got {num}")
-    eps = jnp.finfo(dtype).eps
+    leaves = jax.tree.leaves(like)
+    size, wanted = sum(jnp.size(leaf) for leaf in leaves), 2 * num if which == "both" else num
+    kinds = {str(jnp.result_type(leaf)) for leaf in leaves}
+    if len(kinds) != 1 or not jnp.isdtype(jnp.result_type(leaves[0]), "real floating"):
+        raise ValueError(f"parameters must be of one real floating dtype, got {', '.join(sorted(kinds))}")
+    if which not in ("largest", "smallest", "both"):
+        raise ValueError(f"which must be 'largest', 'smallest' or 'both', got {which!r}")
+    if not (num >= 1 and wanted < size):
+        raise ValueError(
+            f"num must be at least 1, and fewer eigenpairs wanted than the dimension {size}, got {num=}"
+        )
+    rows = min(size, max(24, 2 * wanted + 4) if basis_size is None else basis_size)
+    if rows < min(size, wanted + 2):
+        raise ValueError(
+            f"basis_size must be at least {wanted + 2} for {wanted} eigenpairs, got {basis_size}"
+        )
+    if not isinstance(max_matvecs, jax.core.Tracer) and max_matvecs < wanted + 1:
+        raise ValueError(f"max_matvecs must be more than {wanted} for as many eigenpairs, got {max_matvecs}")
+    floor = 20 * float(jnp.finfo(jnp.result_type(leaves[0])).eps)
+    if not isinstance(tol, jax.core.Tracer) and not tol >= floor:
+        warnings.warn(f"tol={tol} is below the rounding of {kinds.pop()}: {floor:.1e} is used", stacklevel=2)
+        tol = floor
+    return _solve(as_pytree(matvec), like, start, tol, max_matvecs, key, num=num, which=which, rows=rows)
 
-    def product(v):
-        return ravel_pytree(matvec(unravel(v)))[0]
 
-    def orthonormalise(v, basis):
-        for _ in range(2):
-            v = v - (basis @ v) @ basis
-        norm = jnp.linalg.norm(v)
-        return v / jnp.where(norm > 0, norm, jnp.ones_like(norm)), norm
+class _Search(NamedTuple):
+    basis: Basis
+    values: Float[Array, " wanted"]
+    residuals: Float[Array, " wanted"]
+    converged: Bool[Array, ""]
+    num_matvecs: Int[Array, ""]
+    nonfinite_matvec: Int[Array, ""]
+    ended: Bool[Array, ""]
 
-    def random_direction(index, basis):
-        v = jax.random.normal(jax.random.fold_in(key, index), (size,), dtype)
-        return orthonormalise(v, basis)[0]
 
-    def extend(index, loop):
-        basis, diagonal, off_diagonal, v = loop  # rows of `basis` from `index` on are zero
-        basis = basis.at[index].set(v)
-        w = product(v)
-        alpha = v @ w
-        v, beta = orthonormalise(w, basis)
-        diagonal = diagonal.at[index].set(alpha)
-        scale = jnp.max(jnp.abs(diagonal)) + jnp.max(off_diagonal)
-        exhausted = beta <= 10 * size**0.5 * eps * scale
-        v = jax.lax.cond(exhausted, lambda: random_direction(index + 1, basis), lambda: v)
-        beta = jnp.where(exhausted, jnp.zeros_like(beta), beta)
-        return basis, diagonal, off_diagonal.at[index].set(beta), v
+@partial(jax.jit, static_argnames=("num", "which", "rows"))
+@jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
+def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
+    product, random, unflatten, size = flatten(matvec, like, key)
+    wanted = 2 * num if which == "both" else num
+    first, least_matvecs = _first_vector(start, like, random)
+    eps = jnp.finfo(first.dtype).eps
 
-    basis = jnp.zeros((basis_size, size), dtype)
-    start = basis, jnp.zeros(basis_size, dtype), jnp.zeros(basis_size, dtype), random_direction(0, basis)
-    basis, diagonal, off_diagonal, _ = jax.lax.fori_loop(0, basis_size, extend, start)
-    neighbours = off_diagonal[:-1]
-    projected = jnp.diag(diagonal) + jnp.diag(neighbours, 1) + jnp.diag(neighbours, -1)
-    ritz_values, ritz_vectors = jnp.linalg.eigh(projected)
+    def grow(search):
+        count = search.num_matvecs + 1
+        basis, finite = expand(search.basis, product, lambda: random(count))
+        ritz_values, ritz_vectors, residuals = _rayleigh_ritz(basis)
+        order = _order(basis, num, which, wanted)
+        values, residuals = ritz_values[order], residuals[order]
+        spread = jnp.max(jnp.abs(basis.coupling))
+        residuals = jnp.maximum(residuals, eps * spread)  # a residual of zero has still been rounded
+        limit = jnp.maximum(tol * jnp.max(jnp.abs(values)), 20 * eps * spread)
+        found = basis.size >= wanted
+        converged = found & finite & (count >= least_matvecs) & jnp.all(residuals <= limit)
+        values, residuals = (jnp.where(found, x, jnp.nan) for x in (values, residuals))
+        ended = converged | (count >= max_matvecs) | ~finite | (basis.size == size)
+        # at the end, too: the wanted Ritz vectors are then the first rows
+        basis = _restart(basis, ritz_vectors, num, which, wanted, due=ended | (basis.size == rows))
+        return _Search(basis, values, residuals, converged, count, jnp.where(finite, 0, count), ended)
 
-    values = ritz_values[::-1][:num]
-    vectors = ritz_vectors[:, ::-1][:, :num].T @ basis
-    images = jax.lax.map(product, vectors)
-    residuals = jnp.linalg.norm(images - values[:, None] * vectors, axis=1)
-    # a residual computed as exactly zero still carries the rounding of the product
-    largest = jnp.max(jnp.abs(ritz_values))
-    residuals = jnp.maximum(residuals, eps * largest)
-    converged = jnp.all(residuals <= jnp.maximum(tol * jnp.max(jnp.abs(values)), 20 * eps * largest))
-    return Eigenpairs(values, jax.vmap(unravel)(vectors), residuals, converged, basis_size + num)
+    nothing = jnp.full(wanted, jnp.nan, first.dtype)
+    zero = jnp.zeros((), int)
+    search = _Search(first_basis(first, rows), nothing, nothing, zero > 0, zero, zero, zero > 0)
+    search = jax.lax.while_loop(lambda search: ~search.ended, grow, search)
+    vectors = jax.vmap(unflatten)(search.basis.vectors[:wanted])
+    return Eigenpairs(search.values, vectors, *search[2:6])
+
+
+def _first_vector(start, like, random):
+    """Return the first vector of the search, and how many products it must have at least."""
+    cold = random(0)
+    if start is None:
+        return cold, 0
+    total, _ = ravel_pytree(jax.tree.map(lambda leaf, _: jnp.sum(leaf, axis=0), start, like))
+    norm = jnp.linalg.norm(total)
+    known = norm > 0
+    warm = jnp.pad(total / jnp.where(known, norm, 1), (0, cold.size - total.size)) + _RANDOM_PART * cold
+    return jnp.where(known, warm / jnp.linalg.norm(warm), cold), jnp.where(known, _LEAST_WARM, 0)
+
+
+def _rayleigh_ritz(basis):
+    """Return the Ritz values in ascending order behind those of unused rows, vectors, residuals."""
+    used = jnp.arange(len(basis.lost)) < basis.size
+    coupling = jnp.where(used[None], basis.coupling, 0)
+    projected = jnp.where(used[:, None], coupling[:-1], 0)
+    projected = (projected + projected.T) / 2
+    bound = jnp.max(jnp.sum(jnp.abs(projected), axis=1))
+    # below all others, so that unused rows invent no eigenvalue zero
+    unused = jnp.where(used, 0, -jnp.where(bound > 0, 2 * bound, 1))
+    values, vectors = jnp.linalg.eigh(projected + jnp.diag(unused))
+    shifted = (coupling @ vectors).at[:-1].add(-values[None] * vectors)
+    return values, vectors, jnp.sqrt(jnp.sum(shifted**2, axis=0) + basis.lost**2 @ vectors**2)
+
+
+def _order(basis, num, which, kept):
+    """Return where `kept` Ritz pairs stand in ascending order: first the wanted, from the top down."""
+    rows = len(basis.lost)
+    down, up = rows - 1 - np.arange(rows), rows - basis.size + np.arange(rows)
+    if which == "largest":
+        return down[:kept]
+    if which == "smallest":
+        return jnp.concatenate([up[:num][::-1], up[num:kept]])
+    extra = kept // 2 - num
+    return jnp.concatenate([down[:num], up[:num][::-1], down[num : num + extra], up[num : num + extra]])
+
+
+def _restart(basis, ritz_vectors, num, which, wanted, due):
+    """Where it is due, turn the basis so that its first rows are the best Ritz vectors, and drop the rest."""
+    rows = len(basis.lost)
+    kept = _order(basis, num, which, min(rows - 1, wanted + 2 * (rows - wanted) // 5))
+    size, rotation = len(kept), ritz_vectors[:, kept]
+    used = jnp.arange(rows) < basis.size
+    coupling = jnp.where(used[None], basis.coupling, 0)
+    inner = jnp.where(used[:, None], coupling[:-1], 0) @ rotation
+    projected = rotation.T @ inner
+    turned = jnp.zeros_like(coupling).at[:size, :size].set(projected)
+    turned = turned.at[size, :size].set(coupling[basis.size] @ rotation)
+    dropped = jnp.sum((inner - rotation @ projected) ** 2, axis=0)
+    lost = jnp.sqrt(basis.lost**2 @ rotation**2 + dropped)  # rounding errors are independent
+    small = turned, jnp.pad(lost, (0, rows - size)), jnp.full_like(basis.size, size)
+    small = jax.tree.map(partial(jnp.where, due), small, tuple(basis[2:]))
+    return Basis(rotate(basis.vectors, rotation, due), basis.next, *small)

@@ -6,9 +6,9 @@
 import jax
 import jax.numpy as jnp
 
+from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.ntk import empirical_ntk
-from analysis.operators import hvp
 from dlf.types import Probe, Problem, TrainState, Variable
 
 __all__ = ["hessian", "ntk"]
@@ -34,13 +34,9 @@ def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
 
     def measure(carry, state: TrainState):
         batch = problem.batch_fn(state.step)
-        pairs = top_eigenpairs(
-            lambda v: hvp(problem.loss_fn, state.params, batch, state.step, v),
-            like=state.params,
-            num=num,
-            tol=tol,
-            key=jax.random.fold_in(problem.key, state.step),
-        )
+        matvec = operators.hessian(problem.loss_fn, state.params, batch, state.step)
+        key = jax.random.fold_in(problem.key, state.step)
+        pairs = top_eigenpairs(matvec, like=state.params, num=num, tol=tol, key=key)
         return carry, {
             "hessian_eigenvalues": pairs.values,
             "hessian_residuals": pairs.residuals,

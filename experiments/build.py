@@ -57,7 +57,9 @@ def build(config: ConfigDict) -> Experiment:
     loss_fn = losses.make_loss(model.apply, weighted_loss, schedule)
     metrics_fn = training.make_metrics(model.apply, weighted_loss, schedule, batch_fn)
     problem = Problem(model.apply, loss_fn, batch_fn, key=jax.random.fold_in(key, 1))
-    state = training.init_state(model.init(key, dataset.train.inputs), optimizer)
+    with _blaming(f"model {config.model.name}"):  # a network of images, say, on points in the plane
+        params = model.init(key, dataset.train.inputs)
+    state = training.init_state(params, optimizer)
     step_fn = training.make_step(loss_fn, batch_fn, optimizer, metrics_fn)
     chosen, groups = {}, {"step": (1, training.VARIABLES, jax.eval_shape(step_fn, state)[1])}
     for name, settings in config.probes.items():

@@ -17,6 +17,7 @@ with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for what is sharded
 
 
 @pytest.fixture(params=[False, True], ids=["float32", "float64"])

@@ -1,8 +1,11 @@
-"""The spiral against an independent reading of the paper's recipe."""
+"""The spiral against an independent reading of the paper's recipe, digits against their source."""
+
+import sys
 
 import jax
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from dlf import data
 
@@ -37,6 +40,39 @@ def test_every_data_set_has_the_working_precision_and_all_classes(x64, name):
         assert batch.inputs.dtype == (np.float64 if x64 else np.float32)
         assert len(batch.inputs) == len(batch.labels)
         assert set(np.asarray(batch.labels)) == set(range(num_classes))
+
+
+def test_both_sets_together_are_all_digits_shuffled_and_scaled(float64):
+    train, test, _ = data.digits()
+    assert train.inputs.mean() == pytest.approx(0, abs=1e-13)
+    assert train.inputs.std() == pytest.approx(1)
+    images, labels = load_digits(return_X_y=True)
+    inputs = np.concatenate([train.inputs, test.inputs]).reshape(-1, 64)
+    grey = np.rint((inputs - inputs.min()) * 16 / np.ptp(inputs))  # 0 and 16 both occur
+    ours = np.column_stack([grey, np.concatenate([train.labels, test.labels])])
+    theirs = np.column_stack([images, labels])
+    assert not np.array_equal(ours, theirs)
+    np.testing.assert_array_equal(*(rows[np.lexsort(rows.T)] for rows in (ours, theirs)))
+
+
+def test_fewer_training_digits_are_the_first_and_leave_the_test_set():
+    many, few = data.digits(), data.digits(num_train=100)
+    np.testing.assert_array_equal(few.train.labels, many.train.labels[:100])
+    np.testing.assert_array_equal(few.test.labels, many.test.labels)
+    assert float(few.train.inputs.std()) == pytest.approx(1)
+    assert not np.array_equal(data.digits(seed=1).test.labels, many.test.labels)
+
+
+@pytest.mark.parametrize("sizes", [dict(num_train=0), dict(num_test=0), dict(num_train=1500)], ids=str)
+def test_impossible_numbers_of_digits_are_refused(sizes):
+    with pytest.raises(ValueError, match="at most 1797"):
+        data.digits(**sizes)
+
+
+def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match="pip install scikit-learn"):
+        data.digits()
 
 
 def test_a_full_batch_ignores_the_step(x64):

@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from rich.console import Console
 
 from dlf import files
 from experiments import command_line
-from experiments.benchmark import fig4, spread
+from experiments.benchmark import curvature, fig4, spread
 from experiments.benchmark.report import tables
 from experiments.configs import fig4 as config_fig4
 
@@ -30,6 +31,9 @@ def _main() -> int:
     speed.add_argument("--json", type=Path, default="results/benchmark_fig4.json")
     speed.add_argument("--repeats", type=int, default=5)
     speed.add_argument("--steps", type=int, default=2_000)
+    solvers = commands.add_parser("curvature", help="solvers of the largest eigenvalues, and the NTK")
+    solvers.add_argument("--json", type=Path, default="results/benchmark_curvature.json")
+    solvers.add_argument("--repeats", type=int, default=3)
     chaos = commands.add_parser("spread", help="mid-period loss over perturbed runs")
     chaos.add_argument("--json", type=Path, default="results/spread_fig4.json")
     chaos.add_argument("--num-runs", type=int, default=12)
@@ -44,6 +48,10 @@ def _main() -> int:
         parser.error(f"cannot write {arguments.json}: {error.strerror}")
     if arguments.command == "fig4":
         Console().print(*tables(fig4.benchmark(arguments.json, arguments.repeats, arguments.steps)))
+    elif arguments.command == "curvature":
+        jax.config.update("jax_enable_x64", True)  # for the true residuals; all solvers get float32
+        results, rows = curvature.benchmark(arguments.json, arguments.repeats)
+        Console().print(curvature.table(results), *tables(rows))
     else:
         config = config_fig4.get_config()
         command_line.use_precision(config)

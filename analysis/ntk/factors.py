@@ -1,4 +1,7 @@
-"""The empirical neural tangent kernel and its spectrum."""
+"""The Jacobian of a network's logits as the kernels need it: by dense layers, or as it is."""
+
+from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -16,55 +19,39 @@ _PLAIN = {
 }
 
 
-@jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
-def empirical_ntk(
-    apply_fn: ApplyFn, params: Params, inputs: Float[Array, "examples ..."]
-) -> Float[Array, "examples examples"]:
-    """Return the empirical NTK, traced over the logits and divided by their number.
+def jacobian_factors(apply_fn: ApplyFn, params: Params, inputs: Float[Array, "examples ..."]) -> Callable:
+    """Return the function from examples, as `inputs`, and roots of weights to factors of the Jacobian.
 
-        Theta(x, x') = (1/C) sum_c grad_theta f_c(x) . grad_theta f_c(x')
+        W^{1/2} grad f_c(x) = (h(x) delta_c(x)^T, one such outer product for each factor)
 
-    Symmetric, positive semi-definite up to rounding. If every parameter belongs to a dense layer
-    y = h W + b of flax or of ours, called once, gradients are outer products and never formed:
+    The function takes inputs [size, ...] and roots as in `rooted_logits`, [size] or [size, classes] or
+    None, and returns pairs h [size, in], delta [classes, size, out]: one of each dense layer if these
+    hold all parameters, where h has a last entry of 1 for the bias; else the Jacobian with h = 1.
 
-        Theta(x, x') = (1/C) sum_layers (h(x) . h(x') + 1) sum_c delta_c(x) . delta_c(x')
-        delta_c = d f_c / d y,   no + 1 without a bias
-
-    Any other network costs its Jacobian, [examples, classes, parameters].
-
-    Source: the default of `empirical_ntk_fn` in neural-tangents, which Ruiz-Garcia et al. 2021
-    (arXiv 2102.03793) used; by layers: Novak et al. 2022 (arXiv 2206.08720), structured derivatives.
-
-    >>> x = jnp.asarray([[1.0], [2.0]])
-    >>> empirical_ntk(lambda w, x: x @ w, jnp.ones((1, 3)), x).tolist()
-    [[1.0, 2.0], [2.0, 4.0]]
+    >>> factors = jacobian_factors(lambda w, x: x @ w, jnp.ones((1, 1)), jnp.asarray([[3.0]]))
+    >>> [(h.tolist(), delta.tolist()) for h, delta in factors(jnp.asarray([[3.0], [4.0]]), None)]
+    [([[1.0], [1.0]], [[[3.0], [4.0]]])]
     """
-    layers = _dense_layers(apply_fn, params, inputs)
-    if layers is None:
-        return _contracted_jacobian(apply_fn, params, inputs)
-    return sum(_gram(h) * _gram(delta).sum(0) for h, delta in layers) / len(layers[0][1])
+    return _dense_layers(apply_fn, params, inputs) or partial(_jacobian, apply_fn, params)
 
 
-def _gram(rows):
-    return rows @ rows.mT
+def rooted_logits(apply_fn, params, example, root):
+    """Return the logits of one example alone, times the root of its weight or weights if there is one."""
+    logits = apply_fn(params, example[None])[0]
+    return logits if root is None else root * logits
 
 
-def _contracted_jacobian(apply_fn, params, inputs):
+def _jacobian(apply_fn, params, inputs, roots):
     # Examples last: the Jacobian's rows are then written and contracted along whole vectors.
-    jacobian = jax.vmap(jax.jacrev(lambda p, x: apply_fn(p, x[None])[0]), in_axes=(None, 0), out_axes=-1)(
-        params, inputs
-    )
-    leaves = jax.tree.leaves(jacobian)  # [classes, *parameter, examples] each
-    columns = jnp.concatenate([leaf.reshape(-1, len(inputs)) for leaf in leaves])
+    jacobian = jax.vmap(jax.jacrev(partial(rooted_logits, apply_fn)), in_axes=(None, 0, 0), out_axes=-1)
+    leaves = jax.tree.leaves(jacobian(params, inputs, roots))  # [classes, *parameter, examples] each
+    columns = jnp.concatenate([leaf.reshape(len(leaf), -1, len(inputs)) for leaf in leaves], axis=1)
     columns = jax.lax.optimization_barrier(columns)  # stored once, not computed again in the product
-    return columns.T @ columns / leaves[0].shape[0]
+    return [(jnp.ones_like(columns, shape=(len(inputs), 1)), columns.mT)]
 
 
 def _dense_layers(apply_fn, params, inputs):
-    """Return each layer's (h [examples, in], delta [classes, examples, out]), None if they are not all.
-
-    h has a last entry of 1 where there is a bias.
-    """
+    """Return the function to (h, delta) of each dense layer, None if they do not hold all parameters."""
 
     def tapped(taps, params, example):
         return _tap(apply_fn, taps, params, example)
@@ -77,13 +64,22 @@ def _dense_layers(apply_fn, params, inputs):
     if not taps or _leads(trace.jaxpr, parameters, results[:-num], around=results[-num:]):
         return None
 
-    def logits_and_inputs(taps, x):
-        logits, *rest = jaxpr_as_fun(trace)(*taps, *leaves, x[None])
-        return logits[0], [h[0] for h in rest[:num]]
+    def logits_and_inputs(taps, x, root):
+        hs = []
 
-    jacobian = jax.jacrev(logits_and_inputs, has_aux=True)
-    deltas, hs = jax.vmap(jacobian, in_axes=(None, 0), out_axes=(1, 0))(taps, inputs)
-    return [(h, delta[:, :, 0]) for h, delta in zip(hs, deltas, strict=True)]
+        def apply(params, example):
+            logits, *rest = jaxpr_as_fun(trace)(*taps, *leaves, example)
+            hs.extend(h[0] for h in rest[:num])
+            return logits
+
+        return rooted_logits(apply, params, x, root), hs
+
+    def factors(inputs, roots):
+        jacobian = jax.jacrev(logits_and_inputs, has_aux=True)
+        deltas, hs = jax.vmap(jacobian, in_axes=(None, 0, 0), out_axes=(1, 0))(taps, inputs, roots)
+        return [(h, delta[:, :, 0]) for h, delta in zip(hs, deltas, strict=True)]
+
+    return factors
 
 
 def _tap(apply_fn, taps, params, example):
@@ -126,12 +122,3 @@ def _leads(jaxpr, sources, targets, around):
         if eqn.effects or any(id(v) in reached for v in eqn.invars):
             reached |= {id(v) for v in eqn.outvars} - closed
     return any(id(v) in reached for v in targets)
-
-
-def spectrum(kernel: Float[Array, "size size"]) -> Float[Array, " size"]:
-    """Return the eigenvalues of a symmetric kernel in descending order.
-
-    >>> spectrum(jnp.asarray([[1.0, 2.0], [2.0, 4.0]]))[0].round(4).item()
-    5.0
-    """
-    return jnp.linalg.eigvalsh(kernel)[::-1]

@@ -1,0 +1,126 @@
+"""Krylov bases of a symmetric map: what eigenpairs, spectral density and trace are made of."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
+
+from dlf.models import warn_of_convolutions
+from dlf.types import Matvec, Params
+
+_PIECES = 16  # in which a large basis is rotated
+
+
+class Basis(NamedTuple):
+    """An orthonormal basis, one vector a row, and all that is known of its images under H.
+
+    H V = V C + v c^T + E        C = coupling[:size, :size], c = coupling[size, :size]
+    """
+
+    vectors: Float[Array, "rows width"]  # V^T; rows from `size` on are zero
+    next: Float[Array, " width"]  # v, orthogonal to V, of unit length
+    coupling: Float[Array, "more_rows rows"]
+    lost: Float[Array, " rows"]  # |E| of each column: the rounding of restarts, if H is symmetric
+    size: Int[Array, ""]
+
+
+class FlatMap(NamedTuple):
+    """A map of pytrees on flat vectors, padded with zeros to a width that divides into pieces."""
+
+    product: Callable[[Array], Array]
+    random: Callable[[Int[Array, ""] | int], Array]  # a random unit vector, one for each number
+    unflatten: Callable[[Array], Params]
+    size: int  # without the padding
+
+
+def flatten(matvec: Matvec, like: Params, key: Array) -> FlatMap:
+    """Return a map of pytrees as one of flat vectors, with a source of random vectors.
+
+    Raises ValueError if the map does not return what it is given: structure, shapes and dtypes.
+    """
+    expected, found = (jax.tree.map(_kind, tree) for tree in (like, jax.eval_shape(matvec, like)))
+    if expected != found:
+        raise ValueError(f"the map must return a pytree like the one it is given, {expected}, not {found}")
+    warn_of_convolutions(matvec, like)
+    flat, unravel = ravel_pytree(like)
+    padding = -flat.size % _PIECES
+
+    def pad(vector):
+        return jnp.pad(vector, (0, padding))
+
+    def random(number):
+        vector = jax.random.normal(jax.random.fold_in(key, number), flat.shape, flat.dtype)
+        return pad(vector / jnp.linalg.norm(vector))
+
+    def unflatten(vector):
+        return unravel(vector[: flat.size])
+
+    return FlatMap(lambda v: pad(ravel_pytree(matvec(unflatten(v)))[0]), random, unflatten, flat.size)
+
+
+def _kind(leaf):
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+
+def first_basis(vector: Float[Array, " width"], rows: int) -> Basis:
+    """Return the empty basis that a unit vector will start."""
+    zeros = jnp.zeros((rows + 1, rows), vector.dtype)
+    none = jnp.zeros((rows, vector.size), vector.dtype)
+    return Basis(none, vector, zeros, zeros[0], jnp.zeros((), int))
+
+
+def expand(basis: Basis, product: Callable, fresh: Callable[[], Array]) -> tuple[Basis, Bool[Array, ""]]:
+    """Add v to the basis and make the direction of H v the next v; say whether H v was finite.
+
+    H v is orthogonalised twice against all vectors. Where it leaves nothing, at most 10 sqrt(n) eps
+    times the largest coefficient, the next v is `fresh()`: rounding errors would otherwise grow into
+    invented eigenvalues. A product that is not finite leaves the size as it was.
+    """
+    vectors, v, coupling, lost, index = basis
+
+    def orthogonalise(vector):
+        part, part_v = vectors @ vector, v @ vector
+        return vector - part @ vectors - part_v * v, part.at[index].set(part_v)
+
+    image = product(v)
+    finite = jnp.all(jnp.isfinite(image))
+    rest, along = orthogonalise(jnp.where(finite, image, 0))
+    rest, more = orthogonalise(rest)
+    along = along + more
+    beta = jnp.linalg.norm(rest)
+    scale = jnp.maximum(jnp.max(jnp.abs(coupling)), jnp.max(jnp.abs(along)))
+    exhausted = beta <= 10 * v.size**0.5 * jnp.finfo(v.dtype).eps * scale
+    # a loop of two or no turns, not a branch: that would make the compiler copy all of V
+    rest = jax.lax.fori_loop(
+        0,
+        jnp.where(exhausted, 2, 0),
+        lambda turn, vector: orthogonalise(jnp.where(turn == 0, fresh(), vector))[0],
+        rest,
+    )
+    norm = jnp.linalg.norm(rest)
+    rest = rest / jnp.where(norm > 0, norm, 1)
+    column = jnp.append(along, 0).at[index + 1].set(jnp.where(exhausted, 0, beta))
+    coupling = coupling.at[:, index].set(column)
+    # Written after all of V has been read, which the otherwise idle condition makes sure of: earlier,
+    # the compiler would have to copy V.
+    row = jnp.where(norm >= 0, index, index + 1)
+    vectors = jax.lax.dynamic_update_index_in_dim(vectors, v, row, 0)
+    return Basis(vectors, rest, coupling, lost, index + finite.astype(index.dtype)), finite
+
+
+def rotate(vectors: Float[Array, "rows width"], rotation: Float[Array, "rows kept"], due: Bool[Array, ""]):
+    """Return rotation^T V^T over rows of zeros, in the memory of V^T; or V^T itself where it is not due."""
+    rows, width = vectors.shape
+    rotation = jnp.pad(rotation, ((0, 0), (0, rows - rotation.shape[1])))
+    num_pieces = _PIECES if width >= 4096 * _PIECES else 1
+    piece = width // num_pieces
+
+    def turn(index, vectors):
+        part = jax.lax.dynamic_slice(vectors, (0, index * piece), (rows, piece))
+        return jax.lax.dynamic_update_slice(vectors, rotation.T @ part, (0, index * piece))
+
+    # a loop of no turns, not a branch, as in `expand`
+    return jax.lax.fori_loop(0, jnp.where(due, num_pieces, 0), turn, vectors)

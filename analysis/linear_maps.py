@@ -1,0 +1,193 @@
+"""What can be done with any symmetric linear map on pytrees: write it out, restrict, precondition, check."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PyTree
+
+from dlf.types import Matvec, Params
+
+
+def as_pytree(fn: Callable) -> Partial:
+    """Return a function as a pytree, so that a compiled function can take it as an argument.
+
+    Its arrays are leaves if it is a `Partial` already; otherwise it is static, and whatever it closes
+    over is part of the program that is compiled for it.
+    """
+    return fn if isinstance(fn, Partial) else Partial(fn)  # a Partial of a Partial would be static
+
+
+def dense(matvec: Matvec, like: Params) -> Float[Array, "size size"]:
+    """Return the matrix of a linear map on pytrees shaped as `like`, for small sizes.
+
+    Rows and columns are in the order of `jax.flatten_util.ravel_pytree`.
+
+    >>> dense(lambda v: {"a": 2 * v["a"], "b": v["b"]}, {"a": jnp.zeros(1), "b": jnp.zeros(1)}).tolist()
+    [[2.0, 0.0], [0.0, 1.0]]
+    """
+    return _dense(as_pytree(matvec), like)
+
+
+@jax.jit
+def _dense(matvec, like):
+    flat, unravel = ravel_pytree(like)
+    units = jnp.eye(flat.size, dtype=flat.dtype)
+    return jax.lax.map(lambda e: ravel_pytree(matvec(unravel(e)))[0], units).T
+
+
+def select(params: Params, *names: str) -> PyTree:
+    """Return the parameters of some layers or groups, with None in place of all others.
+
+    A name is a path into the pytree, as "Dense_0" or "Dense_0/kernel", and takes what lies below.
+
+    Raises ValueError for a name that is not there.
+
+    >>> select({"Dense_0": {"bias": 1.0, "kernel": 2.0}, "Dense_1": {"bias": 3.0}}, "Dense_0/bias", "Dense_1")
+    {'Dense_0': {'bias': 1.0, 'kernel': None}, 'Dense_1': {'bias': 3.0}}
+    """
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    chosen = {name: [f"{path}/".startswith(f"{name}/") for path in paths] for name in names}
+    for name, matches in chosen.items():
+        if not any(matches):
+            raise ValueError(f"no parameters under {name!r}: there are {', '.join(paths)}")
+    leaves, structure = jax.tree.flatten(params)
+    taken = [any(matches) for matches in zip(*chosen.values(), strict=True)]
+    return structure.unflatten([leaf if take else None for leaf, take in zip(leaves, taken, strict=True)])
+
+
+@jax.jit
+def _block(matvec, params, vector):
+    is_none = {"is_leaf": lambda x: x is None}
+    padded = jax.tree.map(lambda v, p: jnp.zeros_like(p) if v is None else v, vector, params, **is_none)
+    return jax.tree.map(lambda v, w: None if v is None else w, vector, matvec(padded), **is_none)
+
+
+def block(matvec: Matvec, params: Params) -> Matvec:
+    """Restrict a map to the diagonal block of those leaves that a vector has.
+
+        v -> (H [v, 0]) at the leaves of v;    v is shaped as `select(params, ...)`
+
+    >>> params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    >>> matvec = block(lambda v: {"a": v["a"] + v["b"], "b": v["a"] + 3 * v["b"]}, params)
+    >>> matvec(select(params, "b"))["b"].tolist()
+    [3.0, 3.0]
+    """
+    return Partial(_block, as_pytree(matvec), params)
+
+
+@jax.jit
+def _preconditioned(matvec, preconditioner, vector):
+    def scale(v):
+        return jax.tree.map(lambda x, p: x / jnp.sqrt(p), v, preconditioner)
+
+    return scale(matvec(scale(vector)))
+
+
+def preconditioned(matvec: Matvec, preconditioner: Params) -> Matvec:
+    """Return P^(-1/2) H P^(-1/2) for a diagonal P, given as a pytree of positive numbers.
+
+    It has the spectrum of P^(-1) H, which decides on the stability of theta <- theta - eta P^(-1) g.
+
+    >>> preconditioned(lambda v: 3.0 * v, jnp.asarray([4.0, 16.0]))(jnp.ones(2)).tolist()
+    [0.75, 0.1875]
+    """
+    return Partial(_preconditioned, as_pytree(matvec), preconditioner)
+
+
+def adam_preconditioner(opt_state: PyTree, *, b2: float = 0.999, eps: float = 1e-8) -> Params:
+    """Return the P of optax's Adam from its state, with the optimizer's own `b2` and `eps`.
+
+        P = sqrt(nu / (1 - b2^count)) + eps        after `count` >= 1 updates
+
+    Raises ValueError for a state without second moments, or before the first update.
+
+    >>> adam = optax.adam(0.1)
+    >>> _, state = adam.update(jnp.asarray([2.0]), adam.init(jnp.ones(1)))
+    >>> adam_preconditioner(state).round(4).tolist()
+    [2.0]
+    """
+    nu, count = (_moment(opt_state, name) for name in ("nu", "count"))
+    if not isinstance(count, jax.core.Tracer) and count < 1:
+        raise ValueError("Adam's preconditioner needs at least one update, count is 0")
+    return jax.tree.map(lambda v: jnp.sqrt(v / (1 - b2 ** count.astype(v.dtype))) + eps, nu)
+
+
+def rmsprop_preconditioner(opt_state: PyTree, *, eps: float = 1e-8) -> Params:
+    """Return the P of optax's RMSProp from its state, with the optimizer's own `eps`.
+
+        P = sqrt(nu + eps)        optax's default, eps_in_sqrt=True and no bias correction
+
+    Raises ValueError for a state without second moments.
+
+    >>> rmsprop = optax.rmsprop(0.1, decay=0.75)
+    >>> _, state = rmsprop.update(jnp.asarray([2.0]), rmsprop.init(jnp.ones(1)))
+    >>> rmsprop_preconditioner(state).round(4).tolist()
+    [1.0]
+    """
+    return jax.tree.map(lambda v: jnp.sqrt(v + eps), _moment(opt_state, "nu"))
+
+
+def _moment(opt_state, name):
+    found = [value for _, value in optax.tree_utils.tree_get_all_with_path(opt_state, name)]
+    if not found:
+        raise ValueError(f"the optimizer's state has no {name}: it is not that of Adam or RMSProp")
+    return found[0]
+
+
+class OperatorCheck(NamedTuple):
+    """What `check_operator` measured, each relative to the size of the products."""
+
+    nondeterminism: float  # |H x - H x|, computed twice
+    asymmetry: float  # |x . H y - y . H x|
+    difference: float | None  # |H x - (g(theta + h x) - g(theta - h x)) / 2h|, None without a loss
+
+
+def check_operator(
+    matvec: Matvec, params: Params, *, key: Array, loss: Callable[[Params], Float[Array, ""]] | None = None
+) -> OperatorCheck:
+    """Check that a map is deterministic, symmetric and, given the loss, its Hessian at `params`.
+
+    Two random directions x, y of unit length. Central differences of the gradient g of `loss` use
+    h = eps^(1/3) max(1, |theta|). Accepted are 100 eps between two equal products, sqrt(n) times that
+    between x . H y and y . H x, and 10 eps^(1/3) to central differences (1e-4 of the product in
+    float64, 0.05 in float32; a kink between the two points, as of a ReLU, may exceed it).
+
+    Raises ValueError that says which of the three failed and by how much.
+
+    >>> check_operator(lambda v: 2 * v, jnp.ones(3), key=jax.random.key(0), loss=lambda p: p @ p).asymmetry
+    0.0
+    """
+    flat, unravel = ravel_pytree(params)
+    eps = float(jnp.finfo(flat.dtype).eps)
+    x, y = jax.random.normal(key, (2, flat.size), flat.dtype)
+    x, y = x / jnp.linalg.norm(x), y / jnp.linalg.norm(y)
+
+    def product(v):
+        return ravel_pytree(matvec(unravel(v)))[0]
+
+    hx, hy = product(x), product(y)
+    size = float(jnp.maximum(jnp.linalg.norm(hx), jnp.linalg.norm(hy))) or 1.0
+    found = [float(jnp.linalg.norm(product(x) - hx)) / size, abs(float(x @ hy - y @ hx)) / size, None]
+    if loss is not None:
+        h = eps ** (1 / 3) * max(1.0, float(jnp.linalg.norm(flat)))
+        up, down = (ravel_pytree(jax.grad(loss)(unravel(flat + sign * h * x)))[0] for sign in (1, -1))
+        found[2] = float(jnp.linalg.norm(hx - (up - down) / (2 * h))) / size
+    limits = {
+        "not deterministic, two equal products": 100 * eps,
+        "not symmetric, x . H y and y . H x": 100 * eps * flat.size**0.5,
+        "not the Hessian of this loss, product and central differences": 10 * eps ** (1 / 3),
+    }
+    for (fault, limit), value in zip(limits.items(), found, strict=True):
+        if value is not None and not value <= limit:  # NaN fails, too
+            raise ValueError(
+                f"the operator is {fault} differ by {value:.1e} of the product (limit {limit:.1e})"
+            )
+    return OperatorCheck(*found)

@@ -1,0 +1,25 @@
+"""The empirical neural tangent kernel of a network: its forms, its product and its spectrum.
+
+    Theta_cd(x, x') = grad_theta f_c(x) . grad_theta f_d(x')        f: the C logits of one example alone
+
+`weights` [examples] (Gamma_{y_j}), or [examples, classes] where said (Gamma_c in dmse2), not negative,
+give W^{1/2} Theta W^{1/2}, the kernel of the weighted loss without its 1/P. With a `batch_size` a
+kernel is filled in blocks of so many examples by one compiled loop: beside the kernel, memory is that of
+two blocks of the Jacobian, or of the layers' factors, and of a copy to transpose one. It changes the
+numbers by rounding only, and allows forward derivatives only.
+"""
+
+from analysis.ntk.kernels import diagonal_ntk, empirical_ntk, full_ntk, ntk_operator, per_class_ntk
+from analysis.ntk.spectra import Duality, ggn_ntk_duality, kernel_target_alignment, spectrum
+
+__all__ = [
+    "Duality",
+    "diagonal_ntk",
+    "empirical_ntk",
+    "full_ntk",
+    "ggn_ntk_duality",
+    "kernel_target_alignment",
+    "ntk_operator",
+    "per_class_ntk",
+    "spectrum",
+]

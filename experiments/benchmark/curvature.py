@@ -1,0 +1,408 @@
+"""Solvers of the largest Hessian eigenvalues, ours and others', at equal true residual.
+
+The same float32 weights and data for all: three networks, at initialisation and after training, the
+loss weighted by class. A solver that cannot be asked for a residual is given larger and larger
+settings until it has it. The true residual is computed afterwards, in float64.
+"""
+
+import importlib.util
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental.sparse.linalg import lobpcg_standard
+from jax.flatten_util import ravel_pytree
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from analysis import operators
+from analysis.lanczos import top_eigenpairs
+from analysis.linear_maps import dense
+from analysis.ntk import empirical_ntk
+from dlf import data, files, losses, models, schedules, train
+from dlf.types import Batch, LossFn, Model, Params
+from experiments.benchmark import torch_peers
+from experiments.benchmark.report import Row
+
+NUM, TOL = 5, 1e-3
+_STEP = jnp.asarray(1_250, jnp.int32)  # the first class weighs most
+_KEY = jax.random.key(0)
+_DENSE = 2_000  # parameters up to which the dense Hessian is the reference
+_STOPPING = ("scipy eigsh", "curvlinops + eigsh", "lobpcg_standard, tol / 20n", "eigenthings, power")
+_PATIENCE = 10.0  # seconds; what takes longer is run once
+
+
+class Case(NamedTuple):
+    """One network in one state, with all arrays in float32."""
+
+    network: str
+    stage: str
+    model: Model
+    activation: str
+    loss_fn: LossFn
+    weights: np.ndarray  # of the classes
+    batch: Batch
+    params: Params
+    next_params: Params  # ten training steps later, for a warm start
+
+
+class Found(NamedTuple):
+    """What a solver returns: the eigenvectors are rows in the order of ravel_pytree."""
+
+    values: np.ndarray
+    vectors: np.ndarray
+    num_matvecs: int
+    noticed: str  # whether it says that it has not converged
+
+
+def cases() -> Iterator[Case]:
+    """Yield the three networks at initialisation and after training."""
+    spiral, digits = data.spiral().train, data.digits().train
+    networks = {
+        "spiral 2-100-3": (models.mlp(3, (100,), "relu", "original", True), "relu", 3, spiral, 1.0, 2_000),
+        "digits 64-256-256-10": (
+            models.mlp(10, (256, 256), "tanh", "original", True), "tanh", 10, digits, 0.1, 200,
+        ),
+        "digits, convolutions": (
+            models.myrtle(10, (16, 32, 32), "relu"), "relu", 10, digits._replace(
+                inputs=digits.inputs[:500], labels=digits.labels[:500]), 0.1, 200,
+        ),
+    }  # fmt: skip
+    for name, (model, activation, num_classes, batch, rate, num_steps) in networks.items():
+        batch = Batch(batch.inputs.astype("f4"), batch.labels)
+        schedule = schedules.triangular(num_classes, amplitude=10.0, period=5_000)
+        loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedule)
+        optimizer = train.make_optimizer("sgd", learning_rate=rate)
+        state = train.init_state(model.init(_KEY, batch.inputs[:1]), optimizer)
+        weights = np.asarray(schedule(_STEP), "f4")
+        loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
+        for stage in ("initial", "trained"):
+            after = loop(state, {}, 10)[0]
+            yield Case(name, stage, model, activation, loss_fn, weights, batch, state.params, after.params)
+            state = loop(state, {}, num_steps)[0]
+
+
+def ours(case: Case, warm: bool = False, basis_size: int = 24) -> Callable[[], Found]:
+    """Return our solver, cold, or warm from the eigenvectors of ten training steps before."""
+    start, params = None, case.params
+    if warm:
+        before = operators.hessian(case.loss_fn, params, case.batch, _STEP)
+        start = top_eigenpairs(before, params, num=NUM, tol=TOL, key=_KEY).vectors
+        params = case.next_params
+    matvec = operators.hessian(case.loss_fn, params, case.batch, _STEP)
+
+    def solve():
+        pairs = top_eigenpairs(matvec, params, num=NUM, tol=TOL, start=start, basis_size=basis_size, key=_KEY)
+        vectors = jax.vmap(lambda v: ravel_pytree(v)[0])(pairs.vectors)
+        return Found(np.asarray(pairs.values), np.asarray(vectors), int(pairs.num_matvecs), "yes")
+
+    return solve
+
+
+def others(case: Case) -> dict[str, list[Callable[[], Found]]]:
+    """Return the other solvers in JAX and SciPy, each with its settings from cheap to expensive."""
+    flat, unravel = ravel_pytree(case.params)
+    matvec = operators.hessian(case.loss_fn, case.params, case.batch, _STEP)
+
+    @jax.jit
+    def product(matvec, v):
+        return ravel_pytree(matvec(unravel(v)))[0]
+
+    def unrestarted(size):
+        return ours(case, basis_size=size)
+
+    def matfree(size):
+        from matfree import decomp
+
+        @jax.jit
+        def run(matvec):
+            found = decomp.tridiag_sym(size)(
+                partial(product, matvec), jax.random.normal(_KEY, flat.shape, flat.dtype)
+            )
+            values, vectors = jnp.linalg.eigh(found.J_small)
+            return values[::-1][:NUM], (found.Q_tall @ vectors[:, ::-1][:, :NUM]).T
+
+        return lambda: Found(*map(np.asarray, run(matvec)), size, "no")
+
+    def lobpcg(tol):
+        start = jax.random.normal(_KEY, (flat.size, NUM), flat.dtype)
+
+        @jax.jit
+        def run(matvec):
+            return lobpcg_standard(
+                lambda x: jax.lax.map(partial(product, matvec), x.T).T, start, m=200, tol=tol
+            )
+
+        def solve():
+            values, vectors, count = run(matvec)
+            # each iteration multiplies three blocks of vectors and once more the best; one block at first
+            return Found(np.asarray(values), np.asarray(vectors).T, (4 * int(count) + 2) * NUM, "partly")
+
+        return solve
+
+    def eigsh(tol):
+        from scipy.sparse.linalg import LinearOperator
+        from scipy.sparse.linalg import eigsh as solve_arpack
+
+        def solve():
+            calls = []
+
+            def multiply(v):
+                calls.append(1)
+                return np.asarray(product(matvec, jnp.asarray(v.ravel(), flat.dtype)))
+
+            operator = LinearOperator((flat.size, flat.size), matvec=multiply, dtype="f4")
+            values, vectors = solve_arpack(operator, k=NUM, which="LA", tol=tol)
+            return Found(values[::-1], vectors.T[::-1], len(calls), "yes")
+
+        return solve
+
+    def power(tol):
+        start = jax.random.normal(_KEY, flat.shape, flat.dtype)
+        calls = []
+
+        @partial(jax.jit, static_argnames="counted")
+        def run(matvec, counted=False):
+            def multiply(v):
+                if counted:
+                    jax.debug.callback(lambda: calls.append(1))
+                return product(matvec, v)
+
+            return optax.power_iteration(multiply, v0=start, num_iters=1_000, error_tolerance=tol)
+
+        jax.block_until_ready(run(matvec, counted=True))
+        jax.effects_barrier()
+
+        def solve():
+            value, vector = run(matvec)
+            vector = vector / jnp.linalg.norm(vector)
+            return Found(np.asarray(value)[None], np.asarray(vector)[None], len(calls), "no")
+
+        return solve
+
+    found = {
+        "unrestarted Lanczos": [unrestarted(160)],
+        "lobpcg_standard, tol / 20n": [lobpcg(TOL / 20 / flat.size)],
+        "lobpcg_standard as it comes": [lobpcg(None)],
+        "scipy eigsh": [eigsh(tol) for tol in (TOL, TOL / 10, TOL / 100)],
+        "optax.power_iteration (1)": [power(tol) for tol in (TOL, TOL / 10, TOL / 100)],
+    }
+    if importlib.util.find_spec("matfree"):
+        found["matfree"] = [matfree(size) for size in (10, 15, 20, 25, 30, 40, 60, 80, 120)]
+    return found
+
+
+def pytorch(case: Case) -> dict[str, list[Callable[[], Found]]]:
+    """Return the solvers in PyTorch that are installed, with their settings from cheap to expensive."""
+    if not importlib.util.find_spec("torch"):
+        return {}
+    problem = torch_peers.Problem(
+        torch_peers.Layers(jax.tree.map(np.array, case.params), case.activation),
+        np.array(case.batch.inputs),
+        np.array(case.batch.labels),
+        case.weights[np.asarray(case.batch.labels)],
+    )
+    settings = {"steps; default 2 num": (15, 20, 30, 40, 50)}
+
+    def solver(peer, setting):
+        def solve():
+            vectors, values, num_matvecs, converged = peer.solve(problem, NUM, setting)
+            return Found(values, vectors, num_matvecs, "no" if converged is None else "yes")
+
+        return solve
+
+    return {
+        name: [solver(peer, setting) for setting in settings.get(peer.argument, (TOL, TOL / 10, TOL / 100))]
+        for name, peer in torch_peers.PEERS.items()
+        if importlib.util.find_spec(peer.module)
+    }
+
+
+class Result(NamedTuple):
+    """One line of the table."""
+
+    network: str
+    stage: str
+    solver: str
+    num_matvecs: int
+    seconds: float
+    residual: float  # the largest true residual over the largest |eigenvalue|
+    error: float | None  # the largest error against the dense answer over the largest |eigenvalue|
+    memory: float  # MiB that the process grew by during the call
+    noticed: str
+
+
+def measure(case: Case, solver: str, attempts: list[Callable[[], Found]], repeats: int) -> Result:
+    """Run the settings of a solver until the true residual is reached, and time the last."""
+    params = case.next_params if "warm" in solver else case.params
+    exact = jax.tree.map(lambda x: x.astype(float), params)
+    batch = Batch(case.batch.inputs.astype(float), case.batch.labels)
+    matvec, unravel = operators.hessian(case.loss_fn, exact, batch, _STEP), ravel_pytree(exact)[1]
+    for attempt in attempts:
+        try:
+            attempt()  # compiles
+            found, seconds, memory = _watch(attempt)
+        except Exception as error:  # whatever a foreign package raises is its result
+            return Result(*case[:2], solver, 0, np.nan, np.nan, None, np.nan, type(error).__name__)
+        images = [ravel_pytree(matvec(unravel(jnp.asarray(u, float))))[0] for u in found.vectors]
+        differences = np.asarray(images) - found.values[:, None] * found.vectors
+        residual = np.linalg.norm(differences, axis=1).max() / np.abs(found.values).max()
+        if residual <= TOL:
+            break
+    times = [seconds] + [_watch(attempt)[1] for _ in range(repeats - 1) if seconds < _PATIENCE]
+    error = None
+    if ravel_pytree(exact)[0].size <= _DENSE:
+        expected = np.linalg.eigvalsh(dense(matvec, exact))[::-1][: len(found.values)]
+        error = np.abs(found.values - expected).max() / expected[0]
+    noticed = "" if residual <= TOL else found.noticed
+    return Result(
+        *case[:2], solver, found.num_matvecs, statistics.median(times), residual, error, memory, noticed
+    )
+
+
+def _watch(function: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Return the result, the seconds, and the MiB by which the process grew at its peak."""
+    peak, running = [_resident()], True
+
+    def sample():
+        while running:
+            peak.append(_resident())
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    started = time.perf_counter()
+    try:
+        result = function()
+        return result, time.perf_counter() - started, max(peak) - peak[0]
+    finally:
+        running = False
+        thread.join()
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def summarise(results: list[Result]) -> Iterator[Row]:
+    """Compare our solver with the others: the targets of the curvature engine."""
+    for network, stage in dict.fromkeys((r.network, r.stage) for r in results):
+        of = {r.solver: r for r in results if (r.network, r.stage) == (network, stage)}
+        row, cold, warm = partial(Row, f"{network}, {stage}"), of["ours, cold"], of["ours, warm"]
+        base = of["unrestarted Lanczos"].num_matvecs
+        yield row("cold : unrestarted", "products", (cold.num_matvecs / base,), ("<=", 1.15))
+        reached = [r for name, r in of.items() if name in _STOPPING and r.residual <= TOL]
+        fewest = min((r.num_matvecs for r in reached), default=np.inf)
+        yield row("cold : best with a stopping rule", "products", (cold.num_matvecs / fewest,), ("<", 1))
+        least = max(8, 0.7 * cold.num_matvecs)
+        yield row("warm : max(8, 0.7 cold)", "products", (warm.num_matvecs / least,), ("<=", 1))
+        if network == "digits 64-256-256-10" and stage == "initial":
+            yield row("cold", "products", (cold.num_matvecs,), ("<=", 65))
+        peers = [of[name].seconds for name in torch_peers.PEERS if name in of and of[name].residual <= TOL]
+        bound = 1 if "convolutions" in network else 0.5
+        yield row(
+            "cold : best in PyTorch", "seconds", (cold.seconds / min(peers),) if peers else (), ("<=", bound)
+        )
+
+
+def products(case: Case, repeats: int) -> Iterator[Row]:
+    """Compare one Hessian product with one gradient, and the solver's memory with its basis."""
+    matvec = operators.hessian(case.loss_fn, case.params, case.batch, _STEP)
+    gradient = jax.jit(jax.grad(case.loss_fn))
+    ratios = []
+    for _ in range(repeats):
+        taken = []
+        for run in (lambda: matvec(case.params), lambda: gradient(case.params, case.batch, _STEP)):
+            jax.block_until_ready(run())
+            started = time.perf_counter()
+            jax.block_until_ready([run() for _ in range(10)])
+            taken.append(time.perf_counter() - started)
+        ratios.append(taken[0] / taken[1])
+    yield Row(f"{case.network}, {case.stage}", "Hessian product : gradient", "times", ratios, ("<=", 2.3))
+
+
+def ntk_rows(repeats: int) -> Iterator[Row]:
+    """Compare the NTK of the spiral network on 300 points with the three of neural-tangents."""
+    from analysis import neural_tangents_import
+
+    batch = data.spiral().train
+    model = models.mlp(3, (100,), "relu", "original", True)
+    for dtype in ("float64", "float32"):
+        inputs = batch.inputs.astype(dtype)
+        params = model.init(_KEY, inputs)
+        runs = {"ours": jax.jit(partial(empirical_ntk, model.apply))}
+        try:
+            library = neural_tangents_import.load()
+        except ImportError:
+            library = None
+        for index in (1, 2, 3) if library else ():
+            kernel_fn = library.empirical_ntk_fn(
+                lambda params, inputs: _plain(params, inputs), implementation=index, vmap_axes=0
+            )
+            runs[str(index)] = jax.jit(lambda params, x, kernel_fn=kernel_fn: kernel_fn(x, None, params))
+        taken = {name: [] for name in runs}
+        for _ in range(repeats + 1):
+            for name, run in runs.items():
+                started = time.perf_counter()
+                jax.block_until_ready(run(params, inputs))
+                taken[name].append(time.perf_counter() - started)
+        times = {name: np.asarray(values[1:]) for name, values in taken.items()}
+        yield Row(f"NTK, 300 points, {dtype}", "ours", "ms", 1e3 * times.pop("ours"))
+        for name, values in times.items():
+            yield Row(
+                f"NTK, 300 points, {dtype}", f"neural-tangents, implementation {name}", "ms", 1e3 * values
+            )
+        best = min(times.values(), key=np.median, default=None)
+        ratio = () if best is None else np.asarray(taken["ours"][1:]) / best
+        yield Row(f"NTK, 300 points, {dtype}", "ours : best of neural-tangents", "times", ratio, ("<=", 0.7))
+
+
+def _plain(params, inputs):
+    """The spiral network in plain products, the best case of neural-tangents."""
+    first, last = params["Dense_0"], params["Dense_1"]
+    hidden = jax.nn.relu(inputs @ first["kernel"] + first["bias"])
+    return hidden @ last["kernel"] + last["bias"]
+
+
+def table(results: list[Result]) -> Table:
+    """Lay out the results of all solvers."""
+    layout = Table(
+        "network", "solver", "products", "seconds", "true residual", "error", "MiB", "told", box=SIMPLE_HEAD
+    )
+    for r in results:
+        numbers = (f"{r.seconds:.3f}", f"{r.residual:.1e}", "" if r.error is None else f"{r.error:.1e}")
+        flag = "" if r.residual <= TOL else (r.noticed or "no")
+        layout.add_row(
+            f"{r.network}, {r.stage}", r.solver, str(r.num_matvecs), *numbers, f"{r.memory:.0f}", flag
+        )
+    return layout
+
+
+def benchmark(path: Path, repeats: int) -> tuple[list[Result], list[Row]]:
+    """Measure all solvers on all cases and write the results to a JSON file."""
+    results, rows = [], []
+    with Console(stderr=True).status("measuring: takes minutes") as status:
+        rows += ntk_rows(3 * repeats)
+        for case in cases():
+            rows += products(case, repeats)
+            solvers = {"ours, cold": [ours(case)], "ours, warm": [ours(case, warm=True)]}
+            for name, attempts in (solvers | others(case) | pytorch(case)).items():
+                status.update(f"{case.network}, {case.stage}: {name}")
+                results.append(measure(case, name, attempts, repeats))
+    rows += summarise(results)
+    content = {"platform": platform.platform(), "cpus": os.cpu_count(), "jax": jax.__version__}
+    content |= {"repeats": repeats, "num": NUM, "tol": TOL, "results": [r._asdict() for r in results]}
+    files.write_json(path, content | {"rows": [row.as_json() for row in rows]})
+    return results, rows
