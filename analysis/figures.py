@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
 
-__all__ = ["fig4"]
+__all__ = ["curvature", "fig4"]
 
 _STYLE = {
     "font.size": 8,
@@ -70,6 +70,63 @@ def fig4(run: xr.Dataset) -> Figure:
             axes.set_title(title, fontsize=8)
         figure.align_ylabels(grid[:, 0])
     return figure
+
+
+def curvature(found: xr.Dataset) -> Figure:
+    """Draw what makes up the curvature: five panels, of a run and of an image network.
+
+    a: at the start of a period, the density of the Hessian's eigenvalues, stochastic with one standard error, and the histogram of
+    the dense spectrum; b: the same of GGN and residual; c: the sharpness along one period as the sum
+    of its classes Gamma_c u.H_c u; d: spectrum of the NTK; e: density of the Hessian of the image
+    network before and after training. Densities are on log axes and integrate to one.
+
+    Source: ours; a and e after Ghorbani, Krishnan and Xiao 2019 (arXiv 1901.10159).
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 6.4), layout="constrained")
+        grid = figure.subplot_mosaic([["a", "b"], ["c", "c"], ["d", "e"]])
+        for name, parts in (("a", ("Hessian",)), ("b", ("GGN", "residual"))):
+            for part, color in zip(parts, _CLASS_COLORS, strict=False):
+                row = found.sel(part=part)
+                counts, edges = np.histogram(row["spectrum"], bins=100, density=True)
+                grid[name].stairs(
+                    counts, edges, color=color, alpha=0.5, linewidth=0.6, label=f"{part}, dense"
+                )
+                _draw_density(grid[name], row, "", color, f"{part}, stochastic")
+            grid[name].set_title(f"spiral, step {found.attrs['first']:,}", fontsize=8)
+        for stage, color in zip(found["stage"].values, _CLASS_COLORS, strict=False):
+            _draw_density(grid["e"], found.sel(stage=stage), "image_", color, stage)
+        grid["e"].set_title(f"digits, {found.attrs['num_parameters']:,} parameters", fontsize=8)
+        for name in "abe":
+            grid[name].set(xlabel=r"eigenvalue $\lambda$ (nat)", ylabel="density (1/nat)", yscale="log")
+            grid[name].legend(frameon=False)
+        for label, color in zip(found["class"].values, cycle(_CLASS_COLORS), strict=False):
+            series = found["class_curvature"].sel({"class": label})
+            grid["c"].plot(found["step"], series, color=color, linewidth=1.0, label=f"class {label}")
+        grid["c"].plot(
+            found["step"], found["sharpness"], **_LINE | {"linewidth": 1.2}, label="sum: sharpness"
+        )
+        threshold = found.attrs["threshold"]
+        label = rf"threshold $2/\eta$ = {threshold:g}"
+        grid["c"].axhline(threshold, color="#D55E00", linewidth=1.0, linestyle="--", label=label)
+        grid["c"].set(xlabel="step", ylabel=r"$\Gamma_c\, u\cdot H_c u$ (nat)")
+        grid["c"].legend(frameon=False, ncols=3, loc="upper center")
+        ntk = found["ntk_spectrum"]
+        rank = np.arange(1, ntk.size + 1)
+        grid["d"].loglog(rank, np.maximum(ntk, 1e-16 * ntk.max()), **_DOTS | {"markersize": 3})
+        grid["d"].set(xlabel="rank", ylabel="NTK eigenvalue")
+        grid["d"].set_title(f"spiral, {ntk.size} examples", fontsize=8)
+        for name, axes in grid.items():
+            axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
+    return figure
+
+
+def _draw_density(axes: Axes, row: xr.Dataset, prefix: str, color: str, label: str) -> None:
+    """Draw a density with a band of one standard error, down to a thousandth of an eigenvalue's share."""
+    x, y, error = (row[f"{prefix}{name}"].values for name in ("eigenvalue", "density", "density_error"))
+    axes.plot(x, y, color=color, linewidth=1.0, label=label)
+    axes.fill_between(x, np.maximum(y - error, 1e-12), y + error, color=color, alpha=0.3, linewidth=0)
+    axes.set_ylim(bottom=1e-6 * y.max())
 
 
 def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float | None) -> None:

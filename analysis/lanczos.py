@@ -61,7 +61,8 @@ def top_eigenpairs(
     `vectors` holds them, makes a warm start: from their sum and a random part, with at least 8
     products, since at once a residual would certify an old direction while a new one has grown larger.
     Still it can miss one: measure cold from time to time. All zeros stand for a cold start. Where the
-    Krylov space is exhausted, a random vector goes on. Of a multiple eigenvalue one copy is sure.
+    Krylov space is exhausted, random vectors go on, at least as many as are wanted. Of a multiple
+    eigenvalue one copy is sure.
 
     It never raises for what it finds: without convergence within `max_matvecs`, `converged` is False
     beside the best values; a product that is not finite ends the search, and `nonfinite_matvec` says
@@ -112,6 +113,7 @@ class _Search(NamedTuple):
     converged: Bool[Array, ""]
     num_matvecs: Int[Array, ""]
     nonfinite_matvec: Int[Array, ""]
+    least_matvecs: Int[Array, ""]  # before which it must not stop, -1 until a Krylov space is exhausted
     ended: Bool[Array, ""]
 
 
@@ -120,7 +122,7 @@ class _Search(NamedTuple):
 def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
     product, random, unflatten, size = flatten(matvec, like, key)
     wanted = 2 * num if which == "both" else num
-    first, least_matvecs = _first_vector(start, like, random)
+    first, least_warm = _first_vector(start, like, random)
     eps = jnp.finfo(first.dtype).eps
 
     def grow(search):
@@ -133,16 +135,20 @@ def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
         residuals = jnp.maximum(residuals, eps * spread)  # a residual of zero has still been rounded
         limit = jnp.maximum(tol * jnp.max(jnp.abs(values)), 20 * eps * spread)
         found = basis.size >= wanted
-        converged = found & finite & (count >= least_matvecs) & jnp.all(residuals <= limit)
+        # an invariant space tells nothing of the rest: as many directions more as are wanted
+        invariant = jnp.linalg.norm(basis.coupling[basis.size]) <= limit
+        least = jnp.where(invariant & (search.least_matvecs < 0), count + wanted, search.least_matvecs)
+        explored = (count >= jnp.maximum(least, least_warm)) | (basis.size == size)
+        converged = found & finite & explored & jnp.all(residuals <= limit)
         values, residuals = (jnp.where(found, x, jnp.nan) for x in (values, residuals))
         ended = converged | (count >= max_matvecs) | ~finite | (basis.size == size)
         # at the end, too: the wanted Ritz vectors are then the first rows
         basis = _restart(basis, ritz_vectors, num, which, wanted, due=ended | (basis.size == rows))
-        return _Search(basis, values, residuals, converged, count, jnp.where(finite, 0, count), ended)
+        return _Search(basis, values, residuals, converged, count, jnp.where(finite, 0, count), least, ended)
 
     nothing = jnp.full(wanted, jnp.nan, first.dtype)
     zero = jnp.zeros((), int)
-    search = _Search(first_basis(first, rows), nothing, nothing, zero > 0, zero, zero, zero > 0)
+    search = _Search(first_basis(first, rows), nothing, nothing, zero > 0, zero, zero, zero - 1, zero > 0)
     search = jax.lax.while_loop(lambda search: ~search.ended, grow, search)
     vectors = jax.vmap(unflatten)(search.basis.vectors[:wanted])
     return Eigenpairs(search.values, vectors, *search[2:6])

@@ -112,11 +112,11 @@ def test_without_convergence_it_says_so_beside_the_best_values(x64):
     assert 0.9 < float(pairs.values[0]) <= 1 + 1e-5
 
 
-@pytest.mark.parametrize("which", ["largest", "smallest"])
-def test_restarts_cost_few_products_more_than_an_unrestarted_basis(float64, which):
+@pytest.mark.parametrize("num", [1, 3])
+def test_restarts_cost_few_products_more_than_an_unrestarted_basis(float64, num):
     a, _ = matrix(SPECTRA["network"])
-    restarted = solve(a, which=which, tol=1e-5, basis_size=16)
-    unrestarted = solve(a, which=which, tol=1e-5, basis_size=len(a))
+    restarted = solve(a, num, tol=1e-5, basis_size=16)
+    unrestarted = solve(a, num, tol=1e-5, basis_size=len(a))
     assert restarted.converged and unrestarted.converged
     assert int(restarted.num_matvecs) <= 1.15 * int(unrestarted.num_matvecs)
 
@@ -230,11 +230,11 @@ def test_a_product_that_is_not_finite_is_named_beside_the_best_values(x64, broke
     a, _ = matrix(SPECTRA["smooth"])
     calls = itertools.count(1)
 
-    def factor():
-        return np.asarray(np.nan if next(calls) == broken else 1, a.dtype)
-
     def matvec(v):
-        return a @ v * io_callback(factor, jax.ShapeDtypeStruct((), a.dtype), ordered=True)
+        fine = io_callback(
+            lambda: np.asarray(next(calls) != broken), jax.ShapeDtypeStruct((), bool), ordered=True
+        )
+        return jnp.where(fine, a @ v, jnp.nan)
 
     pairs = top_eigenpairs(matvec, a[0], num=2, tol=1e-5, key=KEY)
     assert not pairs.converged and pairs.nonfinite_matvec == pairs.num_matvecs == broken
