@@ -3,18 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: fig4 test benchmark lock clean
+.PHONY: fig4 curvature test benchmark lock clean
 
 fig4: $(VENV)/ready  ## train the run of Fig. 4 (or go on with it), draw it, check its numbers
 	$(RUN) -m experiments.figure fig4
+
+curvature: $(VENV)/ready  ## measure and draw the curvature of the run of Fig. 4 and of an image network
+	$(RUN) -m experiments.curvature
 
 test: $(VENV)/ready  ## every check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest
 
-benchmark: $(VENV)/ready  ## speed and memory of the run of Fig. 4; PyTorch too where it is installed
+benchmark: $(VENV)/ready  ## speed, memory and other solvers; those in PyTorch where they are installed
 	$(RUN) -m experiments.benchmark fig4
+	$(RUN) -m experiments.benchmark curvature
 
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dlf needs Python 3.11 or later: make PYTHON=python3.12")'

@@ -75,10 +75,11 @@ def fig4(run: xr.Dataset) -> Figure:
 def curvature(found: xr.Dataset) -> Figure:
     """Draw what makes up the curvature: five panels, of a run and of an image network.
 
-    a: at the start of a period, the density of the Hessian's eigenvalues, stochastic with one standard error, and the histogram of
-    the dense spectrum; b: the same of GGN and residual; c: the sharpness along one period as the sum
-    of its classes Gamma_c u.H_c u; d: spectrum of the NTK; e: density of the Hessian of the image
-    network before and after training. Densities are on log axes and integrate to one.
+    a: at the start of a period, density of the Hessian's eigenvalues: stochastic, with one standard
+    error, and the histogram of the dense spectrum; b: the same of GGN and residual; c: the sharpness
+    along the period as the sum of its classes Gamma_c u.H_c u; d: spectrum of the NTK; e: density of
+    the Hessian of the image network before and after training. Densities are on log axes and
+    integrate to one.
 
     Source: ours; a and e after Ghorbani, Krishnan and Xiao 2019 (arXiv 1901.10159).
     """

@@ -40,7 +40,7 @@ def _dense(matvec, like):
     return jax.lax.map(lambda e: ravel_pytree(matvec(unravel(e)))[0], units).T
 
 
-def select(params: Params, *names: str) -> PyTree:
+def select(params: PyTree, *names: str) -> PyTree:
     """Return the parameters of some layers or groups, with None in place of all others.
 
     A name is a path into the pytree, as "Dense_0" or "Dense_0/kernel", and takes what lies below.
@@ -109,10 +109,9 @@ def adam_preconditioner(opt_state: PyTree, *, b2: float = 0.999, eps: float = 1e
 
     Raises ValueError for a state without second moments, or before the first update.
 
-    >>> adam = optax.adam(0.1)
-    >>> _, state = adam.update(jnp.asarray([2.0]), adam.init(jnp.ones(1)))
-    >>> adam_preconditioner(state).round(4).tolist()
-    [2.0]
+    >>> state = optax.adam(0.1).init(jnp.ones(1))[0]._replace(count=jnp.asarray(1), nu=jnp.asarray([4.0]))
+    >>> round(adam_preconditioner(state, b2=0.75).item(), 4)
+    4.0
     """
     nu, count = (_moment(opt_state, name) for name in ("nu", "count"))
     if not isinstance(count, jax.core.Tracer) and count < 1:

@@ -221,7 +221,8 @@ def class_curvatures(
         Gamma(t) . (u . H_c u)_c = u . H(t) u        forward over forward
 
     >>> class_losses = lambda w, batch: jnp.stack([w**2, w**3])
-    >>> class_curvatures(class_losses, jnp.asarray(2.0), None, jnp.asarray(1.0)).tolist()
+    >>> batch = Batch(jnp.ones((1, 1)), jnp.zeros(1, int))
+    >>> class_curvatures(class_losses, jnp.asarray(2.0), batch, jnp.asarray(1.0)).tolist()
     [2.0, 12.0]
     """
 

@@ -107,8 +107,9 @@ def measure_images(
     state = train.init_state(model.init(key, dataset.train.inputs[:1]), optimizer)
     step_fn = train.make_step(loss_fn, batch_fn, optimizer)
     trained, _, _ = train.make_loop(step_fn)(state, {}, num_steps)
+    size = min(128, num_examples)
     maps = {
-        stage: (operators.hessian(loss_fn, at.params, dataset.train, at.step, batch_size=128), at.params)
+        stage: (operators.hessian(loss_fn, at.params, dataset.train, at.step, batch_size=size), at.params)
         for stage, at in zip(STAGES, (state, trained), strict=True)
     }
     settings = dict(num_probes=num_probes, order=order, key=key)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import baselines, fig4, spread
+from experiments.benchmark import baselines, curvature, fig4, solvers, spread
 from experiments.configs import fig4 as config_fig4
 from experiments.configs import tiny
 
@@ -66,3 +66,22 @@ def test_a_wrong_command_line_ends_in_one_line(monkeypatch, capsys, words):
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_solvers_are_measured_at_their_true_residual(float64):
+    case = next(curvature.cases())
+    for name, warm in (("ours, cold", False), ("ours, warm", True)):
+        result = curvature.measure(case, name, [solvers.ours(case, warm)], repeats=1)
+        assert result.residual <= solvers.TOL and result.error <= solvers.TOL and result.noticed == ""
+        assert 0 < result.num_matvecs < 40 and result.seconds > 0
+    too_few = [solvers.others(case)["unrestarted Lanczos"][0]]
+    base = curvature.measure(case, "unrestarted Lanczos", too_few, repeats=1)
+    rows = {
+        row.quantity: row for row in curvature.summarise([result._replace(solver="ours, cold"), result, base])
+    }
+    assert rows["cold : unrestarted"].median == result.num_matvecs / base.num_matvecs
+
+    def fails():
+        raise RuntimeError
+
+    assert curvature.measure(case, "foreign", [fails], repeats=1).noticed == "RuntimeError"

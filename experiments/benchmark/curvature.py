@@ -5,7 +5,6 @@ loss weighted by class. A solver that cannot be asked for a residual is given la
 settings until it has it. The true residual is computed afterwards, in float64.
 """
 
-import importlib.util
 import os
 import platform
 import statistics
@@ -19,51 +18,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from analysis import operators
-from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import dense
-from analysis.ntk import empirical_ntk
 from dlf import data, files, losses, models, schedules, train
-from dlf.types import Batch, LossFn, Model, Params
+from dlf.types import Batch
 from experiments.benchmark import torch_peers
+from experiments.benchmark.ntk import ntk_rows
 from experiments.benchmark.report import Row
+from experiments.benchmark.solvers import KEY, NUM, STEP, TOL, Case, Found, others, ours, pytorch
 
-NUM, TOL = 5, 1e-3
-_STEP = jnp.asarray(1_250, jnp.int32)  # the first class weighs most
-_KEY = jax.random.key(0)
 _DENSE = 2_000  # parameters up to which the dense Hessian is the reference
 _STOPPING = ("scipy eigsh", "curvlinops + eigsh", "lobpcg_standard, tol / 20n", "eigenthings, power")
 _PATIENCE = 10.0  # seconds; what takes longer is run once
-
-
-class Case(NamedTuple):
-    """One network in one state, with all arrays in float32."""
-
-    network: str
-    stage: str
-    model: Model
-    activation: str
-    loss_fn: LossFn
-    weights: np.ndarray  # of the classes
-    batch: Batch
-    params: Params
-    next_params: Params  # ten training steps later, for a warm start
-
-
-class Found(NamedTuple):
-    """What a solver returns: the eigenvectors are rows in the order of ravel_pytree."""
-
-    values: np.ndarray
-    vectors: np.ndarray
-    num_matvecs: int
-    noticed: str  # whether it says that it has not converged
 
 
 def cases() -> Iterator[Case]:
@@ -84,149 +55,13 @@ def cases() -> Iterator[Case]:
         schedule = schedules.triangular(num_classes, amplitude=10.0, period=5_000)
         loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedule)
         optimizer = train.make_optimizer("sgd", learning_rate=rate)
-        state = train.init_state(model.init(_KEY, batch.inputs[:1]), optimizer)
-        weights = np.asarray(schedule(_STEP), "f4")
+        state = train.init_state(model.init(KEY, batch.inputs[:1]), optimizer)
+        weights = np.asarray(schedule(STEP), "f4")
         loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
         for stage in ("initial", "trained"):
             after = loop(state, {}, 10)[0]
             yield Case(name, stage, model, activation, loss_fn, weights, batch, state.params, after.params)
             state = loop(state, {}, num_steps)[0]
-
-
-def ours(case: Case, warm: bool = False, basis_size: int = 24) -> Callable[[], Found]:
-    """Return our solver, cold, or warm from the eigenvectors of ten training steps before."""
-    start, params = None, case.params
-    if warm:
-        before = operators.hessian(case.loss_fn, params, case.batch, _STEP)
-        start = top_eigenpairs(before, params, num=NUM, tol=TOL, key=_KEY).vectors
-        params = case.next_params
-    matvec = operators.hessian(case.loss_fn, params, case.batch, _STEP)
-
-    def solve():
-        pairs = top_eigenpairs(matvec, params, num=NUM, tol=TOL, start=start, basis_size=basis_size, key=_KEY)
-        vectors = jax.vmap(lambda v: ravel_pytree(v)[0])(pairs.vectors)
-        return Found(np.asarray(pairs.values), np.asarray(vectors), int(pairs.num_matvecs), "yes")
-
-    return solve
-
-
-def others(case: Case) -> dict[str, list[Callable[[], Found]]]:
-    """Return the other solvers in JAX and SciPy, each with its settings from cheap to expensive."""
-    flat, unravel = ravel_pytree(case.params)
-    matvec = operators.hessian(case.loss_fn, case.params, case.batch, _STEP)
-
-    @jax.jit
-    def product(matvec, v):
-        return ravel_pytree(matvec(unravel(v)))[0]
-
-    def unrestarted(size):
-        return ours(case, basis_size=size)
-
-    def matfree(size):
-        from matfree import decomp
-
-        @jax.jit
-        def run(matvec):
-            found = decomp.tridiag_sym(size)(
-                partial(product, matvec), jax.random.normal(_KEY, flat.shape, flat.dtype)
-            )
-            values, vectors = jnp.linalg.eigh(found.J_small)
-            return values[::-1][:NUM], (found.Q_tall @ vectors[:, ::-1][:, :NUM]).T
-
-        return lambda: Found(*map(np.asarray, run(matvec)), size, "no")
-
-    def lobpcg(tol):
-        start = jax.random.normal(_KEY, (flat.size, NUM), flat.dtype)
-
-        @jax.jit
-        def run(matvec):
-            return lobpcg_standard(
-                lambda x: jax.lax.map(partial(product, matvec), x.T).T, start, m=200, tol=tol
-            )
-
-        def solve():
-            values, vectors, count = run(matvec)
-            # each iteration multiplies three blocks of vectors and once more the best; one block at first
-            return Found(np.asarray(values), np.asarray(vectors).T, (4 * int(count) + 2) * NUM, "partly")
-
-        return solve
-
-    def eigsh(tol):
-        from scipy.sparse.linalg import LinearOperator
-        from scipy.sparse.linalg import eigsh as solve_arpack
-
-        def solve():
-            calls = []
-
-            def multiply(v):
-                calls.append(1)
-                return np.asarray(product(matvec, jnp.asarray(v.ravel(), flat.dtype)))
-
-            operator = LinearOperator((flat.size, flat.size), matvec=multiply, dtype="f4")
-            values, vectors = solve_arpack(operator, k=NUM, which="LA", tol=tol)
-            return Found(values[::-1], vectors.T[::-1], len(calls), "yes")
-
-        return solve
-
-    def power(tol):
-        start = jax.random.normal(_KEY, flat.shape, flat.dtype)
-        calls = []
-
-        @partial(jax.jit, static_argnames="counted")
-        def run(matvec, counted=False):
-            def multiply(v):
-                if counted:
-                    jax.debug.callback(lambda: calls.append(1))
-                return product(matvec, v)
-
-            return optax.power_iteration(multiply, v0=start, num_iters=1_000, error_tolerance=tol)
-
-        jax.block_until_ready(run(matvec, counted=True))
-        jax.effects_barrier()
-
-        def solve():
-            value, vector = run(matvec)
-            vector = vector / jnp.linalg.norm(vector)
-            return Found(np.asarray(value)[None], np.asarray(vector)[None], len(calls), "no")
-
-        return solve
-
-    found = {
-        "unrestarted Lanczos": [unrestarted(160)],
-        "lobpcg_standard, tol / 20n": [lobpcg(TOL / 20 / flat.size)],
-        "lobpcg_standard as it comes": [lobpcg(None)],
-        "scipy eigsh": [eigsh(tol) for tol in (TOL, TOL / 10, TOL / 100)],
-        "optax.power_iteration (1)": [power(tol) for tol in (TOL, TOL / 10, TOL / 100)],
-    }
-    if importlib.util.find_spec("matfree"):
-        found["matfree"] = [matfree(size) for size in (10, 15, 20, 25, 30, 40, 60, 80, 120)]
-    return found
-
-
-def pytorch(case: Case) -> dict[str, list[Callable[[], Found]]]:
-    """Return the solvers in PyTorch that are installed, with their settings from cheap to expensive."""
-    if not importlib.util.find_spec("torch"):
-        return {}
-    problem = torch_peers.Problem(
-        torch_peers.Layers(jax.tree.map(np.array, case.params), case.activation),
-        np.array(case.batch.inputs),
-        np.array(case.batch.labels),
-        case.weights[np.asarray(case.batch.labels)],
-    )
-    settings = {"steps; default 2 num": (15, 20, 30, 40, 50)}
-
-    def solver(peer, setting):
-        def solve():
-            vectors, values, num_matvecs, converged = peer.solve(problem, NUM, setting)
-            return Found(values, vectors, num_matvecs, "no" if converged is None else "yes")
-
-        return solve
-
-    return {
-        name: [solver(peer, setting) for setting in settings.get(peer.argument, (TOL, TOL / 10, TOL / 100))]
-        for name, peer in torch_peers.PEERS.items()
-        if importlib.util.find_spec(peer.module)
-    }
 
 
 class Result(NamedTuple):
@@ -248,7 +83,7 @@ def measure(case: Case, solver: str, attempts: list[Callable[[], Found]], repeat
     params = case.next_params if "warm" in solver else case.params
     exact = jax.tree.map(lambda x: x.astype(float), params)
     batch = Batch(case.batch.inputs.astype(float), case.batch.labels)
-    matvec, unravel = operators.hessian(case.loss_fn, exact, batch, _STEP), ravel_pytree(exact)[1]
+    matvec, unravel = operators.hessian(case.loss_fn, exact, batch, STEP), ravel_pytree(exact)[1]
     for attempt in attempts:
         try:
             attempt()  # compiles
@@ -319,61 +154,18 @@ def summarise(results: list[Result]) -> Iterator[Row]:
 
 def products(case: Case, repeats: int) -> Iterator[Row]:
     """Compare one Hessian product with one gradient, and the solver's memory with its basis."""
-    matvec = operators.hessian(case.loss_fn, case.params, case.batch, _STEP)
+    matvec = operators.hessian(case.loss_fn, case.params, case.batch, STEP)
     gradient = jax.jit(jax.grad(case.loss_fn))
     ratios = []
     for _ in range(repeats):
         taken = []
-        for run in (lambda: matvec(case.params), lambda: gradient(case.params, case.batch, _STEP)):
+        for run in (lambda: matvec(case.params), lambda: gradient(case.params, case.batch, STEP)):
             jax.block_until_ready(run())
             started = time.perf_counter()
             jax.block_until_ready([run() for _ in range(10)])
             taken.append(time.perf_counter() - started)
         ratios.append(taken[0] / taken[1])
     yield Row(f"{case.network}, {case.stage}", "Hessian product : gradient", "times", ratios, ("<=", 2.3))
-
-
-def ntk_rows(repeats: int) -> Iterator[Row]:
-    """Compare the NTK of the spiral network on 300 points with the three of neural-tangents."""
-    from analysis import neural_tangents_import
-
-    batch = data.spiral().train
-    model = models.mlp(3, (100,), "relu", "original", True)
-    for dtype in ("float64", "float32"):
-        inputs = batch.inputs.astype(dtype)
-        params = model.init(_KEY, inputs)
-        runs = {"ours": jax.jit(partial(empirical_ntk, model.apply))}
-        try:
-            library = neural_tangents_import.load()
-        except ImportError:
-            library = None
-        for index in (1, 2, 3) if library else ():
-            kernel_fn = library.empirical_ntk_fn(
-                lambda params, inputs: _plain(params, inputs), implementation=index, vmap_axes=0
-            )
-            runs[str(index)] = jax.jit(lambda params, x, kernel_fn=kernel_fn: kernel_fn(x, None, params))
-        taken = {name: [] for name in runs}
-        for _ in range(repeats + 1):
-            for name, run in runs.items():
-                started = time.perf_counter()
-                jax.block_until_ready(run(params, inputs))
-                taken[name].append(time.perf_counter() - started)
-        times = {name: np.asarray(values[1:]) for name, values in taken.items()}
-        yield Row(f"NTK, 300 points, {dtype}", "ours", "ms", 1e3 * times.pop("ours"))
-        for name, values in times.items():
-            yield Row(
-                f"NTK, 300 points, {dtype}", f"neural-tangents, implementation {name}", "ms", 1e3 * values
-            )
-        best = min(times.values(), key=np.median, default=None)
-        ratio = () if best is None else np.asarray(taken["ours"][1:]) / best
-        yield Row(f"NTK, 300 points, {dtype}", "ours : best of neural-tangents", "times", ratio, ("<=", 0.7))
-
-
-def _plain(params, inputs):
-    """The spiral network in plain products, the best case of neural-tangents."""
-    first, last = params["Dense_0"], params["Dense_1"]
-    hidden = jax.nn.relu(inputs @ first["kernel"] + first["bias"])
-    return hidden @ last["kernel"] + last["bias"]
 
 
 def table(results: list[Result]) -> Table:
