@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from analysis.krylov import expand, first_basis, flatten
+from analysis.krylov import check_like, expand, first_basis, flatten
 from analysis.linear_maps import as_pytree
-from dlf.types import Matvec, Params
+from dlf.types import Matvec
 
 
 class SpectralDensity(NamedTuple):
@@ -58,7 +58,7 @@ def _density(matvec, like, width, key, *, num_probes, order, num_points):
 
 def spectral_density(
     matvec: Matvec,
-    like: Params,
+    like: PyTree,
     *,
     num_probes: int = 8,
     order: int = 64,
@@ -77,7 +77,8 @@ def spectral_density(
     the noise of the probes, not the smoothing. Cost: `num_probes * order` products; memory `order`
     vectors; `order` is at most the dimension. Products that are not finite make the result NaN.
 
-    Raises ValueError for fewer than two probes or points, or an order or a width that is not positive.
+    Raises ValueError for fewer than two probes or points, an order or a width that is not positive, or
+    leaves not all of one real floating dtype of 32 or 64 bits.
 
     Source: Ubaru, Chen and Saad 2017; Ghorbani, Krishnan and Xiao 2019 (arXiv 1901.10159).
 
@@ -96,7 +97,7 @@ def spectral_density(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not width > 0:
         raise ValueError(f"width must be positive, got {width}")
-    size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(like))
+    size, _ = check_like(like)
     settings = dict(num_probes=num_probes, order=min(order, size), num_points=num_points)
     return _density(as_pytree(matvec), like, width, key, **settings)
 
@@ -126,7 +127,7 @@ def _trace(matvec, like, key, *, num_exact, num_probes):
     return exact + jnp.mean(samples), jnp.std(samples, ddof=1) / num_probes**0.5
 
 
-def trace(matvec: Matvec, like: Params, *, num_matvecs: int = 60, key: Array) -> TraceEstimate:
+def trace(matvec: Matvec, like: PyTree, *, num_matvecs: int = 60, key: Array) -> TraceEstimate:
     """Estimate the trace with the variance of its dominant part taken out (Hutch++).
 
         tr H = tr Q^T H Q + tr (I - Q Q^T) H (I - Q Q^T),    Q spans H times random vectors
@@ -145,7 +146,7 @@ def trace(matvec: Matvec, like: Params, *, num_matvecs: int = 60, key: Array) ->
     """
     if num_matvecs < 6:
         raise ValueError(f"num_matvecs must be at least 6, got {num_matvecs}")
-    size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(like))
+    size, _ = check_like(like)
     num_exact = min(num_matvecs // 3, size)
     num_probes = num_matvecs - 2 * num_exact
     found = _trace(as_pytree(matvec), like, key, num_exact=num_exact, num_probes=num_probes)

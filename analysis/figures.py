@@ -111,7 +111,7 @@ def curvature(found: xr.Dataset) -> Figure:
         label = rf"threshold $2/\eta$ = {threshold:g}"
         grid["c"].axhline(threshold, color="#D55E00", linewidth=1.0, linestyle="--", label=label)
         grid["c"].set(xlabel="step", ylabel=r"$\Gamma_c\, u\cdot H_c u$ (nat)")
-        grid["c"].legend(frameon=False, ncols=3, loc="upper center")
+        grid["c"].legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
         ntk = found["ntk_spectrum"]
         rank = np.arange(1, ntk.size + 1)
         grid["d"].loglog(rank, np.maximum(ntk, 1e-16 * ntk.max()), **_DOTS | {"markersize": 3})

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dlf.models import warn_of_convolutions
 from dlf.types import Matvec, Params
@@ -23,7 +23,7 @@ class Basis(NamedTuple):
     vectors: Float[Array, "rows width"]  # V^T; rows from `size` on are zero
     next: Float[Array, " width"]  # v, orthogonal to V, of unit length
     coupling: Float[Array, "more_rows rows"]
-    lost: Float[Array, " rows"]  # |E| of each column: the rounding of restarts, if H is symmetric
+    lost: Float[Array, " rows"]  # |E| of each column: rounding, if H is symmetric
     size: Int[Array, ""]
 
 
@@ -34,6 +34,20 @@ class FlatMap(NamedTuple):
     random: Callable[[Int[Array, ""] | int], Array]  # a random unit vector, one for each number
     unflatten: Callable[[Array], Params]
     size: int  # without the padding
+
+
+def check_like(like: PyTree) -> tuple[int, jnp.dtype]:
+    """Return the dimension and the dtype of vectors shaped as `like`.
+
+    Raises ValueError unless all leaves are of one real floating dtype of at least 32 bits.
+    """
+    leaves = jax.tree.leaves(like)
+    kinds = {jnp.result_type(leaf) for leaf in leaves}
+    real = [kind for kind in kinds if jnp.isdtype(kind, "real floating") and jnp.finfo(kind).bits >= 32]
+    if len(kinds) != 1 or not real:
+        names = ", ".join(sorted(map(str, kinds))) or "no leaves"
+        raise ValueError(f"parameters must be of one real floating dtype of 32 or 64 bits, got {names}")
+    return sum(jnp.size(leaf) for leaf in leaves), real[0]
 
 
 def flatten(matvec: Matvec, like: Params, key: Array) -> FlatMap:
@@ -75,8 +89,8 @@ def first_basis(vector: Float[Array, " width"], rows: int) -> Basis:
 def expand(basis: Basis, product: Callable, fresh: Callable[[], Array]) -> tuple[Basis, Bool[Array, ""]]:
     """Add v to the basis and make the direction of H v the next v; say whether H v was finite.
 
-    H v is orthogonalised twice against all vectors. Where it leaves nothing, at most 10 sqrt(n) eps
-    times the largest coefficient, the next v is `fresh()`: rounding errors would otherwise grow into
+    H v is orthogonalised twice against all vectors. Where it leaves nothing, at most 10 eps times
+    the largest coefficient, the next v is `fresh()`: rounding errors would otherwise grow into
     invented eigenvalues. A product that is not finite leaves the size as it was.
     """
     vectors, v, coupling, lost, index = basis
@@ -92,7 +106,7 @@ def expand(basis: Basis, product: Callable, fresh: Callable[[], Array]) -> tuple
     along = along + more
     beta = jnp.linalg.norm(rest)
     scale = jnp.maximum(jnp.max(jnp.abs(coupling)), jnp.max(jnp.abs(along)))
-    exhausted = beta <= 10 * v.size**0.5 * jnp.finfo(v.dtype).eps * scale
+    exhausted = beta <= 10 * jnp.finfo(v.dtype).eps * scale
     # a loop of two or no turns, not a branch: that would make the compiler copy all of V
     rest = jax.lax.fori_loop(
         0,
@@ -104,6 +118,7 @@ def expand(basis: Basis, product: Callable, fresh: Callable[[], Array]) -> tuple
     rest = rest / jnp.where(norm > 0, norm, 1)
     column = jnp.append(along, 0).at[index + 1].set(jnp.where(exhausted, 0, beta))
     coupling = coupling.at[:, index].set(column)
+    lost = lost.at[index].set(jnp.where(exhausted, beta, lost[index]))
     # Written after all of V has been read, which the otherwise idle condition makes sure of: earlier,
     # the compiler would have to copy V.
     row = jnp.where(norm >= 0, index, index + 1)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from analysis.krylov import Basis, expand, first_basis, flatten, rotate
+from analysis.krylov import Basis, check_like, expand, first_basis, flatten, rotate
 from analysis.linear_maps import as_pytree
 from dlf.types import Matvec
 
@@ -57,22 +57,23 @@ def top_eigenpairs(
     a product; a smaller `tol` warns.
 
     `like` gives the structure of a vector; memory is that of `basis_size` vectors (24, or twice what
-    is wanted plus 4, if not said) and about two gradients. `start`, eigenvectors of a map nearby as
+    is wanted plus 4, if not said) and about eight more. `start`, eigenvectors of a map nearby as
     `vectors` holds them, makes a warm start: from their sum and a random part, with at least 8
     products, since at once a residual would certify an old direction while a new one has grown larger.
-    Still it can miss one: measure cold from time to time. All zeros stand for a cold start. Where the
-    Krylov space is exhausted, random vectors go on, at least as many as are wanted. Of a multiple
-    eigenvalue one copy is sure.
+    Still it can miss one: measure cold from time to time. All zeros, or
+    NaN, stand for a cold start. Where the Krylov space is exhausted, random vectors go on, at least as
+    many as are wanted. Of a multiple eigenvalue one copy is sure.
 
     It never raises for what it finds: without convergence within `max_matvecs`, `converged` is False
     beside the best values; a product that is not finite ends the search, and `nonfinite_matvec` says
-    which. A map that is not symmetric does not converge. Compiled once for all arrays in a matvec
-    that is a `Partial`, as the builders of `analysis.operators` return it, and for all `tol`, `start`,
+    which. A map that is not symmetric does not converge, nor one of eigenvalues whose squares the dtype
+    cannot hold (beyond 1e-17 to 1e17 in 32 bits). Compiled once for all arrays in a matvec that is a
+    `Partial`, as the builders of `analysis.operators` return it, and for all `tol`, `start`,
     `max_matvecs` and `key`.
 
     Raises ValueError if not 1 <= num < dimension (all of a small spectrum: `dense` and eigh), for a
-    basis or a limit too small for `num`, a structure that the map does not keep, or leaves that are not
-    all of one real floating dtype.
+    basis or a limit too small for `num`, a `tol` outside (0, 1), a `start` of another shape, a structure
+    that the map does not keep, or leaves not all of one real floating dtype of 32 or 64 bits.
 
     Source: Wu and Simon 2000 (thick restart), Stewart 2001 (Krylov-Schur), Parlett 1998 (residuals).
 
@@ -81,11 +82,8 @@ def top_eigenpairs(
     >>> [round(float(value), -1) for value in pairs.values], bool(pairs.converged)
     ([970300.0, 941190.0], True)
     """
-    leaves = jax.tree.leaves(like)
-    size, wanted = sum(jnp.size(leaf) for leaf in leaves), 2 * num if which == "both" else num
-    kinds = {str(jnp.result_type(leaf)) for leaf in leaves}
-    if len(kinds) != 1 or not jnp.isdtype(jnp.result_type(leaves[0]), "real floating"):
-        raise ValueError(f"parameters must be of one real floating dtype, got {', '.join(sorted(kinds))}")
+    size, dtype = check_like(like)
+    wanted = 2 * num if which == "both" else num
     if which not in ("largest", "smallest", "both"):
         raise ValueError(f"which must be 'largest', 'smallest' or 'both', got {which!r}")
     if not (num >= 1 and wanted < size):
@@ -99,10 +97,18 @@ def top_eigenpairs(
         )
     if not isinstance(max_matvecs, jax.core.Tracer) and max_matvecs < wanted + 1:
         raise ValueError(f"max_matvecs must be more than {wanted} for as many eigenpairs, got {max_matvecs}")
-    floor = 20 * float(jnp.finfo(jnp.result_type(leaves[0])).eps)
-    if not isinstance(tol, jax.core.Tracer) and not tol >= floor:
-        warnings.warn(f"tol={tol} is below the rounding of {kinds.pop()}: {floor:.1e} is used", stacklevel=2)
-        tol = floor
+    floor = 20 * float(jnp.finfo(dtype).eps)
+    if not isinstance(tol, jax.core.Tracer):
+        if not 0 < tol < 1:
+            raise ValueError(f"tol must be between 0 and 1, relative to the largest value, got {tol}")
+        if tol < floor:
+            warnings.warn(f"tol={tol} is below the rounding of {dtype}: {floor:.1e} is used", stacklevel=2)
+    if start is not None:
+        shapes = jax.tree.map(jnp.shape, like), jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], start)
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"start must be like the parameters with a leading axis, got {shapes[1]} behind it"
+            )
     return _solve(as_pytree(matvec), like, start, tol, max_matvecs, key, num=num, which=which, rows=rows)
 
 
@@ -123,7 +129,7 @@ def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
     product, random, unflatten, size = flatten(matvec, like, key)
     wanted = 2 * num if which == "both" else num
     first, least_warm = _first_vector(start, like, random)
-    eps = jnp.finfo(first.dtype).eps
+    eps, tiny, huge = (getattr(jnp.finfo(first.dtype), name) for name in ("eps", "tiny", "max"))
 
     def grow(search):
         count = search.num_matvecs + 1
@@ -134,12 +140,14 @@ def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
         spread = jnp.max(jnp.abs(basis.coupling))
         residuals = jnp.maximum(residuals, eps * spread)  # a residual of zero has still been rounded
         limit = jnp.maximum(tol * jnp.max(jnp.abs(values)), 20 * eps * spread)
+        # beyond, squares underflow or overflow, and norms say nothing
+        in_range = (spread == 0) | ((spread > 100 * tiny**0.5) & (spread < 0.01 * huge**0.5))
         found = basis.size >= wanted
         # an invariant space tells nothing of the rest: as many directions more as are wanted
         invariant = jnp.linalg.norm(basis.coupling[basis.size]) <= limit
         least = jnp.where(invariant & (search.least_matvecs < 0), count + wanted, search.least_matvecs)
         explored = (count >= jnp.maximum(least, least_warm)) | (basis.size == size)
-        converged = found & finite & explored & jnp.all(residuals <= limit)
+        converged = found & finite & explored & in_range & jnp.all(residuals <= limit)
         values, residuals = (jnp.where(found, x, jnp.nan) for x in (values, residuals))
         ended = converged | (count >= max_matvecs) | ~finite | (basis.size == size)
         # at the end, too: the wanted Ritz vectors are then the first rows

@@ -26,10 +26,14 @@ class _BatchSize:
 
 
 def _batch_size(batch: Batch, value: int | None) -> _BatchSize:
+    if not hasattr(batch, "inputs"):
+        raise ValueError(f"the data must be a Batch, such as dataset.train, got {type(batch).__name__}")
     num_examples = len(batch.inputs)
     if num_examples == 0:
         raise ValueError("the data set is empty: curvature is a mean over its examples")
-    if value is not None and not 1 <= value <= num_examples:
+    if len(batch.labels) != num_examples:
+        raise ValueError(f"need a label for each input, got {num_examples} and {len(batch.labels)}")
+    if value is not None and not (type(value) is int and 1 <= value <= num_examples):
         raise ValueError(f"batch_size must be from 1 to {num_examples}, the number of examples, got {value}")
     return _BatchSize(value)
 
@@ -203,8 +207,11 @@ def class_hessian(
     `class_losses` as `make_class_losses` gives them, with 1/P inside. The label is an array: one
     compiled product serves all classes.
 
-    Raises ValueError as `hessian` does.
+    Raises ValueError as `hessian` does, and for a label that is no class.
     """
+    (num_classes,) = jax.eval_shape(class_losses, params, batch).shape
+    if not isinstance(label, jax.core.Tracer) and not 0 <= label < num_classes:
+        raise ValueError(f"label must be from 0 to {num_classes - 1}, got {label}")
     loss_fn = Partial(_class_loss, as_pytree(class_losses))
     return hessian(loss_fn, params, batch, label, batch_size=batch_size)
 

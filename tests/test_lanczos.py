@@ -94,6 +94,32 @@ def test_no_eigenvalues_are_invented_beyond_a_rank_three_operator(x64):
         assert distance.max() < 1e-5
 
 
+def test_residuals_stay_true_where_little_is_left_of_a_product(x64):
+    size = 85_002
+    diagonal = jnp.linspace(0, 2e-4, size).at[0].set(1.0)  # the rest is near the rounding of the top
+    pairs = solve_diagonal(diagonal, num=2, tol=1e-5, max_matvecs=60)
+    images = np.asarray(diagonal, float) * np.asarray(pairs.vectors, float)
+    true = np.linalg.norm(
+        images - np.asarray(pairs.values, float)[:, None] * np.asarray(pairs.vectors, float), axis=1
+    )
+    assert (true <= 1.5 * np.asarray(pairs.residuals) + 1e-6).all()
+    if pairs.converged:
+        np.testing.assert_allclose(pairs.values, [1, 2e-4], atol=2e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e-12, 1e12, 1e20, 1e36])
+def test_scales_that_the_dtype_cannot_square_are_never_called_converged(scale):
+    diagonal = scale * jnp.linspace(-1, 2, 300) ** 3
+    pairs = solve_diagonal(diagonal, num=2, tol=1e-4, max_matvecs=100)
+    assert bool(pairs.converged) == (scale in (1e-12, 1e12))
+    if pairs.converged:
+        np.testing.assert_allclose(pairs.values[0], diagonal[-1], rtol=1e-4)
+
+
+def solve_diagonal(diagonal, **settings):
+    return top_eigenpairs(Partial(jnp.multiply, diagonal), diagonal, key=KEY, **settings)
+
+
 def test_of_a_multiple_eigenvalue_one_copy_is_sure_and_all_with_small_splitting(x64):
     rest = np.linspace(-1, 1, 47)
     exact = solve(matrix(np.concatenate([[3.0, 3.0, 3.0], rest]))[0], tol=1e-5)
@@ -260,6 +286,10 @@ def test_a_tolerance_below_rounding_is_raised_to_it_with_a_warning(x64):
         (dict(num=5), "fewer eigenpairs wanted than the dimension 5"),
         (dict(num=3, which="both"), "fewer eigenpairs wanted than the dimension 5"),
         (dict(num=2, basis_size=3), "basis_size must be at least 4 for 2 eigenpairs, got 3"),
+        (dict(num=2, tol=0.0), "tol must be between 0 and 1"),
+        (dict(num=2, tol=np.nan), "tol must be between 0 and 1"),
+        (dict(num=2, start=jnp.ones(5)), "start must be like the parameters with a leading axis"),
+        (dict(num=2, start={"a": jnp.ones((1, 5))}), "start must be like the parameters"),
         (dict(num=2, max_matvecs=2), "max_matvecs must be more than 2"),
     ],
 )
@@ -271,9 +301,11 @@ def test_impossible_requests_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("like", "message"),
     [
-        (jnp.arange(5), "one real floating dtype, got int"),
-        (jnp.ones(5, complex), "one real floating dtype, got complex"),
-        ((jnp.ones(5), jnp.arange(5)), "one real floating dtype, got float32, int32"),
+        (jnp.arange(5), "one real floating dtype of 32 or 64 bits, got int"),
+        (jnp.ones(5, complex), "one real floating dtype of 32 or 64 bits, got complex"),
+        ((jnp.ones(5), jnp.arange(5)), "one real floating dtype of 32 or 64 bits, got float32, int32"),
+        (jnp.ones(5, "bfloat16"), "of 32 or 64 bits, got bfloat16"),
+        ({}, "got no leaves"),
         ({"a": jnp.ones(5)}, "must return a pytree like the one it is given"),
         (jnp.ones(6), "must return a pytree like the one it is given"),
     ],

@@ -191,7 +191,7 @@ def test_the_preconditioner_is_the_one_that_optax_divides_by(float64, name):
 
 def test_a_preconditioner_needs_a_state_with_second_moments():
     params = jnp.ones(2)
-    with pytest.raises(ValueError, match="no nu"):
+    with pytest.raises(ValueError, match="that of one RMSProp, found 0"):
         rmsprop_preconditioner(optax.sgd(0.1).init(params))
     with pytest.raises(ValueError, match="at least one update"):
         adam_preconditioner(optax.adam(0.1).init(params))
@@ -227,6 +227,13 @@ def test_bad_data_and_batch_sizes_are_refused():
     for size in (0, 31, -1):
         with pytest.raises(ValueError, match=f"batch_size must be from 1 to 30, .* got {size}"):
             operators.hessian(loss_fn, params, batch, step, batch_size=size)
+    with pytest.raises(ValueError, match="a label for each input"):
+        operators.hessian(loss_fn, params, Batch(batch.inputs, batch.labels[:3]), step)
+    with pytest.raises(ValueError, match="label must be from 0 to 2, got 3"):
+        class_losses = functions(losses.cross_entropy)[3]
+        operators.class_hessian(class_losses, params, batch, jnp.asarray(3, jnp.int32))
+    with pytest.raises(ValueError, match="name at least one group"):
+        select(params)
     with pytest.raises(ValueError, match="the data set is empty"):
         operators.ggn(apply_fn, logits_loss, params, nothing, step)
 

@@ -93,7 +93,7 @@ def others(case: Case) -> dict[str, list[Callable[[], Found]]]:
         @jax.jit
         def run(matvec):
             return lobpcg_standard(
-                lambda x: jax.lax.map(partial(product, matvec), x.T).T, start, m=200, tol=tol
+                lambda x: jax.lax.map(partial(product, matvec), x.T).T, start, m=40, tol=tol
             )
 
         def solve():
@@ -147,11 +147,11 @@ def others(case: Case) -> dict[str, list[Callable[[], Found]]]:
         "unrestarted Lanczos": [unrestarted(160)],
         "lobpcg_standard, tol / 20n": [lobpcg(TOL / 20 / flat.size)],
         "lobpcg_standard as it comes": [lobpcg(None)],
-        "scipy eigsh": [eigsh(tol) for tol in (TOL, TOL / 10, TOL / 100)],
-        "optax.power_iteration (1)": [power(tol) for tol in (TOL, TOL / 10, TOL / 100)],
+        "scipy eigsh": [eigsh(tol) for tol in (TOL, TOL / 100)],
+        "optax.power_iteration (1)": [power(tol) for tol in (TOL, TOL / 100)],
     }
     if importlib.util.find_spec("matfree"):
-        found["matfree"] = [matfree(size) for size in (10, 15, 20, 25, 30, 40, 60, 80, 120)]
+        found["matfree"] = [matfree(size) for size in (10, 15, 20, 25, 30, 40, 60, 90)]
     return found
 
 
@@ -175,7 +175,7 @@ def pytorch(case: Case) -> dict[str, list[Callable[[], Found]]]:
         return solve
 
     return {
-        name: [solver(peer, setting) for setting in settings.get(peer.argument, (TOL, TOL / 10, TOL / 100))]
+        name: [solver(peer, setting) for setting in settings.get(peer.argument, (TOL, TOL / 100))]
         for name, peer in torch_peers.PEERS.items()
         if importlib.util.find_spec(peer.module)
     }
