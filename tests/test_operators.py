@@ -245,7 +245,7 @@ class Noisy(nn.Module):
     def __call__(self, x, train):
         kernel = {"param_dtype": x.dtype}
         x = nn.Dense(5, **kernel)(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, **kernel)(x)
+        x = nn.BatchNorm(not train, force_float32_reductions=False, **kernel)(x)
         x = nn.Dropout(0.5, deterministic=not train)(nn.tanh(x))
         return nn.Dense(3, **kernel)(x)
 
