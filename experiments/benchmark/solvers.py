@@ -83,7 +83,7 @@ def others(case: Case) -> dict[str, list[Callable[[], Found]]]:
                 partial(product, matvec), jax.random.normal(KEY, flat.shape, flat.dtype)
             )
             values, vectors = jnp.linalg.eigh(found.J_small)
-            return values[::-1][:NUM], (found.Q_tall @ vectors[:, ::-1][:, :NUM]).T
+            return values[::-1][:NUM], vectors[:, ::-1][:, :NUM].T @ found.Q_tall  # one vector a row
 
         return lambda: Found(*map(np.asarray, run(matvec)), size, "no")
 
