@@ -3,6 +3,7 @@
 This is the only place that changes global settings of JAX and of logging.
 """
 
+import argparse
 import logging
 import re
 import sys
@@ -33,6 +34,14 @@ def fail(message: object, status: int = 2) -> NoReturn:
     """End the program with one line on standard error."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(status)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of options that ends the program with one line for a mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with the message."""
+        fail(message)
 
 
 def parse(

@@ -5,10 +5,8 @@
 A work folder that holds measurements already is only drawn again.
 """
 
-import argparse
 import os
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 import numpy as np
@@ -167,18 +165,15 @@ def table(found: xr.Dataset) -> Table:
     return layout
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        command_line.fail(message)
-
-
 def main() -> None:
     """Run `python -m experiments.curvature`."""
     command_line.run(_main)
 
 
 def _main() -> int:
-    parser = _Parser(prog="python -m experiments.curvature", description=__doc__, allow_abbrev=False)
+    parser = command_line.Parser(
+        prog="python -m experiments.curvature", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--workdir", type=Path, default="results/curvature")
     workdir = parser.parse_args().workdir
     config = fig4.get_config()

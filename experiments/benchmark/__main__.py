@@ -1,8 +1,6 @@
 """The command line of the benchmarks."""
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 from rich.console import Console
@@ -14,18 +12,13 @@ from experiments.benchmark.report import tables
 from experiments.configs import fig4 as config_fig4
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        command_line.fail(message)
-
-
 def main() -> None:
     """Run `python -m experiments.benchmark`."""
     command_line.run(_main)
 
 
 def _main() -> int:
-    parser = _Parser(prog="python -m experiments.benchmark", allow_abbrev=False)
+    parser = command_line.Parser(prog="python -m experiments.benchmark", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     speed = commands.add_parser("fig4", help="speed, memory and compile time")
     speed.add_argument("--json", type=Path, default="results/benchmark_fig4.json")

@@ -90,7 +90,8 @@ def measure(case: Case, solver: str, attempts: list[Callable[[], Found]], repeat
             if seconds < _PATIENCE:  # the first call compiles
                 found, seconds, memory = _watch(attempt)
         except Exception as error:  # whatever a foreign package raises is its result
-            return Result(*case[:2], solver, 0, np.nan, np.nan, None, np.nan, type(error).__name__)
+            reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            return Result(*case[:2], solver, 0, np.nan, np.nan, None, np.nan, reason)
         images = [ravel_pytree(matvec(unravel(jnp.asarray(u, float))))[0] for u in found.vectors]
         differences = np.asarray(images) - found.values[:, None] * found.vectors
         residual = np.linalg.norm(differences, axis=1).max() / np.abs(found.values).max()
