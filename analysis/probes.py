@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.ntk import empirical_ntk
+from dlf.losses import accuracy
 from dlf.types import Probe, Problem, TrainState, Variable
 
-__all__ = ["hessian", "ntk"]
+__all__ = ["hessian", "ntk", "validation"]
 
 
 def _check_positive(**settings: int) -> None:
@@ -73,4 +74,19 @@ def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
         return carry, {"ntk_eigenvalues": jnp.linalg.svd(kernel, compute_uv=False)[:num]}
 
     variables = {"ntk_eigenvalues": Variable(("rank",), "1", "largest eigenvalues of the NTK")}
+    return Probe(every, lambda state: (), measure, variables)
+
+
+def validation(problem: Problem, every: int) -> Probe:
+    """Measure the accuracy on the test set.
+
+    Raises ValueError for `every` below 1.
+    """
+    _check_positive(every=every)
+
+    def measure(carry, state: TrainState):
+        logits = problem.apply_fn(state.params, problem.test.inputs)
+        return carry, {"validation_accuracy": accuracy(logits, problem.test.labels)}
+
+    variables = {"validation_accuracy": Variable((), "1", "validation accuracy")}
     return Probe(every, lambda state: (), measure, variables)

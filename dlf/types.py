@@ -53,6 +53,7 @@ class Problem(NamedTuple):
     apply_fn: ApplyFn
     loss_fn: LossFn
     batch_fn: BatchFn
+    test: Batch
     key: Array
 
 

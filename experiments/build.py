@@ -1,16 +1,21 @@
 """Turn a configuration into functions and a first state."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from analysis import probes
 from dlf import data, losses, models, schedules
 from dlf import train as training
-from dlf.types import Probe, Problem, TrainState
+from dlf.ensembles import Run
+from dlf.types import Batch, Dataset, Model, Params, Problem, TrainState
 from experiments.command_line import ConfigError
 
 # What a config holds, see experiments/configs/fig4.py: numbers, and sections that name a function.
@@ -19,21 +24,75 @@ SECTIONS = ("dataset", "model", "loss", "schedule", "optimizer")
 _MOST_STEPS = 2**31 - 1  # a step is an int32
 
 
-class Experiment(NamedTuple):
-    """A configuration turned into functions and a first state."""
+# The numbers that may differ between runs of one compiled program, beside the seeds and what they draw:
+# the class weights' and the optimizer's. They are arguments of the program, in a single run, too, so that
+# a run has the same bits alone as among others (a constant would be folded into other code).
+FLOATS = ("schedule.amplitude", "optimizer.learning_rate")
+COUNTS = ("schedule.period", "stop_after")
+SEEDS = ("seed", "dataset.seed")
 
-    state: TrainState
-    step_fn: training.StepFn
-    probes: dict[str, Probe]
+
+class Replica(NamedTuple):
+    """The arrays that tell one run from others of the same program; inside a program they are traced."""
+
+    settings: dict[str, Array]  # those of FLOATS and COUNTS that the configuration has
+    train: Batch
+    test: Batch
+    params: Params
+    key: Array
+
+
+class Experiment(NamedTuple):
+    """A configuration turned into a program and its arrays."""
+
+    replica: Replica
+    run: Run  # outside of a program: for shapes, the first state and the probes' labels
     problem: Problem
     groups: dict[str, tuple]  # the layout of the store, as `results.create` takes it
+    assemble: Callable[[Replica], Run]
+
+    @property
+    def state(self) -> TrainState:
+        """The state before the first step."""
+        return self.run.state
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Turn a configuration into functions and a first state.
+    """Turn a configuration into a program and its arrays.
 
     Raises ConfigError for a value that cannot be run.
     """
+    replica = draw(config)
+    num_classes = _dataset(config.dataset.to_json()).num_classes
+    run, problem = _assemble(config, num_classes, replica)
+    shapes = jax.eval_shape(run.step_fn, run.state)[1]
+    groups = {"step": (1, training.VARIABLES, shapes)}
+    for name, probe in run.probes.items():
+        with _blaming(f"probes.{name}"):
+            _, shapes = jax.eval_shape(probe.measure, probe.init(run.state), run.state)
+        groups[f"{name}_step"] = (probe.every, probe.variables, shapes)
+    assemble = lambda replica: _assemble(config, num_classes, replica)[0]  # noqa: E731
+    return Experiment(replica, run, problem, groups, assemble)
+
+
+def make_loop(experiment: Experiment, probe_names: Iterable[str] | None = None) -> Callable:
+    """Return the compiled loop (replica, state, carries, num_steps) -> (state, carries, series).
+
+    It has all probes of the configuration, or those named.
+    """
+    names = experiment.run.probes if probe_names is None else probe_names
+
+    @partial(jax.jit, static_argnums=3)
+    def loop(replica: Replica, state: TrainState, carries: Any, num_steps: int):
+        run = experiment.assemble(replica)
+        probes = {name: run.probes[name] for name in names}
+        return training.make_loop(run.step_fn, probes)(state, carries, num_steps)
+
+    return loop
+
+
+def check(config: ConfigDict) -> None:
+    """Raise ConfigError for a value that cannot be run, as far as can be seen without data or model."""
     _check_keys(config)
     for key, least in (("num_steps", 1), ("steps_per_chunk", 1), ("stop_after", 0)):
         if not least <= config[key] <= _MOST_STEPS:
@@ -43,33 +102,93 @@ def build(config: ConfigDict) -> Experiment:
             f"float64={config.float64}, but JAX runs with jax_enable_x64={jax.config.jax_enable_x64}: "
             f'call jax.config.update("jax_enable_x64", {config.float64}) first'
         )
-    dataset = _call(data, "dataset", config.dataset)
-    model = _call(models, "model", config.model, num_classes=dataset.num_classes)
-    schedule = _call(schedules, "schedule", config.schedule, num_classes=dataset.num_classes)
-    schedule = schedules.stop_after(schedule, config.stop_after)
-    weighted_loss = _find(losses, "loss", config.loss.name)
+    _call(schedules, "schedule", config.schedule, num_classes=2)
+    _find(losses, "loss", config.loss.name)
     with _blaming("optimizer"):
-        optimizer = training.make_optimizer(**config.optimizer)
+        training.make_optimizer(**config.optimizer)
     with _blaming("seed"):
-        key = jax.random.key(config.seed)  # draws the parameters, as the authors' PRNGKey(0) did
+        jax.random.key(config.seed)
 
-    batch_fn = data.full_batch(dataset.train)
+
+def draw(config: ConfigDict) -> Replica:
+    """Draw the data set and the first parameters of a configuration, and take the numbers out of it.
+
+    Raises ConfigError for a value that cannot be run.
+    """
+    check(config)
+    dataset = _dataset(config.dataset.to_json())
+    params = _params(config.seed, config.model.to_json(), config.dataset.to_json())
+    floating, integer = jnp.ones(()).dtype, jnp.zeros((), jnp.int32).dtype
+    numbers = {key: floating for key in FLOATS} | {key: integer for key in COUNTS}
+    flat = _flatten(config)
+    settings = {key: jnp.asarray(flat[key], dtype) for key, dtype in numbers.items() if key in flat}
+    key = jax.random.key(config.seed)  # draws the parameters, as the authors' PRNGKey(0) did
+    return Replica(settings, dataset.train, dataset.test, params, jax.random.fold_in(key, 1))
+
+
+def program(config: ConfigDict) -> str:
+    """Return what two configurations of one compiled program have in common, as a JSON string."""
+    flat = _flatten(config)
+    return json.dumps({key: flat[key] for key in sorted(flat) if key not in (*FLOATS, *COUNTS, *SEEDS)})
+
+
+def _flatten(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        is_section = isinstance(value, Mapping | ConfigDict)
+        flat |= _flatten(value, f"{path}{key}.") if is_section else {f"{path}{key}": value}
+    return flat
+
+
+@lru_cache(maxsize=64)
+def _dataset(section: str) -> Dataset:
+    return _call(data, "dataset", _tuples(json.loads(section)))
+
+
+@lru_cache(maxsize=256)
+def _params(seed: int, model: str, dataset: str) -> Params:
+    with _blaming(f"model {json.loads(model)['name']}"):  # a network of images, say, on points in the plane
+        return _model(json.loads(model), _dataset(dataset).num_classes).init(
+            jax.random.key(seed), _dataset(dataset).train.inputs
+        )
+
+
+def _model(section: Mapping[str, Any], num_classes: int) -> Model:
+    return _call(models, "model", _tuples(section), num_classes=num_classes)
+
+
+def _tuples(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section as the configuration has it: JSON knows no tuples, a configuration no lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+
+
+def _assemble(config: ConfigDict, num_classes: int, replica: Replica) -> tuple[Run, Problem]:
+    """Turn a configuration, with the numbers of a replica, into functions and a first state."""
+    settings = replica.settings
+    model = _model(config.model, num_classes)
+    moving = _call(schedules, "schedule", _with(config, "schedule", settings), num_classes=num_classes)
+    schedule = schedules.stop_after(moving, settings["stop_after"])
+    weighted_loss = _find(losses, "loss", config.loss.name)
+    optimizer = training.make_optimizer(**_with(config, "optimizer", settings))
+    batch_fn = data.full_batch(replica.train)
     loss_fn = losses.make_loss(model.apply, weighted_loss, schedule)
     metrics_fn = training.make_metrics(model.apply, weighted_loss, schedule, batch_fn)
-    problem = Problem(model.apply, loss_fn, batch_fn, key=jax.random.fold_in(key, 1))
-    with _blaming(f"model {config.model.name}"):  # a network of images, say, on points in the plane
-        params = model.init(key, dataset.train.inputs)
-    state = training.init_state(params, optimizer)
+    problem = Problem(model.apply, loss_fn, batch_fn, replica.test, replica.key)
     step_fn = training.make_step(loss_fn, batch_fn, optimizer, metrics_fn)
-    chosen, groups = {}, {"step": (1, training.VARIABLES, jax.eval_shape(step_fn, state)[1])}
-    for name, settings in config.probes.items():
+    chosen = {}
+    for name, probe_settings in config.probes.items():
         builder = _find(probes, "probe", name)
         with _blaming(f"probes.{name}"):
-            probe = builder(problem, **settings)
-            _, shapes = jax.eval_shape(probe.measure, probe.init(state), state)
-        chosen[name] = probe
-        groups[f"{name}_step"] = (probe.every, probe.variables, shapes)
-    return Experiment(state, step_fn, chosen, problem, groups)
+            chosen[name] = builder(problem, **probe_settings)
+    # of a schedule without a period, a cycle is one step
+    period = settings.get("schedule.period", jnp.zeros((), jnp.int32))
+    period = period + int(config.schedule.get("hold_step", False))
+    cycle = jnp.clip(num_classes * period, 1, config.num_steps)
+    return Run(training.init_state(replica.params, optimizer), step_fn, chosen, cycle), problem
+
+
+def _with(config: ConfigDict, section: str, settings: Mapping[str, Array]) -> dict[str, Any]:
+    return {key: settings.get(f"{section}.{key}", value) for key, value in config[section].items()}
 
 
 def _check_keys(config: ConfigDict) -> None:

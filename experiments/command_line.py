@@ -4,10 +4,13 @@ This is the only place that changes global settings of JAX and of logging.
 """
 
 import argparse
+import contextlib
 import logging
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -69,7 +72,7 @@ def parse(
     except flags.Error as error:
         raise ConfigError(error) from error
     except (AttributeError, LookupError) as error:
-        raise ConfigError(_explain_unknown_key(error)) from error
+        raise ConfigError(explain_unknown_key(error)) from error
     except Exception as error:  # whatever the config file, a program of the user's, raises
         last_line = str(error).strip().splitlines()[-1:]
         raise ConfigError(f"--config: {type(error).__name__}: {''.join(last_line)}") from error
@@ -84,7 +87,7 @@ def parse(
     return Arguments(config, Path(values.workdir), values.resume)
 
 
-def _explain_unknown_key(error: Exception) -> str:
+def explain_unknown_key(error: Exception) -> str:
     words = re.findall(r"[\w.]+", str(error))
     suggestion = re.search(r'Did you mean "(.+)" instead', str(error))
     did_you_mean = f": did you mean {suggestion[1]!r}?" if suggestion else ""
@@ -109,3 +112,28 @@ def run(main: Callable[[], int]) -> NoReturn:
 def use_precision(config: ConfigDict) -> None:
     """Switch JAX to the precision of the configuration, before its first array."""
     jax.config.update("jax_enable_x64", bool(config.float64))
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; the second one acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may listen
+        return
+    received = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def note(number, frame):
+        received.append(number)
+        restore()
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()

@@ -23,7 +23,7 @@ from analysis.linear_maps import dense
 from analysis.ntk import empirical_ntk, spectrum
 from dlf import data, files, losses, models, schedules, train
 from experiments import command_line
-from experiments.build import build
+from experiments.build import build, make_loop
 from experiments.configs import fig4
 
 PARTS = ("Hessian", "GGN", "residual")
@@ -47,7 +47,7 @@ def measure_run(
     )
     class_losses = losses.make_class_losses(problem.apply_fn, weighted_loss)
     logits_loss = losses.make_loss(lambda logits, inputs: logits, weighted_loss, schedule)
-    loop, along, start = train.make_loop(experiment.step_fn), [], None
+    loop, along, start = make_loop(experiment, probe_names=()), [], None
 
     @jax.jit
     def by_class(state, vectors):
@@ -55,7 +55,7 @@ def measure_run(
         curvatures = operators.class_curvatures(class_losses, state.params, problem.batch_fn(state.step), top)
         return schedule(state.step) * curvatures
 
-    state, _, _ = loop(state, {}, period)
+    state, _, _ = loop(experiment.replica, state, {}, period)
     first = state
     for _ in range(num_points + 1):
         matvec = operators.hessian(problem.loss_fn, state.params, problem.batch_fn(state.step), state.step)
@@ -63,7 +63,7 @@ def measure_run(
         start = pairs.vectors
         row = state.step, pairs.values[0], pairs.residuals[0], by_class(state, start), pairs.num_matvecs
         along.append(jax.tree.map(np.asarray, row))
-        state, _, _ = loop(state, {}, period // num_points)
+        state, _, _ = loop(experiment.replica, state, {}, period // num_points)
     params, batch = first.params, problem.batch_fn(first.step)
     maps = {
         "Hessian": operators.hessian(problem.loss_fn, params, batch, first.step),

@@ -5,12 +5,8 @@
 """
 
 import contextlib
-import importlib.metadata
 import json
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dlf import files, results
 from dlf import train as training
 from experiments import command_line
-from experiments.build import Experiment, build
-from experiments.command_line import ConfigError
+from experiments.build import Experiment, build, make_loop
+from experiments.command_line import ConfigError, interrupts
+from experiments.records import differences, provenance
 
 ENDED = ("done", "diverged")
 
@@ -59,7 +56,7 @@ def _open_run(config: ConfigDict, workdir: Path, experiment: Experiment, resume:
             f"{workdir} is not empty: add --resume to go on with the run in it, or name another folder"
         )
     if "config.json" in content:
-        changes = _differences(files.read_json(workdir / "config.json"), asked)
+        changes = differences(files.read_json(workdir / "config.json"), asked)
         if changes:
             raise ConfigError(f"{workdir} holds a run with another config: {'; '.join(changes)}")
     elif {"meta.json", "metrics.zarr"} & content:
@@ -70,7 +67,7 @@ def _open_run(config: ConfigDict, workdir: Path, experiment: Experiment, resume:
         return _reopen(workdir)
 
     # meta.json comes last: without it and without a checkpoint, nothing has been measured yet
-    meta = {"status": "running", "seconds": 0.0, **_provenance(), "x64": config.float64}
+    meta = {"status": "running", "seconds": 0.0, **provenance(), "x64": config.float64}
     attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
     files.write_json(workdir / "config.json", asked)
     results.create(workdir, config.num_steps, config.steps_per_chunk, experiment.groups, attributes)
@@ -87,7 +84,7 @@ def _reopen(workdir: Path) -> dict[str, Any]:
 
 def _resumed(meta: dict[str, Any]) -> dict[str, Any]:
     """Note who goes on with a run, and warn if the code or the machine is another."""
-    now = _provenance()
+    now = provenance()
     changed = [key for key in ("commit", "versions", "devices") if meta[key] != now[key]]
     if changed:
         print(f"resumed with another {' and '.join(changed)}: the bits may differ", file=sys.stderr)
@@ -95,21 +92,9 @@ def _resumed(meta: dict[str, Any]) -> dict[str, Any]:
     return kept | {"resumed": [*meta.get("resumed", []), now]}
 
 
-def _provenance() -> dict[str, Any]:
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
-        "command": sys.argv,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "python": sys.version.split()[0],
-        "devices": [str(device) for device in jax.devices()],
-    }
-
-
 def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[str, Any]) -> dict[str, Any]:
     """Train from the newest checkpoint to the end, an interrupt or a loss that is not finite."""
-    state, carries = experiment.state, training.init_carries(experiment.probes, experiment.state)
+    state, carries = experiment.state, training.init_carries(experiment.run.probes, experiment.state)
     step, restored, warnings = results.restore(workdir, (state, carries))
     if restored is not None:
         state, carries = restored
@@ -121,13 +106,13 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
         meta.update(status=status, seconds=seconds)
         files.write_json(workdir / "meta.json", meta)
 
-    loop = training.make_loop(experiment.step_fn, experiment.probes)
+    loop = make_loop(experiment)
     started, seconds_before = time.monotonic(), meta["seconds"]
-    with _interrupts() as interrupted, _progress(step, config.num_steps) as report:
+    with interrupts() as interrupted, _progress(step, config.num_steps) as report:
         while step < config.num_steps:
             record("running")
             num_rows = min(config.steps_per_chunk, config.num_steps - step)
-            state, carries, series = jax.block_until_ready(loop(state, carries, num_rows))
+            state, carries, series = jax.block_until_ready(loop(experiment.replica, state, carries, num_rows))
             series = {name: np.asarray(rows) for name, rows in series.items()}
             broken = np.flatnonzero(~np.isfinite(series["loss"]))
             if len(broken):
@@ -145,53 +130,6 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
                 return meta
     record("done")
     return meta
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = old | new
-        return [
-            change
-            for key in keys
-            for change in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if old == new else [f"{path} was {old}, now {new}"]
-
-
-def _git(*args: str) -> str:
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return ""  # installed without its repository
-    command = ["git", "-C", str(root), *args]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; the second one acts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may listen
-        return
-    received = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    def note(number, frame):
-        received.append(number)
-        restore()
-
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield lambda: bool(received)
-    finally:
-        restore()
 
 
 @contextlib.contextmanager

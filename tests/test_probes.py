@@ -17,7 +17,7 @@ def test_probes_measure_what_the_dense_matrices_say(float64):
     schedule = schedules.triangular(3, amplitude=70.0, period=40)
     loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedule)
     params = model.init(jax.random.key(2), batch.inputs)
-    problem = Problem(model.apply, loss_fn, data.full_batch(batch), jax.random.key(3))
+    problem = Problem(model.apply, loss_fn, data.full_batch(batch), batch, jax.random.key(3))
     state = train.init_state(params, train.make_optimizer("sgd", 1.0))
     state = state._replace(step=jnp.asarray(17, jnp.int32))
 

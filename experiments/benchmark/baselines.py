@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlf import losses, schedules
-from dlf.train import init_carries, make_loop
-from experiments.build import Experiment
+from dlf.train import init_carries
+from experiments.build import Experiment, make_loop
 
 COMPILED = "compiled program"
 NOTEBOOK = "notebook loop"
@@ -22,14 +22,14 @@ Run = Callable[[], Any]  # trains from the first step and returns the series
 
 def program(experiment: Experiment, probe_names: Iterable[str] = ()) -> tuple[Callable, dict[str, Any]]:
     """Return the loop of `experiments.train` with some of the probes, and its first carries."""
-    probes = {name: experiment.probes[name] for name in probe_names}
-    return make_loop(experiment.step_fn, probes), init_carries(probes, experiment.state)
+    probes = {name: experiment.run.probes[name] for name in probe_names}
+    return make_loop(experiment, probe_names), init_carries(probes, experiment.state)
 
 
 def compiled_run(experiment: Experiment, probe_names: Iterable[str], num_steps: int) -> Run:
     """Train as `experiments.train` does, without the store."""
     loop, carries = program(experiment, probe_names)
-    return lambda: jax.block_until_ready(loop(experiment.state, carries, num_steps))[2]
+    return lambda: jax.block_until_ready(loop(experiment.replica, experiment.state, carries, num_steps))[2]
 
 
 def notebook_run(experiment: Experiment, config: ConfigDict, num_steps: int) -> Run:
@@ -37,7 +37,7 @@ def notebook_run(experiment: Experiment, config: ConfigDict, num_steps: int) -> 
 
     The class weights that it logs are computed without jit, and nothing waits for the device.
     """
-    apply_fn, loss_fn, batch_fn, _ = experiment.problem
+    apply_fn, loss_fn, batch_fn, *_ = experiment.problem
     batch, num_classes = batch_fn(experiment.state.step), config.dataset.num_classes
     moving = schedules.triangular(
         num_classes, config.schedule.amplitude, config.schedule.period, config.schedule.hold_step

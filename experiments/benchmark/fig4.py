@@ -109,9 +109,9 @@ def measure_program(probe_names: Iterable[str], num_steps: int) -> tuple[float, 
     experiment = build(config)
     loop, carries = program(experiment, probe_names)
     started = time.perf_counter()
-    compiled = loop.lower(experiment.state, carries, num_steps).compile()
+    compiled = loop.lower(experiment.replica, experiment.state, carries, num_steps).compile()
     seconds = time.perf_counter() - started
-    jax.block_until_ready(compiled(experiment.state, carries))
+    jax.block_until_ready(compiled(experiment.replica, experiment.state, carries))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
     return seconds, peak / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -27,7 +27,7 @@ def spread(config: ConfigDict, expected: tuple, num_runs: int) -> list[dict[str,
     for run in track(range(num_runs), "training", console=Console(stderr=True)):
         noise = jax.random.normal(jax.random.fold_in(experiment.problem.key, run), flat.shape, flat.dtype)
         state = experiment.state._replace(params=unravel(flat + (1e-12 * noise if run else 0)))
-        series = loop(state, carries, config.num_steps)[2]
+        series = loop(experiment.replica, state, carries, config.num_steps)[2]
         values.append([float(series[variable][step]) for variable, step, *_ in expected])
     found = []
     for (variable, step, authors, *_), column in zip(expected, np.transpose(values), strict=True):

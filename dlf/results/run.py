@@ -1,4 +1,4 @@
-"""The run store: create, commit, resume and load one training run as a labelled data set.
+"""The store of one training run: create, commit, resume and load it as a labelled data set.
 
 A work folder holds config.json, meta.json, metrics.zarr and checkpoints/. The store is allocated
 whole, filled with NaN, and written by region; every file is replaced in one move; the attribute

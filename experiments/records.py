@@ -1,0 +1,49 @@
+"""What is written beside a result: where it came from, and how a configuration changed."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a result depends on beside its configuration: code, versions, devices, command."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "command": sys.argv,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "python": sys.version.split()[0],
+        "devices": [str(device) for device in jax.devices()],
+    }
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return each difference of two nested mappings, in words.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b was 1, now 3']
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = old | new
+        return [
+            change
+            for key in keys
+            for change in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if old == new else [f"{path} was {old}, now {new}"]
+
+
+def _git(*args: str) -> str:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""  # installed without its repository
+    command = ["git", "-C", str(root), *args]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,1 @@
+"""Sweeps: one configuration over a grid of settings, as one labelled result."""

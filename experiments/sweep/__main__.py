@@ -1,0 +1,81 @@
+"""Run a configuration over a grid of settings, and fill what is missing of it.
+
+    python -m experiments.sweep --config=experiments/configs/phase_amplitude_period.py --workdir=DIR \\
+        [--scale=smoke|small|paper] [--sweep=NAME] [--memory=MiB] [--config.key=value ...] \\
+        [--launcher=here|local|slurm] [--jobs=N] [--slurm=partition=NAME ...] [--dry-run]
+
+--sweep       one of the sweeps that the file declares: "main" is `def sweep`, "x" is `def sweep_x`
+--memory      most memory for the arrays of one block; it decides the blocks when a sweep is created
+--launcher    run in this process, in --jobs processes of this machine, or as --jobs Slurm jobs
+--slurm       a parameter of submitit's, such as partition=NAME or timeout_min=240; may be repeated
+--dry-run     print cells, blocks, estimated time and memory, and run nothing
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from experiments import command_line
+from experiments.command_line import ConfigError
+from experiments.sweep import launch, report, run
+from experiments.sweep.axes import SCALES, Sweep, make_sweep, named_sweeps
+
+
+def load(argv: list[str], path: Path, scale: str, name: str) -> tuple[Sweep, Path]:
+    """Return one sweep of a configuration file, with overrides from the command line, and the work folder."""
+    declared = named_sweeps(path)
+    if name not in declared:
+        raise ConfigError(f"unknown sweep {name!r}: one of {', '.join(declared)}")
+    arguments = command_line.parse([*argv, f"--config={path}:{scale}"], __doc__)
+    return make_sweep(arguments.config, name, declared[name](scale)), arguments.workdir
+
+
+def main() -> None:
+    """Run `python -m experiments.sweep`, also installed as `dlf-sweep`."""
+    command_line.run(_main)
+
+
+def _main() -> int:
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__.strip())
+        return 0
+    parser = command_line.Parser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--sweep", default="main")
+    parser.add_argument("--memory", type=float, default=1024.0)
+    parser.add_argument("--launcher", choices=launch.LAUNCHERS, default="here")
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--slurm", action="append", default=[])
+    parser.add_argument("--dry-run", action="store_true")
+    options, others = parser.parse_known_args()
+    sweep, workdir = load([sys.argv[0], *others], options.config, options.scale, options.sweep)
+    command_line.use_precision(sweep.config)
+    settings = run.Settings(
+        int(options.memory * 2**20), options.launcher, _jobs(options), _parameters(options.slurm)
+    )
+    if options.dry_run:
+        report.dry_run(sweep, workdir, settings)
+        return 0
+    meta = run.run(sweep, workdir, settings)
+    return report.outcome(meta, workdir)
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    if options.launcher == "slurm" and options.jobs is None:
+        raise ConfigError("--launcher=slurm needs --jobs=N")
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
+    return options.jobs or len(os.sched_getaffinity(0))
+
+
+def _parameters(given: list[str]) -> dict[str, str]:
+    wrong = next((pair for pair in given if "=" not in pair), None)
+    if wrong:
+        raise ConfigError(f"--slurm={wrong}: give a parameter and its value, such as partition=NAME")
+    return dict(pair.split("=", 1) for pair in given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What a sweep varies, as a configuration file declares it.
+
+    def sweep(scale):
+        yield axis("amplitude", (1.0, 10.0, 70.0), "schedule.amplitude")
+        yield axis("seed", range(20), "seed", "dataset.seed")
+        yield record("final", "accuracy", "validation_accuracy")
+
+A sweep yields axes, whose grid is run, or overrides such as {"schedule.amplitude": 3.0}, one a cell.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dlf.ensembles import RECORDS
+from experiments import build
+from experiments.command_line import ConfigError, explain_unknown_key
+
+SCALES = ("smoke", "small", "paper")
+
+
+class Axis(NamedTuple):
+    """One dimension of a sweep: its labels, and the settings that each stands for."""
+
+    name: str
+    labels: tuple[Any, ...]
+    overrides: tuple[dict[str, Any], ...]
+
+
+class Record(NamedTuple):
+    """What to keep of a run: see `dlf.ensembles.make_ensemble`. No variables means all of them."""
+
+    kind: str
+    variables: tuple[str, ...]
+
+
+def axis(name: str, values: Iterable[Any], *keys: str | Callable[[Any], Mapping[str, Any]]) -> Axis:
+    """Vary the settings `keys` together over `values`, or the settings that a function of the value gives.
+
+    >>> axis("seed", range(2), "seed", "dataset.seed").overrides[1]
+    {'seed': 1, 'dataset.seed': 1}
+    >>> axis("width", (10, 30), lambda width: {"model.hidden_widths": (width,)}).overrides[1]
+    {'model.hidden_widths': (30,)}
+    """
+    # NumPy's numbers are not what a configuration holds
+    labels = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
+    overrides = [
+        {k: v for key in keys for k, v in (key(label) if callable(key) else {key: label}).items()}
+        for label in labels
+    ]
+    return Axis(name, labels, tuple(overrides))
+
+
+def record(kind: str, *variables: str) -> Record:
+    """Keep `variables`: their "final" values, a summary of the "last_cycle", or the whole "series"."""
+    return Record(kind, variables)
+
+
+class Sweep(NamedTuple):
+    """A configuration, the axes that it is varied over, and what to keep of each run."""
+
+    config: ConfigDict
+    name: str
+    axes: tuple[Axis, ...]
+    record: Record
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of cells along every axis."""
+        return tuple(len(axis.labels) for axis in self.axes)
+
+    def cell(self, index: Iterable[int]) -> ConfigDict:
+        """Return the configuration of one cell. Raises ConfigError where a value does not fit its key."""
+        config = self.config.copy_and_resolve_references()
+        for axis, number in zip(self.axes, index, strict=True):
+            for key, value in axis.overrides[number].items():
+                try:
+                    config.update_from_flattened_dict({key: value})
+                except (TypeError, ValueError) as error:
+                    raise ConfigError(f"{key}={value!r}: {error}") from error
+        return config
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what config.json holds: a sweep with another content does not mix with this one."""
+        axes = {axis.name: {"labels": axis.labels, "overrides": axis.overrides} for axis in self.axes}
+        content = {"config": json.loads(self.config.to_json()), "sweep": self.name, "axes": axes}
+        return json.loads(json.dumps(content | {"record": self.record._asdict()}))
+
+
+def named_sweeps(path: Path) -> dict[str, Callable[[str], Iterable]]:
+    """Return the sweeps that a configuration file declares: "main" is `sweep`, "x" is `sweep_x`.
+
+    Raises ConfigError for a file that has none, or that cannot be loaded.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = spec and importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises
+        raise ConfigError(f"--config: {type(error).__name__}: {error}") from error
+    found = {
+        name.removeprefix("sweep").removeprefix("_") or "main": value
+        for name, value in vars(module).items()
+        if callable(value) and (name == "sweep" or name.startswith("sweep_"))
+    }
+    if not found:
+        raise ConfigError(f"{path} declares no sweep: see experiments/configs/phase_amplitude_period.py")
+    return found
+
+
+def make_sweep(config: ConfigDict, name: str, declared: Iterable[Axis | Record | Mapping]) -> Sweep:
+    """Put together what a configuration file declares.
+
+    Raises ConfigError for an axis that is empty, repeats a value, or sets what the configuration lacks.
+    """
+    declared = list(declared)
+    records = [item for item in declared if isinstance(item, Record)]
+    axes = [item for item in declared if isinstance(item, Axis)]
+    cells = [dict(item) for item in declared if not isinstance(item, Axis | Record)]
+    if cells:
+        axes.append(Axis("cell", tuple(range(len(cells))), tuple(cells)))
+    found = records[-1] if records else Record("final", ())
+    if found.kind not in RECORDS:
+        raise ConfigError(f"record {found.kind!r}: one of {', '.join(RECORDS)}")
+    if not axes:
+        raise ConfigError(f"sweep {name!r} has no axis: yield axis(...) or overrides")
+    sweep = Sweep(config, name, tuple(axes), found)
+    names, keys = [a.name for a in axes], []
+    for number, a in enumerate(axes):
+        if not a.labels:
+            raise ConfigError(f"axis {a.name!r} has no values")
+        if names.count(a.name) > 1 or a.name in ("status", "reason", "diverged_step"):
+            raise ConfigError(f"axis {a.name!r}: another one, or a variable of every sweep, has this name")
+        ordered = sorted(map(str, a.labels))
+        twice = next((value for value, after in pairwise(ordered) if value == after), None)
+        if twice is not None:
+            raise ConfigError(f"axis {a.name!r} has the value {twice} twice")
+        keys += [(key, a.name) for key in {key for override in a.overrides for key in override}]
+        _check_keys_exist(sweep, number)
+    for key in dict(keys):
+        owners = [owner for k, owner in keys if k == key]
+        if len(owners) > 1:
+            raise ConfigError(f"the axes {' and '.join(owners)} both set {key}")
+    precisions = {override["float64"] for a in axes for override in a.overrides if "float64" in override}
+    if len(precisions) > 1:
+        raise ConfigError("all cells of a sweep have one precision: declare a sweep of its own for float64")
+    for float64 in precisions:
+        sweep.config.float64 = float64
+    return sweep
+
+
+def _check_keys_exist(sweep: Sweep, number: int) -> None:
+    axis = sweep.axes[number]
+    if not axis.overrides[0]:
+        raise ConfigError(f"axis {axis.name!r} sets nothing: name the keys of the config that it varies")
+    for override in axis.overrides:
+        for key in override:
+            try:
+                # as a dummy of the right kind cannot be known, look the key up instead
+                node = sweep.config
+                for part in key.split("."):
+                    node = getattr(node, part)
+            except (AttributeError, KeyError) as error:
+                raise ConfigError(f"axis {axis.name!r}: {explain_unknown_key(error)}") from error
+
+
+def is_static(axis: Axis) -> bool:
+    """Return whether an axis changes more than the numbers that one program takes as arguments."""
+    numbers = (*build.FLOATS, *build.COUNTS, *build.SEEDS)
+    return any(key not in numbers for override in axis.overrides for key in override)

@@ -1,0 +1,142 @@
+"""How a sweep is cut into blocks of cells, from the memory that one block may take."""
+
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dlf.ensembles import described, is_vectorized, make_ensemble
+from dlf.results.cells import Layout
+from dlf.types import Variable
+from experiments import build
+from experiments.command_line import ConfigError
+from experiments.sweep.axes import Sweep, is_static
+
+# Mapped replicas gain nothing from more in one program, and a killed process loses its block.
+_MOST_CELLS_MAPPED, _MOST_CELLS_VECTORIZED = 16, 4096
+
+
+class Plan(NamedTuple):
+    """The blocks of a sweep and the layout of its store."""
+
+    cells_per_block: tuple[int, ...]
+    layouts: dict[str, Layout]
+    coordinates: dict[str, np.ndarray]
+    programs: list[ConfigDict]  # one configuration of each program
+    block_bytes: int
+
+
+def plan(sweep: Sweep, memory: int) -> Plan:
+    """Cut a sweep into blocks whose arrays take at most `memory` bytes.
+
+    Axes that need another program have one cell a block; the others are filled from the last one on.
+
+    Raises ConfigError if the memory does not hold one cell, no cell can be run, or the cells' results
+    differ in shape.
+    """
+    layouts, coordinates, programs, largest = None, {}, [], (-1, None)
+    for config in _one_of_each_program(sweep):
+        experiment = build.build(config)
+        found, coordinates = _layouts(sweep, experiment, config.num_steps)
+        for name, layout in found.items():
+            if layouts and layouts[name] != layout:
+                raise ConfigError(
+                    f"the cells' {name} differ in shape, {layouts[name].shape} and {layout.shape}: "
+                    "name other variables in record(...), or declare two sweeps"
+                )
+        layouts = found
+        programs.append(config)
+        largest = max(largest, (_bytes(experiment.replica), len(programs) - 1))
+    if layouts is None:
+        index = (0,) * len(sweep.axes)
+        build.draw(sweep.cell(index))  # says what is wrong
+        raise ConfigError("no cell of the sweep can be run")
+    fixed, each = program_bytes(sweep, programs[largest[1]])
+    affordable = (memory - fixed) // each
+    if affordable < 1:
+        raise ConfigError(
+            f"a block of one cell takes {(fixed + each) / 2**20:.3g} MiB: "
+            f"--memory={memory / 2**20:.3g} is too small"
+        )
+    left = min(affordable, _MOST_CELLS_VECTORIZED if is_vectorized() else _MOST_CELLS_MAPPED)
+    cells = []
+    for axis in reversed(sweep.axes):
+        num_blocks = 1 if is_static(axis) else -(-len(axis.labels) // left)
+        size = 1 if is_static(axis) else -(-len(axis.labels) // num_blocks)
+        left //= size
+        cells.insert(0, size)
+    return Plan(tuple(cells), layouts, coordinates, programs, fixed + each * prod(cells))
+
+
+def _one_of_each_program(sweep: Sweep) -> Iterator[ConfigDict]:
+    """Yield the first cell that can be run for each combination of the static axes."""
+    static = [range(len(axis.labels)) if is_static(axis) else (None,) for axis in sweep.axes]
+    for fixed in product(*static):
+        free = [
+            range(len(axis.labels)) if number is None else (number,)
+            for axis, number in zip(sweep.axes, fixed, strict=True)
+        ]
+        for index in product(*free):
+            try:
+                config = sweep.cell(index)
+                build.draw(config)
+            except ConfigError:
+                continue
+            yield config
+            break
+
+
+def ensemble(sweep: Sweep, experiment: build.Experiment, num_steps: int):
+    """Return the compiled program of a block, see `dlf.ensembles.make_ensemble`."""
+    known = described(experiment.run)
+    unknown = set(sweep.record.variables) - set(known)
+    if unknown:
+        raise ConfigError(f"record: unknown variable {', '.join(unknown)}: one of {', '.join(known)}")
+    variables = sweep.record.variables or tuple(known)
+    return make_ensemble(experiment.assemble, num_steps, sweep.record.kind, variables)
+
+
+def _layouts(sweep: Sweep, experiment: build.Experiment, num_steps: int):
+    """Return how the results of one cell are laid out, and the coordinates of their own dimensions."""
+    outcome = jax.eval_shape(ensemble(sweep, experiment, num_steps), *_replicas(experiment, 1))
+    known, layouts, coordinates = described(experiment.run), {}, {}
+    for name, rows in outcome.values.items():
+        suffix = name.rpartition("_")[2] if sweep.record.kind == "last_cycle" else ""
+        step_name, every, variable = known[name.removesuffix(f"_{suffix}") if suffix else name]
+        dims = variable.dims
+        if sweep.record.kind == "series":
+            dims = (step_name, *dims)
+            coordinates[step_name] = np.arange(0, num_steps, every)
+        text = variable.description + (f", {suffix} over the last cycle" if suffix else "")
+        layouts[name] = Layout(Variable(dims, variable.units, text), rows.shape[1:], rows.dtype)
+        coordinates |= {
+            dim: np.arange(n) for dim, n in zip(dims, rows.shape[1:], strict=True) if dim not in coordinates
+        }
+    return layouts, coordinates
+
+
+def _replicas(experiment: build.Experiment, num: int):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * num), experiment.replica), jnp.ones(num, bool)
+
+
+def program_bytes(sweep: Sweep, config: ConfigDict) -> tuple[int, int]:
+    """Return the bytes that a block takes whatever its size, and those of each of its cells.
+
+    As the compiler counts them for one replica; arguments and results exist twice, alone and stacked.
+    """
+    experiment = build.build(config)
+    lowered = ensemble(sweep, experiment, config.num_steps).lower(*_replicas(experiment, 1))
+    found = lowered.compile().memory_analysis()
+    each = 2 * (found.argument_size_in_bytes + found.output_size_in_bytes)
+    if is_vectorized():
+        return 0, each + found.temp_size_in_bytes
+    return found.temp_size_in_bytes, each
+
+
+def _bytes(replica: build.Replica) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(replica))

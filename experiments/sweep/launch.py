@@ -1,0 +1,106 @@
+"""Where the workers of a sweep run: in this process, in others of this machine, or on a cluster."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dlf.files import StoreError
+from experiments.command_line import ConfigError
+from experiments.sweep.axes import Sweep
+from experiments.sweep.work import work
+
+LAUNCHERS = ("here", "local", "slurm")
+_JOBS = "jobs"  # the folder of submitit's files and logs
+_A_WEEK = 7 * 24 * 60  # in minutes
+
+
+class Worker:
+    """One job: a process that runs blocks of a sweep until none is left.
+
+    After a preemption or a time limit submitit puts the same worker in the queue again; what it has
+    finished is in the store.
+    """
+
+    def __init__(self, sweep: Sweep, workdir: Path, number: int, num_workers: int, pinned: bool):
+        self.sweep, self.workdir = sweep, workdir.resolve()
+        self.number, self.num_workers, self.pinned = number, num_workers, pinned
+
+    def __call__(self) -> int:
+        """Run blocks and return the number of cells."""
+        if self.pinned:  # before JAX starts its threads; a small network gains nothing from a second one
+            cpus = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {cpus[self.number % len(cpus)]})
+        jax.config.update("jax_enable_x64", self.sweep.config.float64)
+        return sum(work(self.sweep, self.workdir, self.number, self.num_workers))
+
+    def checkpoint(self) -> Any:
+        """Return what submitit is to run once more."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def run_here(sweep: Sweep, workdir: Path, stop: Callable[[], bool], report: Callable[[], None]) -> None:
+    """Run all missing cells in this process."""
+    for _ in work(sweep, workdir, stop=stop):
+        report()
+
+
+@contextlib.contextmanager
+def jobs(
+    sweep: Sweep, workdir: Path, launcher: str, num_jobs: int, parameters: Mapping[str, str]
+) -> Iterator[list[Any]]:
+    """Submit `num_jobs` workers, and on this machine end those that still run when the block ends.
+
+    Raises ConfigError if submitit is missing or does not take the parameters.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        message = f"--launcher={launcher} needs submitit: pip install submitit (extra `cluster`)"
+        raise ConfigError(message) from error
+    is_local = launcher == "local"
+    try:
+        executor = submitit.AutoExecutor(folder=workdir / _JOBS, cluster=launcher)
+        executor.update_parameters(name="dlf", timeout_min=_A_WEEK if is_local else 24 * 60, cpus_per_task=1)
+        executor.update_parameters(**{key: _number(value) for key, value in parameters.items()})
+        pinned = is_local and hasattr(os, "sched_setaffinity")  # Linux only
+        with executor.batch():
+            submitted = [
+                executor.submit(Worker(sweep, workdir, number, num_jobs, pinned)) for number in range(num_jobs)
+            ]
+    except (RuntimeError, NameError, TypeError, ValueError) as error:
+        raise ConfigError(f"--launcher={launcher}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"cannot start jobs in {workdir}: {error}") from error
+    try:
+        yield submitted
+    finally:
+        if is_local:
+            for job in submitted:
+                if not job.done():
+                    job.cancel()
+
+
+def wait(submitted: list[Any], report: Callable[[], None], stop: Callable[[], bool]) -> list[str]:
+    """Wait for all jobs, or until asked to stop, and return the logs of those that failed."""
+    while not all(job.done() for job in submitted) and not stop():
+        report()
+        time.sleep(0.5)
+    report()
+    return [str(job.paths.stderr) for job in submitted if job.done() and job.exception() is not None]
+
+
+def clean(workdir: Path) -> None:
+    """Remove the files of finished jobs."""
+    shutil.rmtree(workdir / _JOBS, ignore_errors=True)
+
+
+def _number(value: str) -> int | str:
+    return int(value) if value.isdigit() else value

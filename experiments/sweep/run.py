@@ -1,0 +1,134 @@
+"""Create a sweep, or go on with it, and wait for its workers."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dlf import files, results
+from dlf.results import cells
+from dlf.results.cells import MEANINGS, NOT_RUN, STORE, Store
+from experiments.command_line import ConfigError, interrupts
+from experiments.records import differences, provenance
+from experiments.sweep import launch
+from experiments.sweep.axes import Sweep
+from experiments.sweep.blocks import plan
+
+
+class Settings(NamedTuple):
+    """How a sweep is run; nothing of this changes what it finds."""
+
+    memory: int = 2**30  # bytes, for the arrays of one block
+    launcher: str = "here"
+    num_jobs: int = 1
+    parameters: Mapping[str, str] = {}
+
+
+def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> dict[str, Any]:  # noqa: B008
+    """Run all cells of a sweep that are not there yet, and return the content of its meta.json.
+
+    An interrupt (SIGINT, SIGTERM) ends the sweep after the blocks under way in this process, and kills
+    those in others; the next call goes on.
+
+    Raises ConfigError or StoreError with one line that says what to do; nothing is overwritten.
+    """
+    workdir = Path(workdir)
+    with results.exclusive(workdir):
+        meta = _open(sweep, workdir, settings)
+        store = Store(workdir)
+        for block, file in store.damaged():
+            print(f"{file} is damaged: its block is run again", file=sys.stderr)
+            store.forget(block)
+        if (store.status() != NOT_RUN).all():
+            return _record(meta, workdir, store)
+        started, seconds = time.monotonic(), meta["seconds"]
+        with interrupts() as interrupted, _progress(store) as report:
+            failed = _work(sweep, workdir, settings, interrupted, report)
+        meta["seconds"] = seconds + time.monotonic() - started
+        return _record(meta, workdir, store, failed)
+
+
+def _work(sweep, workdir, settings, interrupted, report) -> list[str]:
+    """Run the workers and return the logs of those that failed."""
+    if settings.launcher == "here":
+        launch.run_here(sweep, workdir, interrupted, report)
+        return []
+    with launch.jobs(sweep, workdir, settings.launcher, settings.num_jobs, settings.parameters) as submitted:
+        failed = launch.wait(submitted, report, interrupted)
+    if not failed and not interrupted():
+        launch.clean(workdir)
+    return failed
+
+
+def _open(sweep: Sweep, workdir: Path, settings: Settings) -> dict[str, Any]:
+    """Check that the work folder takes this sweep, create the store if need be, return its meta."""
+    asked = sweep.as_json()
+    content = {path.name for path in workdir.iterdir()}
+    if {"meta.json", STORE} <= content:
+        changes = differences(files.read_json(workdir / "config.json"), asked)
+        if changes:
+            raise ConfigError(f"{workdir} holds a sweep with another config: {'; '.join(changes)}")
+        meta = files.read_json(workdir / "meta.json")
+        if not {"status", "seconds", "commit"} <= set(meta):
+            raise files.StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
+        now = provenance()
+        changed = [key for key in ("commit", "versions") if meta.get(key) != now[key]]
+        if changed:
+            print(f"resumed with another {' and '.join(changed)}: the bits may differ", file=sys.stderr)
+            meta["resumed"] = [*meta.get("resumed", []), now]
+        return meta
+    if STORE in content:  # a start that was killed before meta.json has no results yet
+        status = Store(workdir).status()
+        if (status != NOT_RUN).any():
+            raise files.StoreError(f"{workdir / 'meta.json'} is missing: move {workdir} away and run again")
+    elif content - {"config.json", "config.partial", "meta.partial", "cells.partial"}:
+        raise ConfigError(f"{workdir} holds files, but no sweep: name another folder")
+    planned = plan(sweep, settings.memory)
+    meta = {"status": "running", "seconds": 0.0, **provenance(), "x64": sweep.config.float64}
+    attributes = {"config": json.dumps(asked["config"]), "sweep": sweep.name, "commit": meta["commit"]}
+    axes = {axis.name: axis.labels for axis in sweep.axes}
+    files.write_json(workdir / "config.json", asked)
+    cells.create(workdir, axes, planned.cells_per_block, planned.layouts, planned.coordinates, attributes)
+    files.write_json(workdir / "meta.json", meta)
+    return meta
+
+
+def _record(meta: dict[str, Any], workdir: Path, store: Store, failed: list[str] = ()) -> dict[str, Any]:
+    """Write how far the sweep has come."""
+    status = store.status()
+    counts = {meaning: int(np.sum(status == number)) for number, meaning in enumerate(MEANINGS)}
+    meta |= {"status": "interrupted" if counts["not run"] else "done", "cells": counts, "failed": list(failed)}
+    try:
+        files.write_json(workdir / "meta.json", meta)
+    except OSError as error:
+        raise files.StoreError(f"cannot write to {workdir}: {error.strerror}") from error
+    return meta
+
+
+@contextlib.contextmanager
+def _progress(store: Store) -> Iterator[Callable[[], None]]:
+    columns = (
+        TextColumn("sweep"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("cells, {task.description}left"),
+        TimeRemainingColumn(),
+    )
+    before = int(np.sum(store.status() != NOT_RUN))
+    started = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True, force_jupyter=False)) as progress:
+        task = progress.add_task("", total=store.status().size, completed=before)
+
+        def report() -> None:
+            now = int(np.sum(store.status() != NOT_RUN))
+            rate = (now - before) / (time.monotonic() - started)
+            progress.update(task, completed=now, description=f"{rate:.2g}/s, " if now > before else "")
+
+        yield report
