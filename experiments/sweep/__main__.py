@@ -11,15 +11,14 @@
 --dry-run     print cells, blocks, estimated time and memory, and run nothing
 """
 
-import argparse
-import os
 import sys
 from pathlib import Path
 
 from experiments import command_line
 from experiments.command_line import ConfigError
-from experiments.sweep import launch, report, run
+from experiments.sweep import report, run
 from experiments.sweep.axes import SCALES, Sweep, make_sweep, named_sweeps
+from experiments.sweep.launch import add_options, settings
 
 
 def load(argv: list[str], path: Path, scale: str, name: str) -> tuple[Sweep, Path]:
@@ -44,37 +43,15 @@ def _main() -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--sweep", default="main")
-    parser.add_argument("--memory", type=float, default=1024.0)
-    parser.add_argument("--launcher", choices=launch.LAUNCHERS, default="here")
-    parser.add_argument("--jobs", type=int)
-    parser.add_argument("--slurm", action="append", default=[])
     parser.add_argument("--dry-run", action="store_true")
+    add_options(parser)
     options, others = parser.parse_known_args()
     sweep, workdir = load([sys.argv[0], *others], options.config, options.scale, options.sweep)
     command_line.use_precision(sweep.config)
-    settings = run.Settings(
-        int(options.memory * 2**20), options.launcher, _jobs(options), _parameters(options.slurm)
-    )
     if options.dry_run:
-        report.dry_run(sweep, workdir, settings)
+        report.dry_run(sweep, workdir, settings(options))
         return 0
-    meta = run.run(sweep, workdir, settings)
-    return report.outcome(meta, workdir)
-
-
-def _jobs(options: argparse.Namespace) -> int:
-    if options.launcher == "slurm" and options.jobs is None:
-        raise ConfigError("--launcher=slurm needs --jobs=N")
-    if options.jobs is not None and options.jobs < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
-    return options.jobs or len(os.sched_getaffinity(0))
-
-
-def _parameters(given: list[str]) -> dict[str, str]:
-    wrong = next((pair for pair in given if "=" not in pair), None)
-    if wrong:
-        raise ConfigError(f"--slurm={wrong}: give a parameter and its value, such as partition=NAME")
-    return dict(pair.split("=", 1) for pair in given)
+    return report.outcome(run.run(sweep, workdir, settings(options)), workdir)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Where the workers of a sweep run: in this process, in others of this machine, or on a cluster."""
 
+import argparse
 import contextlib
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,6 +19,39 @@ from experiments.sweep.work import work
 LAUNCHERS = ("here", "local", "slurm")
 _JOBS = "jobs"  # the folder of submitit's files and logs
 _A_WEEK = 7 * 24 * 60  # in minutes
+
+
+class Settings(NamedTuple):
+    """How a sweep is run; nothing of this changes what it finds."""
+
+    memory: int = 2**30  # bytes, for the arrays of one block
+    launcher: str = "here"
+    num_jobs: int = 1
+    parameters: Mapping[str, str] = {}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `settings` reads."""
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="here")
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--memory", type=float, default=1024.0, metavar="MiB")
+    parser.add_argument("--slurm", action="append", default=[], metavar="PARAMETER=VALUE")
+
+
+def settings(options: argparse.Namespace) -> Settings:
+    """Return how a sweep is to be run. Raises ConfigError for options that do not go together."""
+    if options.launcher == "slurm" and options.jobs is None:
+        raise ConfigError("--launcher=slurm needs --jobs=N")
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
+    if not options.memory > 0:
+        raise ConfigError(f"--memory must be positive, got {options.memory:g}")
+    wrong = next((pair for pair in options.slurm if "=" not in pair), None)
+    if wrong:
+        raise ConfigError(f"--slurm={wrong}: give a parameter and its value, such as partition=NAME")
+    parameters = dict(pair.split("=", 1) for pair in options.slurm)
+    num_jobs = options.jobs or os.cpu_count() or 1
+    return Settings(int(options.memory * 2**20), options.launcher, num_jobs, parameters)
 
 
 class Worker:

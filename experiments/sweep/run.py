@@ -4,9 +4,9 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,15 +20,7 @@ from experiments.records import differences, provenance
 from experiments.sweep import launch
 from experiments.sweep.axes import Sweep
 from experiments.sweep.blocks import plan
-
-
-class Settings(NamedTuple):
-    """How a sweep is run; nothing of this changes what it finds."""
-
-    memory: int = 2**30  # bytes, for the arrays of one block
-    launcher: str = "here"
-    num_jobs: int = 1
-    parameters: Mapping[str, str] = {}
+from experiments.sweep.launch import Settings
 
 
 def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> dict[str, Any]:  # noqa: B008

@@ -1,7 +1,4 @@
-"""One function a figure: (run) -> matplotlib Figure. None trains, none reads a file.
-
-`__all__` is the catalogue of figures; a run is the data set that `dlf.results.load` gives.
-"""
+"""Figures of one run: the data set that `dlf.results.load` gives, or what measures it."""
 
 import json
 from itertools import cycle
@@ -13,20 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
 
-__all__ = ["curvature", "fig4"]
+from analysis.figures.style import COLORS, STYLE
 
-_STYLE = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "pdf.fonttype": 42,  # text stays text
-}
-_CLASS_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINE = dict(color="#222222", linewidth=0.6)
 _DOTS = dict(color="#222222", linestyle="none", marker=".", markersize=0.8, markeredgewidth=0)
 
@@ -50,7 +35,7 @@ def fig4(run: xr.Dataset) -> Figure:
     spans = [(0, last)]
     if 2.1 * period < last:
         spans.append((round(1.6 * period), round(2.1 * period)))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 7.6), layout="constrained")
         grid = figure.subplots(
             6, len(spans), sharex="col", squeeze=False, width_ratios=[3.4, 1.0][: len(spans)]
@@ -83,11 +68,11 @@ def curvature(found: xr.Dataset) -> Figure:
 
     Source: ours; a and e after Ghorbani, Krishnan and Xiao 2019 (arXiv 1901.10159).
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 6.4), layout="constrained")
         grid = figure.subplot_mosaic([["a", "b"], ["c", "c"], ["d", "e"]])
         for name, parts in (("a", ("Hessian",)), ("b", ("GGN", "residual"))):
-            for part, color in zip(parts, _CLASS_COLORS, strict=False):
+            for part, color in zip(parts, COLORS, strict=False):
                 row = found.sel(part=part)
                 counts, edges = np.histogram(row["spectrum"], bins=100, density=True)
                 grid[name].stairs(
@@ -95,13 +80,13 @@ def curvature(found: xr.Dataset) -> Figure:
                 )
                 _draw_density(grid[name], row, "", color, f"{part}, stochastic")
             grid[name].set_title(f"spiral, step {found.attrs['first']:,}", fontsize=8)
-        for stage, color in zip(found["stage"].values, _CLASS_COLORS, strict=False):
+        for stage, color in zip(found["stage"].values, COLORS, strict=False):
             _draw_density(grid["e"], found.sel(stage=stage), "image_", color, stage)
         grid["e"].set_title(f"digits, {found.attrs['num_parameters']:,} parameters", fontsize=8)
         for name in "abe":
             grid[name].set(xlabel=r"eigenvalue $\lambda$ (nat)", ylabel="density (1/nat)", yscale="log")
             grid[name].legend(frameon=False)
-        for label, color in zip(found["class"].values, cycle(_CLASS_COLORS), strict=False):
+        for label, color in zip(found["class"].values, cycle(COLORS), strict=False):
             series = found["class_curvature"].sel({"class": label})
             grid["c"].plot(found["step"], series, color=color, linewidth=1.0, label=f"class {label}")
         grid["c"].plot(
@@ -134,7 +119,7 @@ def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float | None) -
     weights, loss, change, accuracy, hessian, ntk = column
     for axes in column:
         axes.set_rasterization_zorder(3)  # 70,000 points a row: pixels, with text as text
-    for label, color in zip(run["class"].values, cycle(_CLASS_COLORS), strict=False):
+    for label, color in zip(run["class"].values, cycle(COLORS), strict=False):
         series = run["class_weights"].sel({"class": label})
         weights.plot(run["step"], series, color=color, linewidth=0.9, label=f"class {label}", zorder=2)
     loss.plot(run["step"], run["loss"], **_DOTS, zorder=2)

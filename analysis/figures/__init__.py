@@ -1,0 +1,9 @@
+"""One function a figure: (run) -> matplotlib Figure. None trains, none reads a file.
+
+`__all__` is the catalogue of figures.
+"""
+
+from analysis.figures.phases import amplitude_period, losses_width, static_width_rate, width_rate
+from analysis.figures.runs import curvature, fig4
+
+__all__ = ["amplitude_period", "curvature", "fig4", "losses_width", "static_width_rate", "width_rate"]

@@ -1,0 +1,201 @@
+"""Phase diagrams: figures of reduced sweeps (see `analysis.phase_diagrams.reduce`)."""
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.figures.style import COLORS, STYLE
+
+_TITLES = {"accuracy": "training accuracy", "validation_accuracy": "validation accuracy"}
+
+
+def amplitude_period(reduced: xr.Dataset) -> Figure:
+    """Draw accuracy over amplitude and period, the static loss as the lowest row, and its spread.
+
+    Rows: training and validation accuracy; columns: mean and standard deviation over seeds. The contour
+    encloses the cells significantly better than the static loss (paired over seeds, false discovery rate
+    5 %).
+
+    Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; statistics ours.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 5.6), layout="constrained")
+        grid = figure.subplots(2, 2, sharex=True, sharey=True)
+        for row, (name, title) in zip(grid, _TITLES.items(), strict=True):
+            for axes, statistic in zip(row, ("mean", "std"), strict=True):
+                with_static = _above_static(reduced, f"{name}_{statistic}")
+                scale = Normalize(1 / 3, 1) if statistic == "mean" else Normalize(0)
+                image = _draw_cells(axes, with_static, "period", "amplitude", scale)
+                label = f"{title}, {'mean' if statistic == 'mean' else 'standard deviation'}"
+                figure.colorbar(image, ax=axes, label=f"{label} over seeds")
+            significant = _above_static(reduced, f"{name}_significant", static=0)
+            _draw_contour(row[0], significant, "period", "amplitude")
+        for axes in grid[1]:
+            axes.set_xlabel("period $T$ (steps per class)")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("amplitude $A$")
+        _explain_contour(figure, "better than the static loss ($A = 1$, lowest row)")
+    return figure
+
+
+def width_rate(reduced: xr.Dataset) -> Figure:
+    """Draw accuracy over width and learning rate, of the dynamical and the static loss, and the sharpness.
+
+    Columns: static loss, dynamical loss, and its gain in accuracy; rows: training and validation accuracy,
+    and the sharpness at the end in units of the threshold 2 / learning rate. The contour encloses cells
+    with a significant gain. A cell without a finite run is blank.
+
+    Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; sharpness and statistics ours.
+    """
+    amplitude = float(reduced["amplitude"].max())
+    columns = {"static loss": {"amplitude": 1.0}, f"dynamical loss, $A$ = {amplitude:g}": {"amplitude": amplitude}}
+    ratio = reduced["sharpness_mean"] * reduced["learning_rate"] / 2
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 6.2), layout="constrained")
+        grid = figure.subplots(3, 3, sharex=True, sharey=True)
+        for row, (name, title) in zip(grid, _TITLES.items(), strict=False):
+            for axes, (label, where) in zip(row, columns.items(), strict=False):
+                values = reduced[f"{name}_mean"].sel(where)
+                image = _draw_cells(axes, values, "learning_rate", "width", Normalize(1 / 3, 1))
+                axes.set_title(label, fontsize=8)
+            figure.colorbar(image, ax=row[1], label=title)
+            at = columns[f"dynamical loss, $A$ = {amplitude:g}"]
+            gain = reduced[f"{name}_gain"].sel(at)
+            most = max(0.01, float(np.abs(gain).max()))
+            scale = TwoSlopeNorm(0, -most, most)
+            image = _draw_cells(row[2], gain, "learning_rate", "width", scale, "RdBu_r")
+            figure.colorbar(image, ax=row[2], label=f"gain in\n{title}")
+            _draw_contour(row[2], reduced[f"{name}_significant"].sel(at), "learning_rate", "width", "#111111")
+            row[2].set_title("dynamical minus static", fontsize=8)
+        for axes, where in zip(grid[2], columns.values(), strict=False):
+            values = np.log10(ratio.sel(where).where(ratio.sel(where) > 0))
+            image = _draw_cells(axes, values, "learning_rate", "width", TwoSlopeNorm(0, -2, 1), "PuOr")
+        figure.colorbar(image, ax=grid[2, 1], label=r"$\log_{10}\,\lambda_{\max}\eta/2$" "\nat the end")
+        grid[2, 2].axis("off")
+        for axes in (*grid[2, :2], grid[1, 2]):
+            axes.set_xlabel(r"learning rate $\eta$")
+            axes.tick_params(labelbottom=True)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("width (hidden units)")
+        _explain_contour(figure, "significant gain over the static loss", "#111111")
+    return figure
+
+
+def static_width_rate(reduced: xr.Dataset) -> Figure:
+    """Draw loss and sharpness along training for each width (column) and learning rate (color).
+
+    Lines are means over seeds, bands one standard deviation; dashed: the threshold 2 / learning rate.
+
+    Source: Ruiz-Garcia et al. 2024 (arXiv 2410.10690), Fig. 1.
+    """
+    widths = reduced["width"].values
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+        grid = figure.subplots(2, len(widths), sharex=True, sharey="row", squeeze=False)
+        for column, width in zip(grid.T, widths, strict=True):
+            for rate, color in zip(reduced["learning_rate"].values, COLORS, strict=False):
+                cell = reduced.sel(width=width, learning_rate=rate)
+                for axes, name in zip(column, ("loss", "sharpness"), strict=True):
+                    _draw_band(axes, cell, name, "step", color, rf"$\eta$ = {rate:g}")
+                column[1].axhline(2 / rate, color=color, linewidth=0.9, linestyle="--")
+            column[0].set_title(f"{width} hidden units", fontsize=8)
+            column[1].set(xlabel="step", yscale="log")
+            column[0].set(yscale="log")
+        grid[0, 0].set_ylabel("static cross-entropy (nat)")
+        grid[1, 0].set_ylabel(r"sharpness $\lambda_{\max}$ (nat)")
+        lines = [
+            *grid[0, 0].get_legend_handles_labels()[0],
+            Line2D([], [], color="#222222", linewidth=0.9, linestyle="--", label=r"threshold $2/\eta$"),
+        ]
+        figure.legend(handles=lines, loc="outside upper right", ncols=len(lines), frameon=False)
+    return figure
+
+
+def losses_width(reduced: xr.Dataset) -> Figure:
+    """Draw accuracy against width for each dynamical loss (column) beside its static parent.
+
+    Lines are means over seeds, bands one standard error of the mean; filled markers: significantly better
+    than the static parent (paired over seeds, false discovery rate 5 %).
+
+    Source: Ruiz-Garcia et al. 2024 (arXiv 2410.10690).
+    """
+    amplitude = float(reduced["amplitude"].max())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+        grid = figure.subplots(2, reduced.sizes["loss_name"], sharex=True, sharey="row")
+        for column, loss in zip(grid.T, reduced["loss_name"].values, strict=True):
+            for axes, (name, title) in zip(column, reversed(_TITLES.items()), strict=True):
+                for at, label, color in ((1.0, "static", COLORS[0]), (amplitude, "dynamical", COLORS[1])):
+                    cell = reduced.sel(loss_name=loss, amplitude=at)
+                    _draw_band(axes, cell, name, "width", color, label, reduced.attrs["num_seeds"] ** 0.5)
+                better = cell[f"{name}_significant"] == 1
+                better_widths = cell["width"].where(better, drop=True)
+                axes.plot(
+                    better_widths, cell[f"{name}_mean"].where(better, drop=True),
+                    color=COLORS[1], linestyle="none", marker="o", markersize=4, label="significantly better",
+                )  # fmt: skip
+                axes.set(xscale="log")
+                column[0].set_title(str(loss), fontsize=8)
+                if column is grid.T[0] or axes in grid[:, 0]:
+                    axes.set_ylabel(title)
+            column[1].set_xlabel("width (hidden units)")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
+    return figure
+
+
+def _above_static(reduced: xr.Dataset, name: str, static: float | None = None) -> xr.DataArray:
+    """Return a variable over amplitude and period, with the static loss as amplitude 1."""
+    values = reduced[name]
+    reference = reduced[f"reference_{name}"] if static is None else xr.zeros_like(reduced["period"]) + static
+    row = (xr.zeros_like(reduced["period"], float) + reference).expand_dims(amplitude=[1.0])
+    return xr.concat([row, values], "amplitude")
+
+
+def _draw_cells(axes: Axes, values: xr.DataArray, x: str, y: str, scale, colors: str = "viridis"):
+    """Draw one rectangle a cell, on log axes: the edges lie half way between the cells."""
+    values = values.transpose(y, x)
+    image = axes.pcolormesh(
+        _edges(values[x].values), _edges(values[y].values), values.values, norm=scale, cmap=colors
+    )
+    axes.set(xscale="log", yscale="log")
+    return image
+
+
+def _draw_contour(axes: Axes, significant: xr.DataArray, x: str, y: str, color: str = "white") -> None:
+    """Outline the cells that are significant, along their edges."""
+    marked = np.pad(np.nan_to_num(significant.transpose(y, x).values.astype(float)) > 0, 1)
+    columns, rows = _edges(significant[x].values), _edges(significant[y].values)
+    right = np.argwhere(marked[:, 1:] != marked[:, :-1])
+    upper = np.argwhere(marked[1:] != marked[:-1])
+    for row, column in right:
+        axes.plot([columns[column]] * 2, rows[row - 1 : row + 1], color=color, linewidth=1.4)
+    for row, column in upper:
+        axes.plot(columns[column - 1 : column + 1], [rows[row]] * 2, color=color, linewidth=1.4)
+
+
+def _edges(centers: np.ndarray) -> np.ndarray:
+    logs = np.log(np.asarray(centers, float))
+    inner = (logs[1:] + logs[:-1]) / 2 if len(logs) > 1 else logs + 0.5
+    first = 2 * logs[0] - inner[0]
+    last = 2 * logs[-1] - inner[-1] if len(logs) > 1 else logs[-1] + 0.5
+    return np.exp(np.concatenate([[first], inner if len(logs) > 1 else [], [last]]))
+
+
+def _draw_band(axes: Axes, cell: xr.Dataset, name: str, x: str, color: str, label: str, per: float = 1.0) -> None:
+    mean, spread = cell[f"{name}_mean"], cell[f"{name}_std"] / per
+    axes.plot(cell[x], mean, color=color, linewidth=1.0, label=label)
+    lowest = 0.5 * float(mean.min())  # of a band on a log axis
+    axes.fill_between(
+        cell[x], np.maximum(mean - spread, lowest), mean + spread, color=color, alpha=0.25, linewidth=0
+    )
+
+
+def _explain_contour(figure: Figure, text: str, color: str = "white") -> None:
+    line = Line2D([], [], color=color, linewidth=1.4, label=text)
+    face = "#31688e" if color == "white" else "white"
+    figure.legend(handles=[line], loc="outside upper right", facecolor=face, labelcolor=color, framealpha=1)

@@ -1,0 +1,177 @@
+"""From the cells of a sweep to a phase diagram: means over seeds, and where a loss is better than another."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from dlf.results.cells import DIVERGED, DONE
+
+ACCURACIES = ("accuracy", "validation_accuracy")
+_MOST_SIGN_FLIPS = 10_000  # all of them up to 13 seeds, a random draw of as many beyond
+
+
+def reduce(sweeps: Mapping[str, xr.Dataset], num_classes: int, level: float = 0.05) -> xr.Dataset:
+    """Reduce the sweeps of one diagram to what its figure shows.
+
+    `sweeps` holds "main"; the static loss is its amplitude 1 or the sweep "static"; "float64" is a control
+    of "main". For every variable the result has `_mean`, `_std` (over seeds, one delta degree of freedom),
+    and for accuracies `_gain`, `_gain_error`, `_p_value`, `_significant` against the static loss (see
+    `paired_gain`), under `reference_` the static loss of a sweep of its own, and under `float64_` the
+    control's mean difference to the same cells in float32 (see `control`). A diverged run counts with the
+    accuracy of guessing, 1 / num_classes, and elsewhere not at all.
+
+    Raises ValueError for a sweep that is not complete.
+    """
+    for name, sweep in sweeps.items():
+        missing = int((sweep["status"] == 0).sum())
+        if missing:
+            raise ValueError(f"{missing} cells of the sweep {name!r} have not been run")
+    main = _fill_guesses(sweeps["main"], num_classes)
+    reduced = _over_seeds(main).assign_attrs(num_seeds=main.sizes["seed"])
+    reduced["diverged"] = (main["status"] == DIVERGED).mean("seed").assign_attrs(units="1")
+    if "static" in sweeps:
+        static = _fill_guesses(sweeps["static"], num_classes).sel(amplitude=1.0, drop=True)
+        reference = _over_seeds(static)
+        reduced = reduced.merge(reference.rename({name: f"reference_{name}" for name in reference}))
+    elif "amplitude" in main.dims and (main["amplitude"] == 1).any():
+        static = main.sel(amplitude=1.0, drop=True)
+        main = main.sel(amplitude=main["amplitude"] > 1)
+    else:
+        static = None
+    if static is not None:
+        for name in set(ACCURACIES) & set(main):
+            gain = paired_gain(main[name], static[name], level)
+            reduced = reduced.merge(gain.rename({k: f"{name}_{k}" for k in gain}), join="outer")
+    if "float64" in sweeps:
+        reduced = reduced.merge(control(sweeps["float64"], sweeps["main"], num_classes))
+    return reduced
+
+
+def paired_gain(values: xr.DataArray, reference: xr.DataArray, level: float = 0.05) -> xr.Dataset:
+    """Test in every cell whether values exceed a reference, paired over `seed`.
+
+        gain = mean_s (values_s - reference_s),    error = std_s / sqrt(number of seeds)
+
+    `p_value` is that of the one-sided sign-flip permutation test of the mean, which assumes no more than
+    that without an effect a difference is as likely as its negative: exact up to 13 seeds, from a fixed
+    random draw beyond. `significant` holds at a false discovery rate of `level` over all cells.
+
+    Source: Fisher 1935, The Design of Experiments, section 21; Benjamini and Hochberg 1995.
+
+    >>> seeds = {"dims": ("cell", "seed")}
+    >>> better = xr.DataArray([[0.6, 0.7, 0.9, 0.8], [0.5, 0.5, 0.5, 0.5]], **seeds)
+    >>> gain = paired_gain(better, xr.DataArray([0.5, 0.5, 0.5, 0.5], dims="seed"))
+    >>> gain["gain"].values.round(3).tolist(), gain["p_value"].values.tolist()
+    ([0.25, 0.0], [0.0625, 1.0])
+    """
+    difference = (values - reference).transpose(..., "seed").astype(float)
+    num_seeds = difference.sizes["seed"]
+    p_value = stats.permutation_test(
+        (difference.values,),
+        lambda rows, axis: np.mean(rows, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        alternative="greater",
+        n_resamples=_MOST_SIGN_FLIPS,
+        batch=100,
+        axis=-1,
+        rng=np.random.default_rng(0),
+    ).pvalue
+    dims = difference.dims[:-1]
+    adjusted = stats.false_discovery_control(np.ravel(p_value)).reshape(np.shape(p_value))
+    return xr.Dataset(
+        {
+            "gain": difference.mean("seed"),
+            "gain_error": difference.std("seed", ddof=1) / np.sqrt(num_seeds),
+            "p_value": (dims, p_value),
+            "significant": (dims, (adjusted <= level).astype(np.int8)),
+        }
+    )
+
+
+def control(double: xr.Dataset, single: xr.Dataset, num_classes: int) -> xr.Dataset:
+    """Compare the cells of a float64 sweep with the same cells in float32.
+
+    For each accuracy: `float64_<name>_shift`, the mean over seeds of the difference in every cell, with its
+    standard error `_error`; and over all cells the mean of the shift and its standard error as attributes.
+    """
+    double = _fill_guesses(double.squeeze("float64", drop=True), num_classes)
+    # of a series, the last value
+    single = single.isel({dim: -1 for dim in single.dims if dim.endswith("step")}, drop=True)
+    single = _fill_guesses(single, num_classes).sel({name: double[name] for name in double.dims})
+    found = xr.Dataset()
+    for name in set(ACCURACIES) & set(double):
+        difference = (double[name] - single[name]).astype(float)
+        shift = difference.mean("seed")
+        error = difference.std("seed", ddof=1) / np.sqrt(difference.sizes["seed"])
+        attributes = {
+            "num_cells": shift.size,
+            "mean": float(shift.mean()),
+            # the seeds are the same in every cell: their means are what is independent
+            "error": float(
+                difference.mean([d for d in difference.dims if d != "seed"]).std("seed", ddof=1)
+                / np.sqrt(difference.sizes["seed"])
+            ),
+        }
+        renamed = {dim: f"float64_{dim}" for dim in shift.dims}
+        found[f"float64_{name}_shift"] = shift.rename(renamed).assign_attrs(attributes)
+        found[f"float64_{name}_error"] = error.rename(renamed)
+    return found
+
+
+def findings(reduced: xr.Dataset) -> list[tuple[str, str]]:
+    """Return what a diagram found, in words and numbers."""
+    rows = []
+    for name in ACCURACIES:
+        if f"{name}_mean" not in reduced:
+            continue
+        label, mean, spread = name.replace("_", " "), reduced[f"{name}_mean"], reduced[f"{name}_std"]
+        if f"reference_{name}_mean" in reduced:
+            reference = reduced[f"reference_{name}_mean"], reduced[f"reference_{name}_std"]
+            rows.append((f"{label}, static loss", f"{reference[0]:.3f} ± {reference[1]:.3f} over seeds"))
+        best = mean.where(mean == mean.max(), drop=True)
+        where = {dim: best[dim].values[0] for dim in best.dims}
+        place = ", ".join(f"{dim} {value}" for dim, value in where.items())
+        rows.append((f"best {label}", f"{float(mean.max()):.3f} ± {float(spread.sel(where)):.3f} at {place}"))
+        if f"{name}_significant" in reduced:
+            tested = reduced[f"{name}_p_value"].notnull()
+            significant = int(reduced[f"{name}_significant"].where(tested).sum())
+            rows.append((f"cells significantly better in {label}", f"{significant} of {int(tested.sum())}"))
+        if f"float64_{name}_shift" in reduced:
+            shift = reduced[f"float64_{name}_shift"]
+            rows.append(
+                (
+                    f"{label}: float64 minus float32, {shift.attrs['num_cells']} cells",
+                    f"{shift.attrs['mean']:+.4f} ± {shift.attrs['error']:.4f}",
+                )
+            )
+    rows.append(("runs that diverged", f"{100 * float(reduced['diverged'].mean()):.1f} %"))
+    return rows
+
+
+def _measured(sweep: xr.Dataset) -> list[str]:
+    return [name for name, v in sweep.data_vars.items() if v.dtype.kind == "f"]
+
+
+def _fill_guesses(sweep: xr.Dataset, num_classes: int) -> xr.Dataset:
+    """Return the measured values, thinned to the steps of the probe, diverged accuracies as guesses."""
+    if "hessian_eigenvalues" in sweep:
+        sweep = sweep.assign(sharpness=sweep["hessian_eigenvalues"].isel(rank=0)).drop_dims("rank")
+    if "hessian_step" in sweep.dims and "step" in sweep.dims:  # all series where the sharpness was measured
+        at = sweep["hessian_step"]
+        sweep = sweep.assign({name: v.sel(step=at) for name, v in sweep.items() if "step" in v.dims})
+        sweep = sweep.drop_dims("step").rename(hessian_step="step")
+    for name in set(ACCURACIES) & set(sweep):
+        sweep[name] = sweep[name].where(sweep["status"] == DONE, 1 / num_classes)
+    return sweep
+
+
+def _over_seeds(cells: xr.Dataset) -> xr.Dataset:
+    found = xr.Dataset()
+    for name in _measured(cells):
+        attributes = {key: cells[name].attrs[key] for key in ("units", "long_name") if key in cells[name].attrs}
+        found[f"{name}_mean"] = cells[name].mean("seed").assign_attrs(attributes)
+        found[f"{name}_std"] = cells[name].std("seed", ddof=1).assign_attrs(attributes)
+    return found
