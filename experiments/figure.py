@@ -82,7 +82,8 @@ def main() -> None:
 
 
 def _main() -> int:
-    choices = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
+    # phase diagrams have a command of their own
+    choices = sorted(path.stem for path in CONFIGS.glob("[!_]*.py") if not path.stem.startswith("phase_"))
     name = next(iter(sys.argv[1:]), "")
     if name in ("-h", "--help"):
         print(__doc__.strip())

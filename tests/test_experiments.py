@@ -20,7 +20,8 @@ from dlf import results
 from experiments import figure, train
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path.stem for path in (ROOT / "experiments" / "configs").glob("[!_]*.py"))
+FILES = (ROOT / "experiments" / "configs").glob("[!_]*.py")
+CONFIGS = sorted(path.stem for path in FILES if not path.stem.startswith("phase_"))
 TINY = ROOT / "experiments" / "configs" / "tiny.py"
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from dlf import files
 from experiments import command_line
-from experiments.benchmark import curvature, fig4, spread
+from experiments.benchmark import curvature, fig4, soak, spread
 from experiments.benchmark.report import tables
 from experiments.configs import fig4 as config_fig4
 
@@ -30,10 +30,16 @@ def _main() -> int:
     chaos = commands.add_parser("spread", help="mid-period loss over perturbed runs")
     chaos.add_argument("--json", type=Path, default="results/spread_fig4.json")
     chaos.add_argument("--num-runs", type=int, default=12)
+    kills = commands.add_parser("soak", help="kill a sweep at random moments and compare the end result")
+    kills.add_argument("--kills", type=int, default=50)
+    kills.add_argument("--workdir", type=Path, default="results/soak")
     arguments = parser.parse_args()
-    for name, least in {"repeats": 3, "steps": 1, "num_runs": 2}.items():
+    for name, least in {"repeats": 3, "steps": 1, "num_runs": 2, "kills": 1}.items():
         if vars(arguments).get(name, least) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}")
+    if arguments.command == "soak":
+        Console().print(soak.soak(arguments.workdir, arguments.kills))
+        return 0
     try:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.open("a").close()  # fails now, not after minutes

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from experiments.sweep.axes import axis, record
 
 FIGURE = "width_rate"
-AMPLITUDE, PERIOD = 60.0, 500  # [ours]
+AMPLITUDE, PERIOD = 15.85, 1_259  # [ours], the best validation accuracy of phase_amplitude_period.py
 
 # scale: widths, number of learning rates, seeds, steps
 _SIZES = {

@@ -26,7 +26,7 @@ def load(argv: list[str], path: Path, scale: str, name: str) -> tuple[Sweep, Pat
     declared = named_sweeps(path)
     if name not in declared:
         raise ConfigError(f"unknown sweep {name!r}: one of {', '.join(declared)}")
-    arguments = command_line.parse([*argv, f"--config={path}:{scale}"], __doc__)
+    arguments = command_line.parse([argv[0], f"--config={path}:{scale}", *argv[1:]], __doc__)
     return make_sweep(arguments.config, name, declared[name](scale)), arguments.workdir
 
 

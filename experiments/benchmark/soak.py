@@ -1,0 +1,119 @@
+"""Kill a sweep at random moments, again and again: nothing committed is lost, the end is the same.
+
+The sweep of smoke size runs in two worker processes. A kill (SIGKILL) hits one random process of it, the
+coordinator, a worker or a job's guard, or all at once; then the same command goes on. For Linux.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from rich.console import Console
+from rich.progress import track
+
+from dlf import results
+from dlf.files import StoreError
+from dlf.results.cells import NOT_RUN, STORE, Store
+from experiments.command_line import ConfigError
+
+_CONFIG = Path(__file__).parent.parent / "configs" / "phase_amplitude_period.py"
+
+
+def soak(folder: Path, num_kills: int, num_steps: int = 20_000, seed: int = 0) -> dict[str, int]:
+    """Kill a sweep `num_kills` times and compare with an undisturbed one, as often as it is completed.
+
+    Raises AssertionError if a committed value was lost or changed, or an end result differs by a bit;
+    ConfigError if the folder is in use.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty: name another folder")
+    chance, killed = random.Random(seed), folder / "killed"
+    started = time.monotonic()
+    subprocess.run(_command(folder / "undisturbed", num_steps), check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    expected = results.load(folder / "undisturbed")
+    counts = {"kills": 0, "completed": 0, "cells kept over a kill": 0}
+    for _ in track(range(num_kills), "killing", console=Console(stderr=True)):
+        before = _committed(killed)
+        process = subprocess.Popen(
+            _command(killed, num_steps),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(chance.uniform(0, seconds))
+        victims = _processes(process.pid)
+        if chance.random() < 0.5 and victims:
+            victims = [chance.choice(victims)]
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+            counts["kills"] += 1
+        process.wait()
+        after = _committed(killed)
+        counts["cells kept over a kill"] += _check_kept(before, after)
+        if after is not None and (after["status"] != NOT_RUN).all():
+            _finish(killed, expected, num_steps)
+            counts["completed"] += 1
+    _finish(killed, expected, num_steps)
+    counts["completed"] += 1
+    return counts
+
+
+def _command(workdir: Path, num_steps: int) -> list[str]:
+    options = (f"--config={_CONFIG}", "--scale=smoke", f"--workdir={workdir}", "--memory=0.2")
+    longer = (f"--config.num_steps={num_steps}", "--launcher=local", "--jobs=2")
+    return [sys.executable, "-m", "experiments.sweep", *options, *longer]
+
+
+def _processes(session: int) -> list[int]:
+    """Return the processes of a session, those of which the parent has died included."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def _committed(workdir: Path) -> xr.Dataset | None:
+    """Return what a sweep has committed, read as it lies there; None before it is created."""
+    if not (workdir / STORE).exists():
+        return None
+    damaged = [file for _, file in Store(workdir).damaged()]
+    assert not damaged, f"damaged: {damaged}"
+    return xr.open_zarr(workdir / STORE, consolidated=False).load()
+
+
+def _check_kept(before: xr.Dataset | None, after: xr.Dataset | None) -> int:
+    """Check that all cells that were committed still are, to the bit, and return their number."""
+    if before is None:
+        return 0
+    kept = (before["status"] != NOT_RUN).values
+    for name in before.data_vars:
+        old, new = before[name].values[kept], after[name].values[kept]
+        assert np.array_equal(old, new, equal_nan=old.dtype.kind == "f"), f"{name} was lost"
+    return int(kept.sum())
+
+
+def _finish(workdir: Path, expected: xr.Dataset, num_steps: int) -> None:
+    """Let a sweep end undisturbed, compare it to the bit, and remove it."""
+    subprocess.run(_command(workdir, num_steps), check=True, capture_output=True)
+    found = results.load(workdir)
+    found.attrs = expected.attrs
+    if not found.identical(expected):
+        raise StoreError(f"{workdir} differs from the undisturbed sweep")
+    # a worker whose coordinator was killed may still be looking for work
+    shutil.rmtree(workdir, ignore_errors=True)
+    while workdir.exists():
+        time.sleep(0.1)
+        shutil.rmtree(workdir, ignore_errors=True)
