@@ -15,11 +15,11 @@ _MOST_SIGN_FLIPS = 10_000  # all of them up to 13 seeds, a random draw of as man
 def reduce(sweeps: Mapping[str, xr.Dataset], num_classes: int, level: float = 0.05) -> xr.Dataset:
     """Reduce the sweeps of one diagram to what its figure shows.
 
-    `sweeps` holds "main"; the static loss is its amplitude 1 or the sweep "static"; "float64" is a control
-    of "main". For every variable the result has `_mean`, `_std` (over seeds, one delta degree of freedom),
+    `sweeps` holds "main"; the static loss is its amplitude 1 or the sweep "static"; "control" holds some cells
+    of "main" in double precision. For every variable the result has `_mean`, `_std` (over seeds, one delta degree of freedom),
     and for accuracies `_gain`, `_gain_error`, `_p_value`, `_significant` against the static loss (see
-    `paired_gain`), under `reference_` the static loss of a sweep of its own, and under `float64_` the
-    control's mean difference to the same cells in float32 (see `control`). A diverged run counts with the
+    `paired_gain`), under `reference_` the static loss of a sweep of its own, and under `control_` the
+    mean difference of these two (see `control`). A diverged run counts with the
     accuracy of guessing, 1 / num_classes, and elsewhere not at all.
 
     Raises ValueError for a sweep that is not complete.
@@ -44,8 +44,8 @@ def reduce(sweeps: Mapping[str, xr.Dataset], num_classes: int, level: float = 0.
         for name in set(ACCURACIES) & set(main):
             gain = paired_gain(main[name], static[name], level)
             reduced = reduced.merge(gain.rename({k: f"{name}_{k}" for k in gain}), join="outer")
-    if "float64" in sweeps:
-        reduced = reduced.merge(control(sweeps["float64"], sweeps["main"], num_classes))
+    if "control" in sweeps:
+        reduced = reduced.merge(control(sweeps["control"], sweeps["main"], num_classes))
     return reduced
 
 
@@ -92,12 +92,12 @@ def paired_gain(values: xr.DataArray, reference: xr.DataArray, level: float = 0.
 
 
 def control(double: xr.Dataset, single: xr.Dataset, num_classes: int) -> xr.Dataset:
-    """Compare the cells of a float64 sweep with the same cells in float32.
+    """Compare the cells of a sweep in double precision with the same cells in single.
 
-    For each accuracy: `float64_<name>_shift`, the mean over seeds of the difference in every cell, with its
+    For each accuracy: `control_<name>_shift`, the mean over seeds of the difference in every cell, with its
     standard error `_error`; and over all cells the mean of the shift and its standard error as attributes.
     """
-    double = _fill_guesses(double.squeeze("float64", drop=True), num_classes)
+    double = _fill_guesses(double.squeeze("precision", drop=True), num_classes)
     # of a series, the last value
     single = single.isel({dim: -1 for dim in single.dims if dim.endswith("step")}, drop=True)
     single = _fill_guesses(single, num_classes).sel({name: double[name] for name in double.dims})
@@ -115,9 +115,9 @@ def control(double: xr.Dataset, single: xr.Dataset, num_classes: int) -> xr.Data
                 / np.sqrt(difference.sizes["seed"])
             ),
         }
-        renamed = {dim: f"float64_{dim}" for dim in shift.dims}
-        found[f"float64_{name}_shift"] = shift.rename(renamed).assign_attrs(attributes)
-        found[f"float64_{name}_error"] = error.rename(renamed)
+        renamed = {dim: f"control_{dim}" for dim in shift.dims}
+        found[f"control_{name}_shift"] = shift.rename(renamed).assign_attrs(attributes)
+        found[f"control_{name}_error"] = error.rename(renamed)
     return found
 
 
@@ -139,8 +139,8 @@ def findings(reduced: xr.Dataset) -> list[tuple[str, str]]:
             tested = reduced[f"{name}_p_value"].notnull()
             significant = int(reduced[f"{name}_significant"].where(tested).sum())
             rows.append((f"cells significantly better in {label}", f"{significant} of {int(tested.sum())}"))
-        if f"float64_{name}_shift" in reduced:
-            shift = reduced[f"float64_{name}_shift"]
+        if f"control_{name}_shift" in reduced:
+            shift = reduced[f"control_{name}_shift"]
             rows.append(
                 (
                     f"{label}: float64 minus float32, {shift.attrs['num_cells']} cells",

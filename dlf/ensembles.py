@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
 from dlf.train import VARIABLES, Series, StepFn, init_carries, make_loop
@@ -83,8 +83,8 @@ def make_ensemble(
         nothing = {name: _nan((segment, *shapes[name].shape[1:]), shapes[name].dtype) for name in variables}
 
         def advance(first, state, carries, memory):
-            # the step is no part of what a branch returns: it stays one number for all replicas, so that
-            # probes between their measurements cost nothing where replicas are vectorised, too
+            # the step does not come from the carry: it is one number for all replicas, so that probes cost
+            # nothing between their measurements where replicas are vectorised, too
             state, carries, series = loop(state._replace(step=first), carries, segment)
             steps = first + jnp.arange(segment, dtype=first.dtype)
             broken = ~jnp.isfinite(series["loss"]) & (steps < num_steps)
@@ -104,9 +104,12 @@ def make_ensemble(
 
         def body(carry, first):
             state, carries, memory, diverged_step = carry
-            skip = lambda: (carry, nothing if record == "series" else {})  # noqa: E731
-            go = lambda: advance(first, state, carries, memory)  # noqa: E731
-            return lax.cond(active & (diverged_step < 0), go, skip)
+            skipped = carry, nothing if record == "series" else {}
+            running = active & (diverged_step < 0)
+            if is_vectorized():  # a branch of which the condition differs makes all that it takes differ
+                gone = advance(first, state, carries, memory)
+                return jax.tree.map(lambda new, old: jnp.where(running, new, old), gone, skipped)
+            return lax.cond(running, lambda: advance(first, state, carries, memory), lambda: skipped)
 
         firsts = jnp.arange(num_segments, dtype=run.state.step.dtype) * segment
         carry = (run.state, carries, memory, jnp.full_like(run.state.step, -1))
@@ -138,7 +141,7 @@ def spread(replicas: PyTree) -> PyTree:
     >>> jax.tree.leaves(spread({"x": jnp.ones((8, 2))}))[0].shape
     (8, 2)
     """
-    mesh = jax.make_mesh((jax.device_count(),), ("replica",))
+    mesh = Mesh(jax.devices(), ("replica",))
     return jax.device_put(replicas, NamedSharding(mesh, PartitionSpec("replica")))
 
 

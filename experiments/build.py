@@ -63,7 +63,7 @@ def build(config: ConfigDict) -> Experiment:
     Raises ConfigError for a value that cannot be run.
     """
     replica = draw(config)
-    num_classes = _dataset(config.dataset.to_json()).num_classes
+    num_classes = _dataset(config.dataset.to_json(), config.float64).num_classes
     run, problem = _assemble(config, num_classes, replica)
     shapes = jax.eval_shape(run.step_fn, run.state)[1]
     groups = {"step": (1, training.VARIABLES, shapes)}
@@ -116,8 +116,8 @@ def draw(config: ConfigDict) -> Replica:
     Raises ConfigError for a value that cannot be run.
     """
     check(config)
-    dataset = _dataset(config.dataset.to_json())
-    params = _params(config.seed, config.model.to_json(), config.dataset.to_json())
+    dataset = _dataset(config.dataset.to_json(), config.float64)
+    params = _params(config.seed, config.model.to_json(), config.dataset.to_json(), config.float64)
     floating, integer = jnp.ones(()).dtype, jnp.zeros((), jnp.int32).dtype
     numbers = {key: floating for key in FLOATS} | {key: integer for key in COUNTS}
     flat = _flatten(config)
@@ -140,17 +140,18 @@ def _flatten(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
+# The cells of a sweep share data and first parameters; the last argument is JAX's precision.
 @lru_cache(maxsize=64)
-def _dataset(section: str) -> Dataset:
+def _dataset(section: str, float64: bool) -> Dataset:
     return _call(data, "dataset", _tuples(json.loads(section)))
 
 
 @lru_cache(maxsize=256)
-def _params(seed: int, model: str, dataset: str) -> Params:
-    with _blaming(f"model {json.loads(model)['name']}"):  # a network of images, say, on points in the plane
-        return _model(json.loads(model), _dataset(dataset).num_classes).init(
-            jax.random.key(seed), _dataset(dataset).train.inputs
-        )
+def _params(seed: int, model: str, dataset: str, float64: bool) -> Params:
+    inputs, num_classes = _dataset(dataset, float64).train.inputs, _dataset(dataset, float64).num_classes
+    section = json.loads(model)
+    with _blaming(f"model {section['name']}"):  # a network of images, say, on points in the plane
+        return _model(section, num_classes).init(jax.random.key(seed), inputs)
 
 
 def _model(section: Mapping[str, Any], num_classes: int) -> Model:

@@ -74,11 +74,11 @@ def sweep_static(scale: str):
     yield record("final", "loss", "accuracy", "validation_accuracy")
 
 
-def sweep_float64(scale: str):
+def sweep_control(scale: str):
     """Every other amplitude and period once more in float64."""
     amplitudes, periods, seeds = _values(scale)
     yield axis("amplitude", amplitudes[1::2], "schedule.amplitude")
     yield axis("period", periods[1::2], "schedule.period")
     yield axis("seed", seeds, "seed", "dataset.seed")
-    yield axis("float64", (True,), "float64")
+    yield axis("precision", ("double",), lambda _: {"float64": True})
     yield record("final", "loss", "accuracy", "validation_accuracy")

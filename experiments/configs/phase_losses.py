@@ -12,7 +12,7 @@ from experiments.sweep.axes import axis, record
 
 FIGURE = "losses_width"
 # [ours] a squared error has a larger curvature at the start
-LEARNING_RATES = {"cross_entropy": 1.0, "dmse1": 0.1, "dmse2": 0.1}
+LEARNING_RATES = {"cross_entropy": 1.0, "dmse1": 0.3, "dmse2": 0.3}
 AMPLITUDE, PERIOD = 15.85, 1_259  # [ours], the best validation accuracy of phase_amplitude_period.py
 
 # scale: widths, seeds, steps
@@ -65,7 +65,7 @@ def sweep(scale: str):
     yield from _axes(scale, skip=0)
 
 
-def sweep_float64(scale: str):
+def sweep_control(scale: str):
     """Every other width once more in float64."""
     yield from _axes(scale, skip=1)
-    yield axis("float64", (True,), "float64")
+    yield axis("precision", ("double",), lambda _: {"float64": True})

@@ -57,9 +57,9 @@ def sweep(scale: str):
     yield record("series", "loss", "accuracy", "hessian_eigenvalues")
 
 
-def sweep_float64(scale: str):
+def sweep_control(scale: str):
     """The same once more in float64, of which the last values are kept."""
     *axes, _ = sweep(scale)
     yield from axes
-    yield axis("float64", (True,), "float64")
+    yield axis("precision", ("double",), lambda _: {"float64": True})
     yield record("final", "accuracy")

@@ -68,7 +68,7 @@ def sweep(scale: str):
     yield from _axes(scale, skip=0)
 
 
-def sweep_float64(scale: str):
+def sweep_control(scale: str):
     """Every other width and learning rate once more in float64."""
     yield from _axes(scale, skip=1)
-    yield axis("float64", (True,), "float64")
+    yield axis("precision", ("double",), lambda _: {"float64": True})

@@ -1,0 +1,140 @@
+"""The store of a sweep: what is committed stays, what is damaged is named."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from dlf import results
+from dlf.files import StoreError, write_json
+from dlf.results import cells
+from dlf.results.cells import DIVERGED, DONE, INVALID, NOT_RUN, Layout, Store
+from dlf.types import Variable
+
+AXES = {"loss_name": ("cross_entropy", "dmse1"), "seed": (3, 5, 8)}
+LAYOUTS = {
+    "loss": Layout(Variable(("step",), "nat", "dynamical loss F"), (4,), np.float32),
+    "accuracy": Layout(Variable((), "1", "training accuracy"), (), np.float32),
+}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A sweep of 2 x 3 cells in blocks of 1 x 2, of which two blocks are written."""
+    cells.create(tmp_path, AXES, (1, 2), LAYOUTS, {"step": np.arange(4)}, {"config": "{}"})
+    write_json(tmp_path / "meta.json", {"status": "running", "seconds": 1.0})
+    store = Store(tmp_path)
+    first, second, *_ = store.blocks()
+    store.write(first, rows(2), np.array([[DONE, DIVERGED]]))
+    store.write(second, rows(1), np.array([[INVALID]]))
+    return tmp_path
+
+
+def rows(num):
+    return {
+        "loss": np.arange(4.0 * num).reshape(1, num, 4),
+        "accuracy": np.full((1, num), 0.5),
+        "diverged_step": np.full((1, num), 7),
+        "reason": np.full((1, num), "why", object),
+    }
+
+
+def test_a_sweep_that_is_going_on_is_one_labelled_data_set(workdir):
+    sweep = results.load(workdir)
+    assert dict(sweep.sizes) == {"loss_name": 2, "seed": 3, "step": 4}
+    assert sweep["status"].values.tolist() == [[DONE, DIVERGED, INVALID], [NOT_RUN] * 3]
+    cell = sweep.sel(loss_name="cross_entropy", seed=3)
+    assert cell["loss"].values.tolist() == [0, 1, 2, 3] and cell["reason"].item() == "why"
+    # what is not done has no values
+    assert sweep["loss"].notnull().all("step").sum() == 1 and sweep["accuracy"].notnull().sum() == 1
+    assert sweep["loss"].attrs["units"] == "nat" and sweep.attrs["status"] == "running"
+
+
+def test_other_tools_read_it(workdir):
+    sweep = xr.open_zarr(workdir / cells.STORE, consolidated=False)
+    assert sweep["status"].attrs["long_name"] == "0 not run, 1 done, 2 diverged, 3 invalid"
+
+
+def test_a_block_owns_whole_chunks_of_every_array(workdir):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("c/**/*") if path.is_file()}
+    third = Store(workdir).blocks()[2]
+    Store(workdir).write(third, rows(2), np.array([[DONE, DONE]]))
+    after = {path: path.stat().st_mtime_ns for path in workdir.rglob("c/**/*") if path.is_file()}
+    assert {path: after[path] for path in before} == before
+    assert len(after) == len(before) + 5  # one chunk of each array
+
+
+def test_the_status_is_written_last(workdir, monkeypatch):
+    written = []
+    original = cells.zarr.Array.__setitem__
+
+    def note(array, selection, value):
+        written.append(array.basename)
+        original(array, selection, value)
+
+    monkeypatch.setattr(cells.zarr.Array, "__setitem__", note)
+    store = Store(workdir)
+    store.write(store.blocks()[2], rows(2), np.array([[DONE, DONE]]))
+    assert written[-1] == "status" and sorted(written) == sorted([*LAYOUTS, *("diverged_step", "reason", "status")])
+
+
+def test_a_block_without_its_status_is_not_run(workdir):
+    store = Store(workdir)
+    shutil.rmtree(workdir / cells.STORE / "status" / "c")
+    assert (store.status() == NOT_RUN).all() and not list(store.damaged())
+    assert results.load(workdir)["accuracy"].isnull().all()
+
+
+@pytest.mark.parametrize("damage", ["removed", "changed"])
+def test_a_damaged_value_is_named_and_its_block_run_again(workdir, damage):
+    file = workdir / cells.STORE / "loss/c/0/0/0"
+    if damage == "removed":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+    with pytest.raises(StoreError, match=r"loss/c/0/0/0 is damaged: run the sweep again"):
+        results.load(workdir)
+    ((block, name),) = Store(workdir).damaged()
+    assert name == str(file)
+    Store(workdir).forget(block)
+    assert results.load(workdir)["status"].values[0].tolist() == [NOT_RUN, NOT_RUN, INVALID]
+
+
+def test_a_damaged_status_is_not_run(workdir):
+    (workdir / cells.STORE / "status/c/0/0").write_bytes(b"nonsense")
+    assert Store(workdir).status().tolist() == [[NOT_RUN, NOT_RUN, INVALID], [NOT_RUN] * 3]
+
+
+def test_a_store_of_another_format_is_refused(workdir):
+    path = workdir / cells.STORE / "zarr.json"
+    content = json.loads(path.read_text())
+    content["attributes"]["format"] = 0
+    path.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="has format 0, this version of dlf reads 1"):
+        results.load(workdir)
+
+
+def test_a_damaged_store_is_named(workdir):
+    (workdir / cells.STORE / "zarr.json").write_text("{")
+    with pytest.raises(StoreError, match=r"cells\.zarr is missing or damaged"):
+        results.load(workdir)
+
+
+def test_a_failing_write_leaves_the_block_not_run(workdir, monkeypatch):
+    store = Store(workdir)
+    original = cells.zarr.Array.__setitem__
+
+    def fail(array, selection, value):
+        if array.basename == "accuracy":
+            raise OSError(28, "No space left on device")
+        original(array, selection, value)
+
+    monkeypatch.setattr(cells.zarr.Array, "__setitem__", fail)
+    with pytest.raises(StoreError, match=r"cannot write to .*cells\.zarr: No space left on device"):
+        store.write(store.blocks()[2], rows(2), np.array([[DONE, DONE]]))
+    monkeypatch.undo()
+    assert results.load(workdir)["status"].values[1].tolist() == [NOT_RUN] * 3
