@@ -171,7 +171,9 @@ def _fill_guesses(sweep: xr.Dataset, num_classes: int) -> xr.Dataset:
 def _over_seeds(cells: xr.Dataset) -> xr.Dataset:
     found = xr.Dataset()
     for name in _measured(cells):
-        attributes = {key: cells[name].attrs[key] for key in ("units", "long_name") if key in cells[name].attrs}
+        attributes = {
+            key: cells[name].attrs[key] for key in ("units", "long_name") if key in cells[name].attrs
+        }
         found[f"{name}_mean"] = cells[name].mean("seed").assign_attrs(attributes)
         found[f"{name}_std"] = cells[name].std("seed", ddof=1).assign_attrs(attributes)
     return found

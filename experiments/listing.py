@@ -1,6 +1,6 @@
 """List the runs and sweeps below a folder, with their status.
 
-    dlf-ls [FOLDER]        or: python -m experiments.listing [FOLDER]
+dlf-ls [FOLDER]        or: python -m experiments.listing [FOLDER]
 """
 
 import fcntl

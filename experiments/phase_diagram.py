@@ -86,7 +86,9 @@ def _main() -> int:
                 sweeps = complete(name, options.scale, folder, settings(options))
                 if isinstance(sweeps, int):
                     return sweeps
-                num_classes = importlib.import_module(f"experiments.configs.{name}").get_config().dataset.num_classes
+                num_classes = (
+                    importlib.import_module(f"experiments.configs.{name}").get_config().dataset.num_classes
+                )
                 reduced = phase_diagrams.reduce(sweeps, num_classes)
                 reduced.to_netcdf(folder / "unfinished.nc", engine="scipy")
                 os.replace(folder / "unfinished.nc", folder / "reduced.nc")

@@ -77,7 +77,9 @@ def test_the_status_is_written_last(workdir, monkeypatch):
     monkeypatch.setattr(cells.zarr.Array, "__setitem__", note)
     store = Store(workdir)
     store.write(store.blocks()[2], rows(2), np.array([[DONE, DONE]]))
-    assert written[-1] == "status" and sorted(written) == sorted([*LAYOUTS, *("diverged_step", "reason", "status")])
+    assert written[-1] == "status" and sorted(written) == sorted(
+        [*LAYOUTS, *("diverged_step", "reason", "status")]
+    )
 
 
 def test_a_block_without_its_status_is_not_run(workdir):

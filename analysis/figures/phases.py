@@ -52,7 +52,10 @@ def width_rate(reduced: xr.Dataset) -> Figure:
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; sharpness and statistics ours.
     """
     amplitude = float(reduced["amplitude"].max())
-    columns = {"static loss": {"amplitude": 1.0}, f"dynamical loss, $A$ = {amplitude:g}": {"amplitude": amplitude}}
+    columns = {
+        "static loss": {"amplitude": 1.0},
+        f"dynamical loss, $A$ = {amplitude:g}": {"amplitude": amplitude},
+    }
     ratio = reduced["sharpness_mean"] * reduced["learning_rate"] / 2
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 6.2), layout="constrained")
@@ -186,7 +189,9 @@ def _edges(centers: np.ndarray) -> np.ndarray:
     return np.exp(np.concatenate([[first], inner if len(logs) > 1 else [], [last]]))
 
 
-def _draw_band(axes: Axes, cell: xr.Dataset, name: str, x: str, color: str, label: str, per: float = 1.0) -> None:
+def _draw_band(
+    axes: Axes, cell: xr.Dataset, name: str, x: str, color: str, label: str, per: float = 1.0
+) -> None:
     mean, spread = cell[f"{name}_mean"], cell[f"{name}_std"] / per
     axes.plot(cell[x], mean, color=color, linewidth=1.0, label=label)
     lowest = 0.5 * float(mean.min())  # of a band on a log axis

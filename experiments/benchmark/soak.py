@@ -67,7 +67,12 @@ def soak(folder: Path, num_kills: int, num_steps: int = 20_000, seed: int = 0) -
 
 
 def _command(workdir: Path, num_steps: int) -> list[str]:
-    options = (f"--config={_CONFIG}", "--scale=smoke", f"--workdir={workdir}", "--memory=0.0215")  # two cells a block
+    options = (
+        f"--config={_CONFIG}",
+        "--scale=smoke",
+        f"--workdir={workdir}",
+        "--memory=0.0215",
+    )  # two cells a block
     longer = (f"--config.num_steps={num_steps}", "--launcher=local", "--jobs=2")
     return [sys.executable, "-m", "experiments.sweep", *options, *longer]
 

@@ -54,7 +54,9 @@ def _values(scale: str) -> tuple[np.ndarray, np.ndarray, range]:
     num_amplitudes, num_periods, num_seeds, num_steps = _SIZES[scale]
     amplitudes = np.logspace(0, 2, num_amplitudes + 1)[1:].round(2)  # 1 is the static loss
     longest = np.log10(num_steps / 3.5)  # a full cycle of the three classes before the end
-    periods = np.unique(np.logspace(1.3 if num_steps > 100 else 0.5, longest, num_periods).round().astype(int))
+    periods = np.unique(
+        np.logspace(1.3 if num_steps > 100 else 0.5, longest, num_periods).round().astype(int)
+    )
     return amplitudes, periods, range(num_seeds)
 
 

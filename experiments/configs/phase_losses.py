@@ -50,11 +50,13 @@ def get_config(scale: str = "small") -> ConfigDict:
     return config
 
 
-def _axes(scale: str, skip: int):
-    widths, num_seeds, _ = _SIZES[scale]
-    chosen = {loss: {"loss.name": loss, "optimizer.learning_rate": LEARNING_RATES[loss]} for loss in LEARNING_RATES}
+def _axes(scale: str, num_seeds: int):
+    widths = _SIZES[scale][0]
+    chosen = {
+        loss: {"loss.name": loss, "optimizer.learning_rate": LEARNING_RATES[loss]} for loss in LEARNING_RATES
+    }
     yield axis("loss_name", chosen, chosen.get)
-    yield axis("width", widths[skip::2] if skip else widths, lambda width: {"model.hidden_widths": (width,)})
+    yield axis("width", widths, lambda width: {"model.hidden_widths": (width,)})
     yield axis("amplitude", (1.0, AMPLITUDE), "schedule.amplitude")
     yield axis("seed", range(num_seeds), "seed", "dataset.seed")
     yield record("final", "loss", "accuracy", "validation_accuracy")
@@ -62,10 +64,10 @@ def _axes(scale: str, skip: int):
 
 def sweep(scale: str):
     """Vary loss, width and seed, static (amplitude 1) and dynamical."""
-    yield from _axes(scale, skip=0)
+    yield from _axes(scale, num_seeds=_SIZES[scale][1])
 
 
 def sweep_control(scale: str):
-    """Every other width once more in float64."""
-    yield from _axes(scale, skip=1)
+    """Three seeds once more in float64."""
+    yield from _axes(scale, num_seeds=3)
     yield axis("precision", ("double",), lambda _: {"float64": True})

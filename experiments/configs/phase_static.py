@@ -58,8 +58,9 @@ def sweep(scale: str):
 
 
 def sweep_control(scale: str):
-    """The same once more in float64, of which the last values are kept."""
-    *axes, _ = sweep(scale)
+    """Half of the seeds once more in float64, of which the last values are kept."""
+    *axes, _, _ = sweep(scale)
     yield from axes
+    yield axis("seed", range(_SIZES[scale][2] // 2), "seed", "dataset.seed")
     yield axis("precision", ("double",), lambda _: {"float64": True})
     yield record("final", "accuracy")

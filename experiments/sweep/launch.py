@@ -107,7 +107,8 @@ def jobs(
         pinned = is_local and hasattr(os, "sched_setaffinity")  # Linux only
         with executor.batch():
             submitted = [
-                executor.submit(Worker(sweep, workdir, number, num_jobs, pinned)) for number in range(num_jobs)
+                executor.submit(Worker(sweep, workdir, number, num_jobs, pinned))
+                for number in range(num_jobs)
             ]
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise ConfigError(f"--launcher={launcher}: {error}") from error

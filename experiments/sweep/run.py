@@ -96,7 +96,11 @@ def _record(meta: dict[str, Any], workdir: Path, store: Store, failed: list[str]
     """Write how far the sweep has come."""
     status = store.status()
     counts = {meaning: int(np.sum(status == number)) for number, meaning in enumerate(MEANINGS)}
-    meta |= {"status": "interrupted" if counts["not run"] else "done", "cells": counts, "failed": list(failed)}
+    meta |= {
+        "status": "interrupted" if counts["not run"] else "done",
+        "cells": counts,
+        "failed": list(failed),
+    }
     try:
         files.write_json(workdir / "meta.json", meta)
     except OSError as error:

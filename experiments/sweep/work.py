@@ -21,7 +21,11 @@ LOCKS = "blocks.lock"
 
 
 def work(
-    sweep: Sweep, workdir: Path, worker: int = 0, num_workers: int = 1, stop: Callable[[], bool] = lambda: False
+    sweep: Sweep,
+    workdir: Path,
+    worker: int = 0,
+    num_workers: int = 1,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[int]:
     """Run blocks until none is left that nobody else runs; yield the number of cells of each one.
 
