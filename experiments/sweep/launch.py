@@ -51,7 +51,7 @@ def settings(options: argparse.Namespace) -> Settings:
         raise ConfigError(f"--slurm={wrong}: give a parameter and its value, such as partition=NAME")
     parameters = dict(pair.split("=", 1) for pair in options.slurm)
     num_jobs = options.jobs or os.cpu_count() or 1
-    return Settings(int(options.memory * 2**20), options.launcher, num_jobs, parameters)
+    return Settings(round(options.memory * 2**20), options.launcher, num_jobs, parameters)
 
 
 class Worker:

@@ -1,0 +1,23 @@
+"""Results on disk: one training run, or one sweep of thousands, each loaded as one labelled data set."""
+
+from pathlib import Path
+
+import xarray as xr
+
+from dlf.results import cells, run
+from dlf.results.run import commit, create, damaged_file, exclusive, restore
+
+__all__ = ["commit", "create", "damaged_file", "exclusive", "load", "restore"]
+
+
+def load(workdir: str | Path) -> xr.Dataset:
+    """Load a run or a sweep as one labelled data set, also while it is going on.
+
+    What is not measured or not yet committed is NaN. A run has a step coordinate for every series; a
+    sweep has its axes as dimensions and a `status` for every cell (see `dlf.results.cells`). Attributes
+    hold the configuration (a JSON string), the commit, and all of meta.json.
+
+    Raises StoreError that names the file if the folder holds neither, or something damaged.
+    """
+    workdir = Path(workdir)
+    return cells.load(workdir) if (workdir / cells.STORE).exists() else run.load(workdir)

@@ -1,0 +1,144 @@
+"""Phase diagrams: the statistics on known data, and every diagram from command to figure."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+from scipy import stats
+
+from analysis import figures, phase_diagrams
+from dlf.results.cells import DIVERGED, DONE, NOT_RUN
+from experiments import phase_diagram
+from experiments.sweep.axes import make_sweep, named_sweeps
+
+# Darwin's maize: heights of cross-fertilised minus self-fertilised plants in eighths of an inch. Fisher
+# counted 863 of all 2^15 sign flips with a sum as large (The Design of Experiments, section 21).
+MAIZE = (49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48)
+
+
+def paired(differences):
+    values = xr.DataArray(np.atleast_2d(np.asarray(differences, float)), dims=("cell", "seed"))
+    return phase_diagrams.paired_gain(values, xr.zeros_like(values).isel(cell=0))
+
+
+def test_the_sign_flip_test_is_exact_for_few_seeds():
+    few = MAIZE[:10]
+    flips = np.array(np.meshgrid(*[(1, -1)] * 10)).reshape(10, -1).T
+    count = np.sum(flips @ np.array(few) >= sum(few))
+    assert paired(few)["p_value"].item() == pytest.approx(count / 2**10, abs=1e-12)
+
+
+def test_the_sign_flip_test_draws_flips_for_many_seeds():
+    expected = 863 / 2**15
+    # the standard error of a proportion over 10,000 draws
+    assert paired(MAIZE)["p_value"].item() == pytest.approx(expected, abs=4 * (expected / 1e4) ** 0.5)
+
+
+def test_gain_error_and_significance_are_those_of_scipy():
+    rng = np.random.default_rng(1)
+    rows = rng.normal(np.array([0.0, 0.3, 1.0, 2.0])[:, None], 1.0, (4, 40))
+    found, t_test = paired(rows), stats.ttest_1samp(rows, 0, axis=1, alternative="greater")
+    np.testing.assert_allclose(found["gain"] / found["gain_error"], t_test.statistic, rtol=1e-12)
+    # two tests of the same hypothesis on normal data: close, not equal
+    np.testing.assert_allclose(found["p_value"], t_test.pvalue, atol=0.02)
+    adjusted = stats.false_discovery_control(found["p_value"].values)
+    np.testing.assert_array_equal(found["significant"], adjusted <= 0.05)
+    assert found["significant"].values.tolist()[2:] == [1, 1] and found["significant"].values[0] == 0
+
+
+def test_of_many_cells_without_an_effect_hardly_one_is_significant():
+    rows = np.random.default_rng(2).normal(size=(400, 10))
+    found = paired(rows)
+    assert (found["p_value"] <= 0.05).sum() > 5  # uncorrected, one in twenty is
+    assert found["significant"].sum() == 0
+
+
+def cells(accuracy, **coordinates):
+    accuracy = np.asarray(accuracy, float)
+    dims = (*coordinates, "seed")
+    sweep = xr.Dataset({"accuracy": (dims, accuracy)}, {**coordinates, "seed": np.arange(accuracy.shape[-1])})
+    return sweep.assign(status=(dims, np.where(np.isnan(accuracy), DIVERGED, DONE)))
+
+
+def test_means_gains_and_the_control_are_reduced_from_the_cells():
+    main = cells([[[0.5, 0.7, 0.9]], [[0.6, np.nan, 0.6]]], amplitude=[2.0, 3.0], period=[20])
+    static = cells([[0.4, 0.5, 0.6]], amplitude=[1.0])
+    control = main.isel(amplitude=[0]).expand_dims(precision=["double"])
+    control["accuracy"] = control["accuracy"] + np.array([0.01, 0.02, 0.03])
+    reduced = phase_diagrams.reduce({"main": main, "static": static, "control": control}, num_classes=5)
+    # a run that diverged guesses one of five classes
+    np.testing.assert_allclose(reduced["accuracy_mean"][:, 0], [0.7, (0.6 + 0.2 + 0.6) / 3])
+    np.testing.assert_allclose(reduced["accuracy_std"][0, 0], 0.2)
+    np.testing.assert_allclose(reduced["diverged"][:, 0], [0, 1 / 3])
+    np.testing.assert_allclose(reduced["reference_accuracy_mean"], 0.5)
+    np.testing.assert_allclose(reduced["accuracy_gain"][0, 0], 0.2)
+    np.testing.assert_allclose(reduced["accuracy_p_value"][0, 0], 1 / 8)
+    np.testing.assert_allclose(reduced["control_accuracy_shift"], [[0.02]])
+    np.testing.assert_allclose(reduced["control_accuracy_error"], [[0.01 / 3**0.5]])
+    assert reduced["control_accuracy_shift"].attrs["mean"] == pytest.approx(0.02)
+    words = dict(phase_diagrams.findings(reduced))
+    assert words["best accuracy"] == "0.700 ± 0.200 at amplitude 2.0, period 20"
+    assert words["cells significantly better in accuracy"] == "0 of 2"
+
+
+def test_the_static_loss_may_be_a_row_of_the_sweep():
+    main = cells([[[0.4, 0.5, 0.6]], [[0.5, 0.7, 0.9]]], amplitude=[1.0, 3.0], period=[20])
+    reduced = phase_diagrams.reduce({"main": main}, num_classes=3)
+    np.testing.assert_allclose(reduced["accuracy_gain"].sel(amplitude=3.0), [0.2])
+    assert reduced["accuracy_gain"].sel(amplitude=1.0).isnull().all()
+
+
+def test_a_sweep_that_is_not_complete_is_not_reduced():
+    main = cells([[0.4, 0.5]], amplitude=[1.0])
+    main["status"][0, 1] = NOT_RUN
+    with pytest.raises(ValueError, match="1 cells of the sweep 'main' have not been run"):
+        phase_diagrams.reduce({"main": main}, num_classes=3)
+
+
+@pytest.mark.parametrize("name", phase_diagram.NAMES)
+def test_every_diagram_goes_from_command_to_figure(command, tmp_path, name):
+    status, out, err = command(phase_diagram.main, name, "--scale=smoke", f"--workdir={tmp_path}")
+    assert status == 0, err
+    folder = tmp_path / name / "smoke"
+    assert {f"{name}.png", f"{name}.pdf", "reduced.nc"} <= {path.name for path in folder.iterdir()}
+    assert "float64 minus float32" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", phase_diagram.NAMES)
+def test_every_diagram_is_drawn_from_the_shipped_data(command, tmp_path, name):
+    status, out, _ = command(phase_diagram.main, name, "--shipped", f"--workdir={tmp_path}")
+    assert status == 0 and "float64 minus float32" in " ".join(out.split())
+    assert (tmp_path / name / "shipped" / f"{name}.png").stat().st_size > 10_000
+    shipped = Path(phase_diagram.CONFIGS / f"{name}.nc")
+    assert shipped.stat().st_size < 300_000
+    with xr.open_dataset(shipped, engine="scipy") as reduced:
+        module = importlib.import_module(f"experiments.configs.{name}")
+        figure = getattr(figures, module.FIGURE)(reduced.load())
+    assert isinstance(figure, Figure)
+    for axes in figure.axes:
+        assert axes.get_xlabel() or axes.get_ylabel() or axes.get_shared_x_axes() or not axes.axison
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+@pytest.mark.parametrize("name", phase_diagram.NAMES)
+def test_every_scale_declares_sweeps_and_a_control(name, scale):
+    path = phase_diagram.CONFIGS / f"{name}.py"
+    config_of = importlib.import_module(f"experiments.configs.{name}").get_config
+    sizes = {}
+    for sweep_name, declare in named_sweeps(path).items():
+        sweep = make_sweep(config_of(scale), sweep_name, declare(scale))
+        assert sweep.config.float64 == (sweep_name == "control")
+        sizes[sweep_name] = np.prod(sweep.shape)
+    if scale != "smoke":
+        assert sizes["main"] > 100 and sizes["control"] >= 20
+
+
+def test_a_mistake_gets_one_line(command, tmp_path):
+    status, _, err = command(phase_diagram.main, "phase_moon", f"--workdir={tmp_path}")
+    assert status == 2 and "unknown diagram 'phase_moon': one of phase_amplitude_period" in err
+    (tmp_path / "file").write_text("")
+    status, _, err = command(phase_diagram.main, "--shipped", f"--workdir={tmp_path / 'file'}")
+    assert status == 2 and "cannot use" in err and err.count("\n") == 1

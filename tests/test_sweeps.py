@@ -1,0 +1,303 @@
+"""Sweeps as a person uses them: whole grids, going on, several processes, faults and mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dlf import results
+from dlf.files import StoreError
+from dlf.results.cells import DIVERGED, DONE, INVALID, NOT_RUN, STORE, Store
+from experiments import listing, train
+from experiments.benchmark import soak
+from experiments.command_line import ConfigError
+from experiments.configs import tiny
+from experiments.sweep import __main__ as cli
+from experiments.sweep import blocks, run
+from experiments.sweep.axes import axis, make_sweep, record
+
+ROOT = Path(__file__).parent.parent
+VARIABLES = ("loss", "accuracy", "validation_accuracy")
+
+
+def small(num_steps=60):
+    config = tiny.get_config()
+    config.update(float64=False, num_steps=num_steps, stop_after=num_steps)
+    config.dataset.examples_per_class = 8
+    config.model.hidden_widths = (6,)
+    config.schedule.period = 10
+    with config.unlocked():
+        config.probes = dict(validation=dict(every=7))
+    return config
+
+
+def grid(amplitudes=(1.0, 5.0), widths=(4, 6), seeds=3, kind="final", variables=VARIABLES, config=None):
+    axes = [
+        axis("width", widths, lambda width: {"model.hidden_widths": (width,)}),
+        axis("amplitude", amplitudes, "schedule.amplitude"),
+        axis("seed", range(seeds), "seed", "dataset.seed"),
+    ]
+    return make_sweep(config or small(), "main", [*axes, record(kind, *variables)])
+
+
+@pytest.fixture(autouse=True)
+def float32():
+    with jax.enable_x64(False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished sweep of 2 x 2 x 3 cells, of two programs."""
+    workdir = tmp_path_factory.mktemp("finished")
+    with jax.enable_x64(False):
+        assert run.run(grid(), workdir)["status"] == "done"
+    return workdir
+
+
+def same(found, expected):
+    found, expected = results.load(found), results.load(expected)
+    found.attrs = expected.attrs = {}
+    return found.identical(expected)
+
+
+def test_a_cell_is_the_same_run_alone_to_the_bit(finished, tmp_path):
+    sweep, found = grid(), results.load(finished)
+    for index in ((0, 0, 0), (1, 1, 2)):
+        alone = tmp_path / "-".join(map(str, index))
+        train.train(sweep.cell(index), alone)
+        series, cell = results.load(alone), found.isel(width=index[0], amplitude=index[1], seed=index[2])
+        for name in VARIABLES:
+            assert series[name].values[-1] == cell[name].item(), name
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards"])
+def test_neither_size_nor_order_of_the_blocks_matters(finished, tmp_path, monkeypatch, order):
+    fixed, each = blocks.program_bytes(grid(), small())
+    if order == "backwards":
+        forwards = Store.blocks
+        monkeypatch.setattr(Store, "blocks", lambda store: forwards(store)[::-1])
+    run.run(grid(), tmp_path, run.Settings(memory=fixed + 2 * each))
+    assert Store(tmp_path).cells_per_block == 2 != Store(finished).cells_per_block
+    assert same(tmp_path, finished)
+
+
+def test_two_processes_give_the_same_as_one(finished, tmp_path):
+    meta = run.run(grid(), tmp_path, run.Settings(launcher="local", num_jobs=2))
+    assert meta["status"] == "done" and not (tmp_path / "jobs").exists()
+    assert same(tmp_path, finished)
+
+
+def test_running_again_fills_only_what_is_missing(finished, tmp_path):
+    fixed, each = blocks.program_bytes(grid(), small())
+    run.run(grid(), tmp_path, run.Settings(memory=fixed + 3 * each))
+    store = Store(tmp_path)
+    store.forget(store.blocks()[1])
+    (tmp_path / STORE / "loss/c/0/0/0").unlink()  # of the first block
+    kept = [path for path in tmp_path.rglob("c/1/*/*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert run.run(grid(), tmp_path)["cells"]["done"] == 12
+    assert same(tmp_path, finished) and {path: path.stat().st_mtime_ns for path in kept} == before
+
+
+def test_a_cell_that_cannot_be_run_or_diverges_is_recorded_and_the_rest_goes_on(tmp_path):
+    rates = axis("learning_rate", (1.0, -1.0, 1e30), "optimizer.learning_rate")
+    sweep = make_sweep(small(), "main", [rates, axis("seed", (0, 1), "seed"), record("final", "loss")])
+    meta = run.run(sweep, tmp_path)
+    assert meta["status"] == "done" and meta["cells"] == {
+        "not run": 0,
+        "done": 2,
+        "diverged": 2,
+        "invalid": 2,
+    }
+    found = results.load(tmp_path)
+    assert found["status"].values.tolist() == [[DONE] * 2, [INVALID] * 2, [DIVERGED] * 2]
+    assert found["reason"].values[1, 0] == "optimizer: learning_rate must be positive and finite, got -1.0"
+    step = int(found["diverged_step"].values[2, 0])
+    assert found["reason"].values[2, 0] == f"the loss is not finite at step {step}" and step > 0
+    assert np.isfinite(found["loss"].values[0]).all() and np.isnan(found["loss"].values[1:]).all()
+
+
+def test_a_list_of_overrides_is_a_sweep_too(tmp_path):
+    cells = [{"schedule.amplitude": 2.0, "schedule.period": 5}, {"loss.name": "dmse1"}]
+    run.run(make_sweep(small(), "main", cells), tmp_path)
+    found = results.load(tmp_path)
+    assert dict(found.sizes) == {"cell": 2, "class": 3} and (found["status"] == DONE).all()
+
+
+def test_whole_series_and_their_steps_are_stored_where_asked(tmp_path):
+    sweep = grid(widths=(6,), seeds=2, kind="series")
+    run.run(sweep, tmp_path)
+    found = results.load(tmp_path)
+    assert found["loss"].dims == ("width", "amplitude", "seed", "step") and found.sizes["step"] == 60
+    assert found["validation_step"].values.tolist() == list(range(0, 60, 7))
+    assert found["validation_accuracy"].notnull().all() and found["loss"].notnull().all()
+
+
+def test_another_config_or_axis_does_not_mix(finished):
+    changed = small()
+    changed.optimizer.learning_rate = 0.5
+    with pytest.raises(ConfigError, match=r"another config: config.optimizer.learning_rate was 1.0, now 0.5"):
+        run.run(grid(config=changed), finished)
+    with pytest.raises(ConfigError, match="axes.amplitude.labels was"):
+        run.run(grid(amplitudes=(1.0, 6.0)), finished)
+
+
+def test_only_one_sweep_at_a_time_runs_in_a_folder(tmp_path):
+    with results.exclusive(tmp_path), pytest.raises(StoreError, match="another process is writing to"):
+        run.run(grid(), tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds files, but no sweep"):
+        run.run(grid(), tmp_path)
+
+
+def test_the_memory_decides_the_blocks(tmp_path):
+    sweep = grid(seeds=40)
+    fixed, each = blocks.program_bytes(sweep, small())
+    sizes = {num: blocks.plan(sweep, fixed + num * each).cells_per_block for num in (1, 7, 1000)}
+    # a program of its own for each width; chunks of one size; at most 16 cells that are mapped
+    assert sizes == {1: (1, 1, 1), 7: (1, 1, 7), 1000: (1, 1, 14)}
+    with pytest.raises(ConfigError, match=r"a block of one cell takes .* MiB: --memory=.* is too small"):
+        run.run(sweep, tmp_path, run.Settings(memory=fixed))
+    assert not list(tmp_path.iterdir())
+
+
+DECLARATIONS = {
+    "no axis": ([], "has no axis"),
+    "empty": ([axis("seed", (), "seed")], "axis 'seed' has no values"),
+    "twice": ([axis("period", (5, 6, 5), "schedule.period")], "axis 'period' has the value 5 twice"),
+    "unknown": ([axis("a", (1.0,), "schedule.amplitud")], "did you mean 'amplitude'"),
+    "section": ([axis("a", (1.0,), "scheduler.amplitude")], "unknown config key"),
+    "name": ([axis("status", (1,), "seed")], "axis 'status': another one"),
+    "names": ([axis("a", (1,), "seed"), axis("a", (1,), "stop_after")], "axis 'a': another one"),
+    "keys": ([axis("a", (1,), "seed"), axis("b", (1,), "seed")], "the axes a and b both set seed"),
+    "nothing": ([axis("a", (1,))], "axis 'a' sets nothing"),
+    "precision": ([axis("a", (True, False), "float64")], "all cells of a sweep have one precision"),
+    "record": ([axis("seed", (1,), "seed"), record("all")], "record 'all': one of final, last_cycle, series"),
+    "variable": ([axis("seed", (1,), "seed"), record("final", "los")], "unknown variable los: one of loss,"),
+    "shapes": (
+        [axis("every", (7, 9), "probes.validation.every"), record("series")],
+        "the cells' validation_accuracy differ in shape",
+    ),
+    "no cell": ([axis("rate", (-1.0,), "optimizer.learning_rate")], "learning_rate must be positive"),
+    "wrong type": ([axis("rate", ("fast",), "optimizer.learning_rate")], "optimizer.learning_rate='fast'"),
+}
+
+
+@pytest.mark.parametrize("name", DECLARATIONS)
+def test_a_mistake_in_a_declaration_is_explained(tmp_path, name):
+    declared, message = DECLARATIONS[name]
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        run.run(make_sweep(small(), "main", declared), tmp_path / "run")
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """A file as a person writes it."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from experiments.configs import tiny\nfrom experiments.sweep.axes import axis, record\n\n"
+        "def get_config(scale):\n    config = tiny.get_config()\n    config.float64 = False\n"
+        "    config.model.hidden_widths = (6,)\n    config.num_steps = {'smoke': 40, 'small': 4000}[scale]\n"
+        "    with config.unlocked():\n        config.probes = dict()\n    return config\n\n"
+        "def sweep(scale):\n    yield axis('amplitude', (1.0, 5.0), 'schedule.amplitude')\n"
+        "    yield axis('seed', range(40), 'seed')\n    yield record('final', 'loss')\n\n"
+        "def sweep_few(scale):\n    yield axis('seed', range(2), 'seed')\n"
+    )
+    return path
+
+
+def test_the_command_runs_one_of_the_declared_sweeps_and_is_listed(command, tmp_path, config_file):
+    workdir = tmp_path / "results" / "few"
+    options = (f"--config={config_file}", f"--workdir={workdir}", "--scale=smoke", "--sweep=few")
+    status, out, _ = command(cli.main, *options, "--dry-run")
+    assert status == 0 and "seed 2 = 2" in out and "core-hours" in out and "MiB" in out
+    assert not workdir.exists()
+    status, _, err = command(cli.main, *options, "--config.schedule.period=20")
+    assert status == 0 and "2/2 cells" in err and "done in" in err
+    assert json.loads(results.load(workdir).attrs["config"])["schedule"]["period"] == 20
+    status, _, err = command(cli.main, *options)
+    assert status == 2 and "config.schedule.period was 20, now 100" in err and err.count("\n") == 1
+    status, out, _ = command(listing.main, tmp_path / "results")
+    assert status == 0 and "sweep" in out and "done" in out and "2 of 2 cells" in out
+
+
+MISTAKES = {
+    "--sweep=many": "unknown sweep 'many': one of main, few",
+    "--launcher=cloud": "invalid choice: 'cloud'",
+    "--launcher=slurm": "--launcher=slurm needs --jobs=N",
+    "--jobs=0": "--jobs must be at least 1",
+    "--memory=0": "--memory must be positive",
+    "--memory=0.001": "--memory=0.001 is too small",
+    "--slurm=partition": "--slurm=partition: give a parameter and its value",
+    "--scale=huge": "invalid choice: 'huge'",
+    "--config.num_step=3": "did you mean 'num_steps'",
+    "--config=experiments/configs/tiny.py": "declares no sweep",
+    "--config=nowhere.py": "No such file",
+}
+
+
+@pytest.mark.parametrize("option", MISTAKES)
+def test_a_mistake_on_the_command_line_gets_one_line(command, tmp_path, config_file, option):
+    options = [f"--config={config_file}", f"--workdir={tmp_path / 'run'}", "--scale=smoke"]
+    status, _, err = command(cli.main, *options, option)
+    assert status == 2 and MISTAKES[option] in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def start(config_file, workdir, *options, limit="unlimited"):
+    command = [sys.executable, "-m", "experiments.sweep", f"--config={config_file}", f"--workdir={workdir}"]
+    shell = ["bash", "-c", f'ulimit -f {limit} && exec "$@"', "bash", *command, *options]
+    return subprocess.Popen(shell, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_an_interrupt_ends_a_sweep_after_its_block_and_the_same_command_goes_on(tmp_path, config_file):
+    workdir = tmp_path / "run"
+    process = start(config_file, workdir, "--scale=small")
+    deadline = time.monotonic() + 120
+    while not ((workdir / STORE).exists() and (Store(workdir).status() == DONE).any()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    done = int((Store(workdir).status() == DONE).sum())
+    assert process.returncode == 130 and 0 < done < 80
+    assert f"interrupted, {80 - done} not run, {done} done: the same command goes on" in err
+    assert (Store(workdir).status() == NOT_RUN).sum() == 80 - done
+
+
+def test_a_failing_write_gets_one_line(tmp_path, config_file):
+    process = start(config_file, tmp_path / "run", "--scale=smoke", limit=0)
+    _, err = process.communicate()
+    assert process.returncode == 2 and "error: cannot write to" in err and "Traceback" not in err
+
+
+def test_without_submitit_one_line_says_what_is_missing(command, tmp_path, config_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    options = (f"--config={config_file}", f"--workdir={tmp_path / 'run'}", "--scale=smoke", "--sweep=few")
+    status, _, err = command(cli.main, *options, "--launcher=local")
+    assert status == 2 and "--launcher=local needs submitit: pip install submitit" in err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_killed_at_random_moments_a_sweep_loses_nothing_that_it_committed(tmp_path):
+    # the whole soak: python -m experiments.benchmark soak --kills=50
+    counts = soak.soak(tmp_path, num_kills=3, num_steps=2_000, seed=int(os.environ.get("SOAK_SEED", "1")))
+    assert counts["kills"] > 0 and counts["completed"] > 0
+
+
+def test_the_blocks_cover_every_cell_once(finished):
+    store = Store(finished)
+    covered = np.zeros(store.status().shape, int)
+    for block in store.blocks():
+        covered[block] += 1
+    assert (covered == 1).all() and len(list(product(*map(range, covered.shape)))) == covered.size
