@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: fig4 curvature test benchmark lock clean
+.PHONY: fig4 curvature phase-diagram test benchmark lock clean
 
 fig4: $(VENV)/ready  ## train the run of Fig. 4 (or go on with it), draw it, check its numbers
 	$(RUN) -m experiments.figure fig4
 
 curvature: $(VENV)/ready  ## measure and draw the curvature of the run of Fig. 4 and of an image network
 	$(RUN) -m experiments.curvature
+
+phase-diagram: $(VENV)/ready  ## fill, reduce and draw the papers' phase diagrams at small scale, on all cores
+	$(RUN) -m experiments.phase_diagram --scale=small --launcher=local
 
 test: $(VENV)/ready  ## every check
 	$(VENV)/bin/ruff check .
@@ -19,6 +22,7 @@ test: $(VENV)/ready  ## every check
 benchmark: $(VENV)/ready  ## speed, memory and other solvers; those in PyTorch where they are installed
 	$(RUN) -m experiments.benchmark fig4
 	$(RUN) -m experiments.benchmark curvature
+	$(RUN) -m experiments.benchmark sweep
 
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dlf needs Python 3.11 or later: make PYTHON=python3.12")'

@@ -15,12 +15,12 @@ _MOST_SIGN_FLIPS = 10_000  # all of them up to 13 seeds, a random draw of as man
 def reduce(sweeps: Mapping[str, xr.Dataset], num_classes: int, level: float = 0.05) -> xr.Dataset:
     """Reduce the sweeps of one diagram to what its figure shows.
 
-    `sweeps` holds "main"; the static loss is its amplitude 1 or the sweep "static"; "control" holds some cells
-    of "main" in double precision. For every variable the result has `_mean`, `_std` (over seeds, one delta degree of freedom),
-    and for accuracies `_gain`, `_gain_error`, `_p_value`, `_significant` against the static loss (see
-    `paired_gain`), under `reference_` the static loss of a sweep of its own, and under `control_` the
-    mean difference of these two (see `control`). A diverged run counts with the
-    accuracy of guessing, 1 / num_classes, and elsewhere not at all.
+    `sweeps` holds "main"; the static loss is its amplitude 1 or the sweep "static"; "control" holds some
+    cells of "main" in double precision. For every variable the result has `_mean` and `_std` (over seeds,
+    one delta degree of freedom); for accuracies `_gain`, `_gain_error`, `_p_value` and `_significant`
+    against the static loss (see `paired_gain`); under `reference_` the static loss of a sweep of its own;
+    under `control_` what double precision changes (see `control`). A diverged run counts with the accuracy
+    of guessing, 1 / num_classes, and elsewhere not at all.
 
     Raises ValueError for a sweep that is not complete.
     """

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-from dlf.train import VARIABLES, Series, StepFn, init_carries, make_loop
+from dlf.train import VARIABLES, StepFn, init_carries, make_loop
 from dlf.types import Probe, TrainState, Variable
 
 RECORDS = ("final", "last_cycle", "series")
@@ -48,7 +48,11 @@ def described(run: Run) -> dict[str, tuple[str, int, Variable]]:
 
 
 def make_ensemble(
-    assemble: Callable[[PyTree], Run], num_steps: int, record: str, variables: tuple[str, ...]
+    assemble: Callable[[PyTree], Run],
+    num_steps: int,
+    record: str,
+    variables: tuple[str, ...],
+    vectorized: bool | None = None,
 ) -> Callable[[PyTree, Bool[Array, " replicas"]], Outcome]:
     """Return a compiled program that trains many replicas: (replicas, active) -> Outcome.
 
@@ -56,7 +60,8 @@ def make_ensemble(
     axes, into a run. `record` says what to keep of `variables`: "final", their last measurement in
     `num_steps` steps; "last_cycle", mean, least and greatest over the last cycle, with the suffixes
     `_mean`, `_min` and `_max`; or "series", all that was measured. A replica whose loss is not finite is
-    frozen, and costs nothing more where replicas are mapped; so does one that is not active.
+    frozen, and costs nothing more where replicas are mapped; so does one that is not active. They are
+    mapped on CPU and vectorised elsewhere, unless `vectorized` says otherwise.
 
     >>> from dlf.train import init_state, make_optimizer, make_step
     >>> def assemble(learning_rate):
@@ -67,6 +72,7 @@ def make_ensemble(
     >>> outcome.values["loss"].tolist(), outcome.diverged_step.tolist()
     ([0.0, nan], [-1, 41])
     """
+    vectorized = is_vectorized() if vectorized is None else vectorized
     num_segments = -(-num_steps // _STEPS_PER_SEGMENT)
     segment = -(-num_steps // num_segments)  # the last one may go beyond num_steps, unrecorded
 
@@ -106,7 +112,7 @@ def make_ensemble(
             state, carries, memory, diverged_step = carry
             skipped = carry, nothing if record == "series" else {}
             running = active & (diverged_step < 0)
-            if is_vectorized():  # a branch of which the condition differs makes all that it takes differ
+            if vectorized:  # a branch of which the condition differs makes all that it takes differ
                 gone = advance(first, state, carries, memory)
                 return jax.tree.map(lambda new, old: jnp.where(running, new, old), gone, skipped)
             return lax.cond(running, lambda: advance(first, state, carries, memory), lambda: skipped)
@@ -123,7 +129,7 @@ def make_ensemble(
 
     @jax.jit
     def ensemble(replicas: PyTree, active: Bool[Array, " replicas"]) -> Outcome:
-        if is_vectorized():
+        if vectorized:
             return jax.vmap(train)(replicas, active)
         return lax.map(lambda replica: train(*replica), (replicas, active))
 

@@ -55,8 +55,8 @@ def replicas(request):
         yield Replicas(experiments[0].assemble, stacked, jnp.ones(len(SETTINGS), bool), series)
 
 
-def ensemble(replicas, record):
-    return ensembles.make_ensemble(replicas.assemble, NUM_STEPS, record, VARIABLES)
+def ensemble(replicas, record, vectorized=False):
+    return ensembles.make_ensemble(replicas.assemble, NUM_STEPS, record, VARIABLES, vectorized)
 
 
 def test_every_replica_has_the_bits_of_its_single_run(replicas):
@@ -112,13 +112,12 @@ def test_a_replica_that_is_not_active_is_left_out_and_changes_nothing(replicas):
         np.testing.assert_array_equal(part.values[name][3], whole.values[name][3])
 
 
-def test_vectorised_over_devices_gives_the_mapped_result(replicas, monkeypatch):
+def test_vectorised_over_devices_gives_the_mapped_result(replicas):
     mapped = ensemble(replicas, "final")(replicas.stacked, replicas.active)
-    monkeypatch.setattr(ensembles, "is_vectorized", lambda: True)
     twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), replicas[1:3])
     spread = ensembles.spread(twice)
     assert len(spread[1].sharding.device_set) == jax.device_count() == 8
-    found = ensemble(replicas, "final")(*spread)
+    found = ensemble(replicas, "final", vectorized=True)(*spread)
     np.testing.assert_array_equal(found.diverged_step[:4], mapped.diverged_step)
     for name in VARIABLES:
         # other code, other rounding, over the short time before it grows
@@ -127,8 +126,7 @@ def test_vectorised_over_devices_gives_the_mapped_result(replicas, monkeypatch):
 
 
 @pytest.mark.parametrize("vectorized", [False, True])
-def test_a_sparse_probe_is_measured_only_when_it_is_due(monkeypatch, vectorized):
-    monkeypatch.setattr(ensembles, "is_vectorized", lambda: vectorized)
+def test_a_sparse_probe_is_measured_only_when_it_is_due(vectorized):
     calls = []
 
     def assemble(start):
@@ -142,7 +140,7 @@ def test_a_sparse_probe_is_measured_only_when_it_is_due(monkeypatch, vectorized)
         probe = Probe(40, lambda state: (), measure, {"weight": Variable((), "1", "weight")})
         return ensembles.Run(init_state(start, sgd), step_fn, {"probe": probe}, jnp.asarray(1))
 
-    program = ensembles.make_ensemble(assemble, 100, "final", ("weight",))
+    program = ensembles.make_ensemble(assemble, 100, "final", ("weight",), vectorized)
     found = program(jnp.asarray([1.0, 2.0]), jnp.ones(2, bool))
     jax.effects_barrier()
     assert sorted(set(calls)) == [0, 40, 80] and len(calls) <= 6

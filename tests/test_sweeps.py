@@ -147,7 +147,7 @@ def test_another_config_or_axis_does_not_mix(finished):
     changed.optimizer.learning_rate = 0.5
     with pytest.raises(ConfigError, match=r"another config: config.optimizer.learning_rate was 1.0, now 0.5"):
         run.run(grid(config=changed), finished)
-    with pytest.raises(ConfigError, match="axes.amplitude.labels was"):
+    with pytest.raises(ConfigError, match=r"axes\.amplitude\.labels was"):
         run.run(grid(amplitudes=(1.0, 6.0)), finished)
 
 

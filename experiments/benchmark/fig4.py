@@ -8,8 +8,6 @@ has a process of its own, with JAX's x64 flag as its user would set it.
 
 import importlib.util
 import multiprocessing
-import os
-import platform
 import resource
 import signal
 import sys
@@ -39,7 +37,7 @@ from experiments.benchmark.baselines import (
     program,
     pytorch_run,
 )
-from experiments.benchmark.report import Row
+from experiments.benchmark.report import Row, header
 from experiments.build import build
 from experiments.configs import fig4
 
@@ -155,21 +153,21 @@ def benchmark(path: Path, repeats: int, num_steps: int) -> list[Row]:
         # first, while this process is small: on Linux a child's peak starts from its parent's
         sets = {"no probes": (), "all probes": tuple(config.probes)}
         programs = [
-            [_in_fresh_process(measure_program, names, num_steps) for names in sets.values()]
+            [in_fresh_process(measure_program, names, num_steps) for names in sets.values()]
             for _ in range(repeats)
         ]
         for label, (seconds, peaks) in zip(sets, np.transpose(programs, (1, 2, 0)), strict=True):
             found.append(Row("float64", f"compile, {label}", "s", seconds, ("<", 10)))
             found.append(Row("float64", f"memory, {label}", "MiB", peaks))
         for float64 in (True, False):
-            found += rows(float64, _in_fresh_process(time_runs, float64, repeats, num_steps), config)
-    content = {"platform": platform.platform(), "cpus": os.cpu_count(), "jax": jax.__version__}
-    content |= {"repeats": repeats, "steps": num_steps, "rows": [row.as_json() for row in found]}
-    files.write_json(path, content)
+            found += rows(float64, in_fresh_process(time_runs, float64, repeats, num_steps), config)
+    content = {"steps": num_steps, "rows": [row.as_json() for row in found]}
+    files.write_json(path, header(repeats) | content)
     return found
 
 
-def _in_fresh_process(function: Callable, *args: Any) -> Any:
+def in_fresh_process(function: Callable, *args: Any) -> Any:
+    """Return what a function returns in a new process."""
     context = multiprocessing.get_context("spawn")
     # at an interrupt the child dies in silence
     with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as pool:

@@ -1,9 +1,12 @@
 """What a benchmark found: rows of repeated measurements, beside their targets."""
 
 import operator
+import os
+import platform
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -36,6 +39,12 @@ class Row(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Return what the JSON file holds of this row."""
         return self._asdict() | {"values": list(self.values), "median": self.median, "verdict": self.verdict}
+
+
+def header(repeats: int) -> dict[str, Any]:
+    """Return where and how a benchmark was run."""
+    machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "jax": jax.__version__}
+    return machine | {"repeats": repeats}
 
 
 def tables(found: list[Row]) -> Iterator[Table]:

@@ -82,7 +82,12 @@ def _open(sweep: Sweep, workdir: Path, settings: Settings) -> dict[str, Any]:
             raise files.StoreError(f"{workdir / 'meta.json'} is missing: move {workdir} away and run again")
     elif content - {"config.json", "config.partial", "meta.partial", "cells.partial"}:
         raise ConfigError(f"{workdir} holds files, but no sweep: name another folder")
-    planned = plan(sweep, settings.memory)
+    return create(sweep, workdir, settings.memory)
+
+
+def create(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any]:
+    """Write config.json, the empty store and meta.json of a sweep, and return the last one's content."""
+    asked, planned = sweep.as_json(), plan(sweep, memory)
     meta = {"status": "running", "seconds": 0.0, **provenance(), "x64": sweep.config.float64}
     attributes = {"config": json.dumps(asked["config"]), "sweep": sweep.name, "commit": meta["commit"]}
     axes = {axis.name: axis.labels for axis in sweep.axes}
