@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from dlf.results.cells import DIVERGED, DONE
+from dlf.results.cells import DIVERGED
 
 ACCURACIES = ("accuracy", "validation_accuracy")
 _MOST_SIGN_FLIPS = 10_000  # all of them up to 13 seeds, a random draw of as many beyond
@@ -56,7 +56,10 @@ def paired_gain(values: xr.DataArray, reference: xr.DataArray, level: float = 0.
 
     `p_value` is that of the one-sided sign-flip permutation test of the mean, which assumes no more than
     that without an effect a difference is as likely as its negative: exact up to 13 seeds, from a fixed
-    random draw beyond. `significant` holds at a false discovery rate of `level` over all cells.
+    random draw beyond. `significant` holds at a false discovery rate of `level` over all cells. A cell in
+    which a value is missing is not tested.
+
+    Raises ValueError for fewer than two seeds.
 
     Source: Fisher 1935, The Design of Experiments, section 21; Benjamini and Hochberg 1995.
 
@@ -68,8 +71,11 @@ def paired_gain(values: xr.DataArray, reference: xr.DataArray, level: float = 0.
     """
     difference = (values - reference).transpose(..., "seed").astype(float)
     num_seeds = difference.sizes["seed"]
+    if num_seeds < 2:
+        raise ValueError("a paired test needs two seeds")
+    tested = difference.notnull().all("seed")
     p_value = stats.permutation_test(
-        (difference.values,),
+        (difference.fillna(0.0).values,),
         lambda rows, axis: np.mean(rows, axis=axis),
         permutation_type="samples",
         vectorized=True,
@@ -79,14 +85,17 @@ def paired_gain(values: xr.DataArray, reference: xr.DataArray, level: float = 0.
         axis=-1,
         rng=np.random.default_rng(0),
     ).pvalue
-    dims = difference.dims[:-1]
-    adjusted = stats.false_discovery_control(np.ravel(p_value)).reshape(np.shape(p_value))
+    p_value = tested.copy(data=p_value).where(tested)
+    significant = tested.copy(data=np.zeros(tested.shape, np.int8))
+    if tested.any():
+        adjusted = stats.false_discovery_control(p_value.values[tested.values])
+        significant.values[tested.values] = adjusted <= level
     return xr.Dataset(
         {
             "gain": difference.mean("seed"),
             "gain_error": difference.std("seed", ddof=1) / np.sqrt(num_seeds),
-            "p_value": (dims, p_value),
-            "significant": (dims, (adjusted <= level).astype(np.int8)),
+            "p_value": p_value,
+            "significant": significant,
         }
     )
 
@@ -164,7 +173,8 @@ def _fill_guesses(sweep: xr.Dataset, num_classes: int) -> xr.Dataset:
         sweep = sweep.assign({name: v.sel(step=at) for name, v in sweep.items() if "step" in v.dims})
         sweep = sweep.drop_dims("step").rename(hessian_step="step")
     for name in set(ACCURACIES) & set(sweep):
-        sweep[name] = sweep[name].where(sweep["status"] == DONE, 1 / num_classes)
+        guessed = sweep[name].where(sweep["status"] != DIVERGED, 1 / num_classes)
+        sweep = sweep.assign({name: guessed})
     return sweep
 
 

@@ -97,11 +97,7 @@ def check(config: ConfigDict) -> None:
     for key, least in (("num_steps", 1), ("steps_per_chunk", 1), ("stop_after", 0)):
         if not least <= config[key] <= _MOST_STEPS:
             raise ConfigError(f"{key} must be at least {least} and at most {_MOST_STEPS}, got {config[key]}")
-    if config.float64 != jax.config.jax_enable_x64:
-        raise ConfigError(
-            f"float64={config.float64}, but JAX runs with jax_enable_x64={jax.config.jax_enable_x64}: "
-            f'call jax.config.update("jax_enable_x64", {config.float64}) first'
-        )
+    check_precision(config)
     _call(schedules, "schedule", config.schedule, num_classes=2)
     _find(losses, "loss", config.loss.name)
     with _blaming("optimizer"):
@@ -126,6 +122,23 @@ def draw(config: ConfigDict) -> Replica:
     return Replica(settings, dataset.train, dataset.test, params, jax.random.fold_in(key, 1))
 
 
+def check_precision(config: ConfigDict) -> None:
+    """Raise ConfigError if JAX does not run in the precision of the configuration."""
+    if config.float64 != jax.config.jax_enable_x64:
+        raise ConfigError(
+            f"float64={config.float64}, but JAX runs with jax_enable_x64={jax.config.jax_enable_x64}: "
+            f'call jax.config.update("jax_enable_x64", {config.float64}) first'
+        )
+
+
+def parameter_bytes(config: ConfigDict) -> int:
+    """Return the bytes that the parameters of a configuration take, which are not drawn."""
+    dataset = _dataset(config.dataset.to_json(), config.float64)
+    init = _model(config.model, dataset.num_classes).init
+    shapes = jax.eval_shape(init, jax.random.key(0), dataset.train.inputs)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
 def program(config: ConfigDict) -> str:
     """Return what two configurations of one compiled program have in common, as a JSON string."""
     flat = _flatten(config)
@@ -141,12 +154,12 @@ def _flatten(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 # The cells of a sweep share data and first parameters; the last argument is JAX's precision.
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _dataset(section: str, float64: bool) -> Dataset:
     return _call(data, "dataset", _tuples(json.loads(section)))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _params(seed: int, model: str, dataset: str, float64: bool) -> Params:
     inputs, num_classes = _dataset(dataset, float64).train.inputs, _dataset(dataset, float64).num_classes
     section = json.loads(model)
@@ -183,7 +196,8 @@ def _assemble(config: ConfigDict, num_classes: int, replica: Replica) -> tuple[R
             chosen[name] = builder(problem, **probe_settings)
     # of a schedule without a period, a cycle is one step
     period = settings.get("schedule.period", jnp.zeros((), jnp.int32))
-    period = period + int(config.schedule.get("hold_step", False))
+    most = -(-config.num_steps // num_classes)  # before the product, which would not fit an int32
+    period = jnp.minimum(period, most) + int(config.schedule.get("hold_step", False))
     cycle = jnp.clip(num_classes * period, 1, config.num_steps)
     return Run(training.init_state(replica.params, optimizer), step_fn, chosen, cycle), problem
 
@@ -229,5 +243,5 @@ def _call(catalogue: Any, kind: str, section: Mapping[str, Any], **settings: Any
 def _blaming(setting: str) -> Iterator[None]:
     try:
         yield
-    except (TypeError, ValueError, OverflowError, MemoryError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{setting}: {error}") from error

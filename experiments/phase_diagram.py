@@ -22,7 +22,7 @@ from analysis import figures, phase_diagrams
 from dlf import files, results
 from experiments import command_line
 from experiments.sweep import report, run
-from experiments.sweep.axes import SCALES, make_sweep, named_sweeps
+from experiments.sweep.axes import SCALES, declare, make_sweep, named_sweeps
 from experiments.sweep.launch import add_options, settings
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -33,8 +33,8 @@ def complete(name: str, scale: str, folder: Path, how: run.Settings) -> dict[str
     """Run what is missing of all sweeps of a diagram and load them; an exit status if that was not all."""
     config_of = importlib.import_module(f"experiments.configs.{name}").get_config
     sweeps = {}
-    for sweep_name, declare in named_sweeps(CONFIGS / f"{name}.py").items():
-        sweep = make_sweep(config_of(scale), sweep_name, declare(scale))
+    for sweep_name, declared in named_sweeps(CONFIGS / f"{name}.py").items():
+        sweep = make_sweep(config_of(scale), sweep_name, declare(declared, scale))
         command_line.use_precision(sweep.config)
         print(f"{name}, {scale}: {sweep_name}", file=sys.stderr)
         meta = run.run(sweep, folder / sweep_name, how)

@@ -74,4 +74,4 @@ def test_catalogue_entries_are_documented_functions(module):
         entry = getattr(catalogue, name)
         assert inspect.isfunction(inspect.unwrap(entry))
         assert inspect.getdoc(entry)
-        assert entry.__module__ == module
+        assert entry.__module__.startswith(module)  # a package re-exports its own

@@ -109,6 +109,7 @@ def test_a_damaged_value_is_named_and_its_block_run_again(workdir, damage):
 def test_a_damaged_status_is_not_run(workdir):
     (workdir / cells.STORE / "status/c/0/0").write_bytes(b"nonsense")
     assert Store(workdir).status().tolist() == [[NOT_RUN, NOT_RUN, INVALID], [NOT_RUN] * 3]
+    assert results.load(workdir)["status"].values.tolist() == Store(workdir).status().tolist()
 
 
 def test_a_store_of_another_format_is_refused(workdir):
@@ -124,6 +125,39 @@ def test_a_damaged_store_is_named(workdir):
     (workdir / cells.STORE / "zarr.json").write_text("{")
     with pytest.raises(StoreError, match=r"cells\.zarr is missing or damaged"):
         results.load(workdir)
+
+
+@pytest.mark.parametrize(
+    "file", ["seed/c/0", "loss_name/c/0", "step/c/0", "seed/zarr.json", "loss/zarr.json", "status/zarr.json"]
+)
+def test_a_missing_label_or_array_is_named(workdir, file):
+    (workdir / cells.STORE / file).unlink()
+    with pytest.raises(StoreError, match=f"{file.split('/')[0]}.* is damaged: move"):
+        results.load(workdir)
+
+
+def test_a_changed_label_is_named(workdir):
+    path = workdir / cells.STORE / "seed/c/0"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="seed/c/0 is damaged: move"):
+        results.load(workdir)
+
+
+def test_a_block_that_is_written_while_it_is_loaded_is_whole_or_not_there(workdir, monkeypatch):
+    store, open_zarr = Store(workdir), xr.open_zarr
+
+    def write_then_open(*args, **options):
+        store.write(store.blocks()[2], rows(2), np.array([[DONE, DONE]]))
+        return open_zarr(*args, **options)
+
+    monkeypatch.setattr(xr, "open_zarr", write_then_open)
+    meanwhile = results.load(workdir)
+    assert meanwhile["status"].values[1].tolist() == [NOT_RUN] * 3
+    assert meanwhile["loss"][1].isnull().all() and set(meanwhile["reason"].values[1]) == {""}
+    monkeypatch.undo()
+    assert results.load(workdir)["status"].values[1].tolist() == [DONE, DONE, NOT_RUN]
 
 
 def test_a_failing_write_leaves_the_block_not_run(workdir, monkeypatch):

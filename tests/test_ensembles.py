@@ -103,6 +103,12 @@ def test_a_measurement_outside_of_the_last_cycle_is_not_summarised(float64):
     assert all(np.isnan(rows).all() for rows in found.values())
 
 
+@pytest.mark.parametrize("period", [40, 10**9, 2**31 - 1])
+def test_a_cycle_is_no_longer_than_the_run(float64, period):
+    experiment = build.build(configure(5.0, period, 1.0, 0))
+    assert experiment.run.cycle == min(3 * (period + 1), NUM_STEPS)
+
+
 def test_a_replica_that_is_not_active_is_left_out_and_changes_nothing(replicas):
     program, active = ensemble(replicas, "final"), replicas.active
     whole, part = program(replicas.stacked, active), program(replicas.stacked, active.at[1].set(False))

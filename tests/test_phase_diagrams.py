@@ -56,6 +56,14 @@ def test_of_many_cells_without_an_effect_hardly_one_is_significant():
     assert found["significant"].sum() == 0
 
 
+def test_a_cell_in_which_a_value_is_missing_is_not_tested():
+    found = paired([[1.0, np.nan, 1.0, 1.0, 1.0, 1.0, 1.0], [1.0] * 7])
+    assert np.isnan(found["p_value"][0]) and found["p_value"][1] == 1 / 2**7
+    assert found["significant"].values.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="needs two seeds"):
+        paired([[1.0]])
+
+
 def cells(accuracy, **coordinates):
     accuracy = np.asarray(accuracy, float)
     dims = (*coordinates, "seed")
@@ -69,6 +77,7 @@ def test_means_gains_and_the_control_are_reduced_from_the_cells():
     control = main.isel(amplitude=[0]).expand_dims(precision=["double"])
     control["accuracy"] = control["accuracy"] + np.array([0.01, 0.02, 0.03])
     reduced = phase_diagrams.reduce({"main": main, "static": static, "control": control}, num_classes=5)
+    assert main["accuracy"].isnull().sum() == 1  # as it was
     # a run that diverged guesses one of five classes
     np.testing.assert_allclose(reduced["accuracy_mean"][:, 0], [0.7, (0.6 + 0.2 + 0.6) / 3])
     np.testing.assert_allclose(reduced["accuracy_std"][0, 0], 0.2)

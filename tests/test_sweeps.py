@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import product
 from pathlib import Path
@@ -21,8 +23,9 @@ from experiments.benchmark import soak
 from experiments.command_line import ConfigError
 from experiments.configs import tiny
 from experiments.sweep import __main__ as cli
-from experiments.sweep import blocks, run
+from experiments.sweep import blocks, launch, run
 from experiments.sweep.axes import axis, make_sweep, record
+from experiments.sweep.work import LOCKS, work
 
 ROOT = Path(__file__).parent.parent
 VARIABLES = ("loss", "accuracy", "validation_accuracy")
@@ -159,15 +162,79 @@ def test_only_one_sweep_at_a_time_runs_in_a_folder(tmp_path):
         run.run(grid(), tmp_path)
 
 
+def test_a_cell_whose_probe_cannot_be_built_is_recorded_too(tmp_path):
+    probes = axis("every", (7, 0), "probes.validation.every")
+    run.run(make_sweep(small(), "main", [probes, record("final", "loss")]), tmp_path)
+    found = results.load(tmp_path)
+    assert found["status"].values.tolist() == [DONE, INVALID]
+    assert "every must be a whole number of at least 1, got 0" in found["reason"].values[1]
+
+
+def test_another_precision_is_refused_and_marks_no_cell(tmp_path):
+    run.create(grid(), tmp_path, 2**30)
+    with jax.enable_x64(True), pytest.raises(ConfigError, match="float64=False, but JAX runs with"):
+        run.run(grid(), tmp_path)
+    assert (Store(tmp_path).status() == NOT_RUN).all()
+
+
+@pytest.mark.parametrize("lost", [["meta.json"], ["meta.json", "cells.zarr"], ["meta.json", "config.json"]])
+def test_a_start_that_was_killed_is_made_again(tmp_path, lost):
+    run.create(grid(), tmp_path, 2**30)
+    for name in lost:
+        path = tmp_path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run.run(grid(widths=(4,), amplitudes=(1.0,)), tmp_path)["status"] == "done"
+
+
+def test_a_block_that_another_process_runs_is_waited_for_and_taken_if_that_dies(tmp_path):
+    run.create(grid(), tmp_path, 2**30)
+    code = (
+        "import fcntl, sys, time; locks = open(sys.argv[1], 'a'); fcntl.lockf(locks, fcntl.LOCK_EX, 1, 0); "
+        "print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / LOCKS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert list(work(grid(), tmp_path, patient=False)) == [6]
+        timer = threading.Timer(1.0, other.kill)
+        timer.start()
+        assert run.run(grid(), tmp_path)["status"] == "done"
+        assert not timer.is_alive()
+
+
+def test_a_preempted_worker_is_queued_again(finished, tmp_path):
+    run.create(grid(), tmp_path, 2**30)
+    (job,) = launch.submit(grid(), tmp_path, run.Settings(launcher="local", num_jobs=1))
+    deadline = time.monotonic() + 120
+    while "Submitted" not in (log := _log(job)) and "Loading pickle" not in log:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)
+    job._interrupt()  # what Slurm sends, by submitit's own means for tests
+    job.wait()
+    assert "preempted" in _log(job) and "Requeued" in _log(job)
+    assert same(tmp_path, finished)
+
+
+def _log(job):
+    return "".join(path.read_text() for path in (job.paths.stderr, job.paths.stdout) if path.exists())
+
+
 def test_the_memory_decides_the_blocks(tmp_path):
     sweep = grid(seeds=40)
     fixed, each = blocks.program_bytes(sweep, small())
     sizes = {num: blocks.plan(sweep, fixed + num * each).cells_per_block for num in (1, 7, 1000)}
     # a program of its own for each width; chunks of one size; at most 16 cells that are mapped
     assert sizes == {1: (1, 1, 1), 7: (1, 1, 7), 1000: (1, 1, 14)}
-    with pytest.raises(ConfigError, match=r"a block of one cell takes .* MiB: --memory=.* is too small"):
+    too_small = r"takes .* MiB: --memory=.* is too small"
+    with pytest.raises(ConfigError, match=f"a block of one cell {too_small}"):
         run.run(sweep, tmp_path, run.Settings(memory=fixed))
+    with pytest.raises(ConfigError, match=f"a block of one cell {too_small}"):
+        run.run(grid(widths=(10**9,)), tmp_path)  # before its parameters are drawn
     assert not list(tmp_path.iterdir())
+    run.create(sweep, tmp_path, 2**30)
+    with pytest.raises(ConfigError, match=f"as cut when it was created, {too_small}"):
+        run.run(sweep, tmp_path, run.Settings(memory=fixed + each))
 
 
 DECLARATIONS = {
@@ -179,6 +246,14 @@ DECLARATIONS = {
     "name": ([axis("status", (1,), "seed")], "axis 'status': another one"),
     "names": ([axis("a", (1,), "seed"), axis("a", (1,), "stop_after")], "axis 'a': another one"),
     "keys": ([axis("a", (1,), "seed"), axis("b", (1,), "seed")], "the axes a and b both set seed"),
+    "taken": ([axis("loss", (1,), "seed")], "axis 'loss': a variable or a dimension"),
+    "dimension": ([axis("class", (1,), "seed")], "axis 'class': a variable or a dimension"),
+    "no name": ([axis("a/b", (1,), "seed")], "axis 'a/b': give it a name"),
+    "tuples": ([axis("a", ((4,), (5,)), "model.hidden_widths")], "label it with numbers, words or booleans"),
+    "kinds": ([axis("a", ("x", 1), "seed")], "label it with numbers, words or booleans"),
+    "equal": ([axis("a", (2, 2.0), "optimizer.learning_rate")], "has the value 2 twice"),
+    "large": ([axis("a", (2**70,), "seed")], "does not fit 64 bits"),
+    "mixed": ([{"float64": True}, {"schedule.amplitude": 3.0}], "all cells of a sweep have one precision"),
     "nothing": ([axis("a", (1,))], "axis 'a' sets nothing"),
     "precision": ([axis("a", (True, False), "float64")], "all cells of a sweep have one precision"),
     "record": ([axis("seed", (1,), "seed"), record("all")], "record 'all': one of final, last_cycle, series"),
@@ -211,7 +286,8 @@ def config_file(tmp_path):
         "    with config.unlocked():\n        config.probes = dict()\n    return config\n\n"
         "def sweep(scale):\n    yield axis('amplitude', (1.0, 5.0), 'schedule.amplitude')\n"
         "    yield axis('seed', range(40), 'seed')\n    yield record('final', 'loss')\n\n"
-        "def sweep_few(scale):\n    yield axis('seed', range(2), 'seed')\n"
+        "def sweep_few():\n    yield axis('seed', range(2), 'seed')\n\n"
+        "def sweep_broken(scale):\n    yield axis('seed', range({'small': 3}[scale]), 'seed')\n"
     )
     return path
 
@@ -232,7 +308,9 @@ def test_the_command_runs_one_of_the_declared_sweeps_and_is_listed(command, tmp_
 
 
 MISTAKES = {
-    "--sweep=many": "unknown sweep 'many': one of main, few",
+    "--sweep=many": "unknown sweep 'many': one of main, few, broken",
+    "--sweep=broken": "--config: sweep_broken with scale 'smoke': KeyError: 'smoke'",
+    "--config=README.md": "README.md is no file of Python code",
     "--launcher=cloud": "invalid choice: 'cloud'",
     "--launcher=slurm": "--launcher=slurm needs --jobs=N",
     "--jobs=0": "--jobs must be at least 1",
@@ -257,22 +335,24 @@ def test_a_mistake_on_the_command_line_gets_one_line(command, tmp_path, config_f
 def start(config_file, workdir, *options, limit="unlimited"):
     command = [sys.executable, "-m", "experiments.sweep", f"--config={config_file}", f"--workdir={workdir}"]
     shell = ["bash", "-c", f'ulimit -f {limit} && exec "$@"', "bash", *command, *options]
-    return subprocess.Popen(shell, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(shell, cwd=ROOT, start_new_session=True, **pipes)
 
 
-def test_an_interrupt_ends_a_sweep_after_its_block_and_the_same_command_goes_on(tmp_path, config_file):
+@pytest.mark.parametrize("launcher", ["here", "local"])
+def test_an_interrupt_ends_a_sweep_after_its_block(tmp_path, config_file, launcher):
     workdir = tmp_path / "run"
-    process = start(config_file, workdir, "--scale=small")
+    process = start(config_file, workdir, "--scale=small", f"--launcher={launcher}", "--jobs=2")
     deadline = time.monotonic() + 120
     while not ((workdir / STORE).exists() and (Store(workdir).status() == DONE).any()):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate()
     done = int((Store(workdir).status() == DONE).sum())
     assert process.returncode == 130 and 0 < done < 80
     assert f"interrupted, {80 - done} not run, {done} done: the same command goes on" in err
-    assert (Store(workdir).status() == NOT_RUN).sum() == 80 - done
+    assert "Traceback" not in err and err.count("error:") == 1
 
 
 def test_a_failing_write_gets_one_line(tmp_path, config_file):

@@ -22,23 +22,24 @@ def amplitude_period(reduced: xr.Dataset) -> Figure:
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; statistics ours.
     """
+    statistics = {"mean": ("mean", "viridis"), "std": ("standard deviation", "magma")}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 5.6), layout="constrained")
         grid = figure.subplots(2, 2, sharex=True, sharey=True)
         for row, (name, title) in zip(grid, _TITLES.items(), strict=True):
-            for axes, statistic in zip(row, ("mean", "std"), strict=True):
-                with_static = _above_static(reduced, f"{name}_{statistic}")
+            for axes, (statistic, (words, colors)) in zip(row, statistics.items(), strict=True):
                 scale = Normalize(1 / 3, 1) if statistic == "mean" else Normalize(0)
-                image = _draw_cells(axes, with_static, "period", "amplitude", scale)
-                label = f"{title}, {'mean' if statistic == 'mean' else 'standard deviation'}"
-                figure.colorbar(image, ax=axes, label=f"{label} over seeds")
+                cells = _above_static(reduced, f"{name}_{statistic}")
+                image = _draw_cells(axes, cells, "period", "amplitude", scale, colors)
+                figure.colorbar(image, ax=axes, label=title)
+                axes.set_title(f"{words} over {reduced.attrs['num_seeds']} seeds", fontsize=8)
             significant = _above_static(reduced, f"{name}_significant", static=0)
             _draw_contour(row[0], significant, "period", "amplitude")
         for axes in grid[1]:
             axes.set_xlabel("period $T$ (steps per class)")
         for axes in grid[:, 0]:
             axes.set_ylabel("amplitude $A$")
-        _explain_contour(figure, "better than the static loss ($A = 1$, lowest row)")
+        _explain_contour(figure, "significantly better than the static loss ($A = 1$, the lowest row)")
     return figure
 
 
@@ -143,7 +144,7 @@ def losses_width(reduced: xr.Dataset) -> Figure:
                 )  # fmt: skip
                 axes.set(xscale="log")
                 column[0].set_title(str(loss), fontsize=8)
-                if column is grid.T[0] or axes in grid[:, 0]:
+                if axes in grid[:, 0]:
                     axes.set_ylabel(title)
             column[1].set_xlabel("width (hidden units)")
         handles, labels = grid[0, 0].get_legend_handles_labels()

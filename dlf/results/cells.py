@@ -39,6 +39,14 @@ class Layout(NamedTuple):
     dtype: Any
 
 
+_OF_EVERY_SWEEP = {
+    "status": Layout(Variable((), "1", ", ".join(f"{i} {m}" for i, m in enumerate(MEANINGS))), (), np.int8),
+    "diverged_step": Layout(Variable((), "step", "first step with a loss that is not finite"), (), np.int32),
+    "reason": Layout(Variable((), "1", "why a cell diverged or cannot be run"), (), "string"),
+}
+RESERVED = tuple(_OF_EVERY_SWEEP)
+
+
 def create(
     workdir: Path,
     axes: Mapping[str, Sequence[Any]],
@@ -53,26 +61,26 @@ def create(
     """
     partial = workdir / "cells.partial"
     shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
-    group = zarr.create_group(partial, zarr_format=3, attributes={**attributes, "format": FORMAT})
+    names = [*axes, *coordinates, *_OF_EVERY_SWEEP, *layouts]
+    attributes = {**attributes, "format": FORMAT, "arrays": names}
+    group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
     for name, labels in {**axes, **coordinates}.items():
         labels = np.asarray(labels)
         dtype = "string" if labels.dtype.kind in "UO" else labels.dtype
         array = group.create_array(
-            name, shape=labels.shape, dtype=dtype, dimension_names=(name,), fill_value=None, **_CHECKED
+            name,
+            shape=labels.shape,
+            chunks=labels.shape,
+            dtype=dtype,
+            dimension_names=(name,),
+            fill_value=None,
+            **_CHECKED,
         )
+        array = array.with_config({"write_empty_chunks": True})
         array[:] = labels.astype(object) if dtype == "string" else labels
     shape = tuple(len(labels) for labels in axes.values())
-    described = {
-        "status": Layout(
-            Variable((), "1", ", ".join(f"{i} {m}" for i, m in enumerate(MEANINGS))), (), np.int8
-        ),
-        "diverged_step": Layout(
-            Variable((), "step", "first step with a loss that is not finite"), (), np.int32
-        ),
-        "reason": Layout(Variable((), "1", "why a cell diverged or cannot be run"), (), "string"),
-    }
     fill = {"status": NOT_RUN, "diverged_step": -1, "reason": ""}
-    for name, (variable, row_shape, dtype) in {**described, **layouts}.items():
+    for name, (variable, row_shape, dtype) in {**_OF_EVERY_SWEEP, **layouts}.items():
         group.create_array(
             name,
             shape=(*shape, *row_shape),
@@ -83,6 +91,7 @@ def create(
             attributes={"units": variable.units, "long_name": variable.description},
             **_CHECKED,
         )
+    shutil.rmtree(workdir / STORE, ignore_errors=True)  # of a start that was killed a moment later
     os.replace(partial, workdir / STORE)
 
 
@@ -93,20 +102,27 @@ class Store:
         self._path = workdir / STORE
         try:
             group = zarr.open_group(self._path, mode="r+")
+            version, names = group.attrs.get("format"), group.attrs.get("arrays", [])
             # an empty chunk is written too, so that a missing file always means damage
             always = {"write_empty_chunks": True}
             self._arrays = {name: array.with_config(always) for name, array in group.arrays()}
-            version = group.attrs.get("format")
-            self._status = self._arrays["status"] if version == FORMAT else None
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{self._path} is missing or damaged: move {workdir} away and run again"
-            ) from error
+            message = f"{self._path} is missing or damaged: move {workdir} away and run again"
+            raise StoreError(message) from error
         if version != FORMAT:
             raise StoreError(
                 f"{self._path} has format {version}, this version of dlf reads {FORMAT}: open it with the "
                 "version that wrote it (its commit is in meta.json), or name another folder"
             )
+        labelled = [name for name in names if name in self._arrays and self._is_coordinate(name)]
+        damaged = [str(self._path / name) for name in names if name not in self._arrays]
+        damaged += [file for name in labelled if (file := self._damaged_file(name, (), must_exist=True))]
+        if damaged:
+            raise StoreError(f"{damaged[0]} is damaged: move {workdir} away and run again")
+        self._status = self._arrays["status"]
+
+    def _is_coordinate(self, name: str) -> bool:
+        return name in self._arrays[name].metadata.dimension_names
 
     def blocks(self) -> list[Block]:
         """Return all blocks, the last axis running fastest."""
@@ -124,8 +140,8 @@ class Store:
             return np.asarray(self._status[block or ...])
         except (OSError, RuntimeError, ValueError):
             if block:
-                return np.zeros([cells.stop - cells.start for cells in block], np.int8)
-            found = np.zeros(self._status.shape, np.int8)
+                return np.full([cells.stop - cells.start for cells in block], NOT_RUN, np.int8)
+            found = np.full(self._status.shape, NOT_RUN, np.int8)
             for block in self.blocks():
                 found[block] = self.status(block)
             return found
@@ -137,7 +153,7 @@ class Store:
         """
         try:
             for name, array in self._arrays.items():
-                if name != "status" and name not in array.metadata.dimension_names:
+                if name != "status" and not self._is_coordinate(name):
                     array[block] = values.get(name, array.fill_value)
             self._status[block] = status
         except OSError as error:
@@ -152,21 +168,19 @@ class Store:
         """Yield each block with a value that cannot be read, or is missing beside a status, and its file."""
         for block in self.blocks():
             has_run = bool(self.status(block).any())
-            files = (self._damaged_file(name, block, has_run) for name in self._arrays if name != "status")
-            file = next(filter(None, files), "")
+            names = (name for name in self._arrays if name != "status" and not self._is_coordinate(name))
+            file = next(filter(None, (self._damaged_file(name, block, has_run) for name in names)), "")
             if file:
                 yield block, file
 
-    def _damaged_file(self, name: str, block: Block, has_run: bool) -> str:
+    def _damaged_file(self, name: str, block: Block, must_exist: bool) -> str:
         array = self._arrays[name]
-        if name in array.metadata.dimension_names:
-            return ""
         numbers = [cells.start // size for cells, size in zip(block, array.chunks, strict=False)]
         numbers += [0] * (array.ndim - len(block))
         file = self._path.joinpath(name, "c", *map(str, numbers))
         try:
-            array[block]
-            return str(file) if has_run and not file.exists() else ""
+            array[block or ...]
+            return str(file) if must_exist and not file.exists() else ""
         except (OSError, RuntimeError, ValueError):
             return str(file)
 
@@ -177,12 +191,18 @@ def load(workdir: Path) -> xr.Dataset:
     damaged = next(store.damaged(), None)
     if damaged:
         raise StoreError(f"{damaged[1]} is damaged: run the sweep again, which fills that block anew")
-    sweep = xr.open_zarr(workdir / STORE, consolidated=False).load()
+    status = store.status()  # first: a block that is written meanwhile is not run here
+    sweep = xr.open_zarr(workdir / STORE, consolidated=False).drop_vars("status").load()
     for name, array in sweep.variables.items():
         if array.dtype.kind == "T":  # NumPy's own strings, which few readers know
             sweep[name] = array.astype(object)
-    done = sweep["status"] == DONE
+    axes = sweep["diverged_step"].dims
+    meanings = _OF_EVERY_SWEEP["status"].variable.description
+    sweep["status"] = (axes, status, {"units": "1", "long_name": meanings})
+    has_run = sweep["status"] != NOT_RUN
+    sweep["diverged_step"] = sweep["diverged_step"].where(has_run, -1)
+    sweep["reason"] = sweep["reason"].where(has_run, "")
     for name, variable in sweep.data_vars.items():
-        if name not in ("status", "diverged_step", "reason"):
-            sweep[name] = variable.where(done)
+        if name not in RESERVED:
+            sweep[name] = variable.where(sweep["status"] == DONE)
     return sweep.assign_attrs(read_json(workdir / "meta.json"))

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,12 +38,22 @@ def exclusive(workdir: Path) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             folder = os.open(workdir, os.O_RDONLY)
             stack.callback(os.close, folder)
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(folder)
             yield
     except BlockingIOError as error:
         raise StoreError(f"another process is writing to {workdir}: wait for it to end") from error
     except OSError as error:
         raise StoreError(f"cannot write to {workdir}: {error.strerror or error}") from error
+
+
+def _lock(folder: int) -> None:
+    for patience in (0.05, 0.1, 0.2, 0.0):
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not patience:
+                raise
+            time.sleep(patience)  # `dlf-ls` holds a lock for an instant, to see whether it is free
 
 
 def create(

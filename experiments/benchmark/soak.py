@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.progress import track
 
 from dlf import results
-from dlf.files import StoreError
 from dlf.results.cells import NOT_RUN, STORE, Store
 from experiments.command_line import ConfigError
 
@@ -40,6 +39,7 @@ def soak(folder: Path, num_kills: int, num_steps: int = 20_000, seed: int = 0) -
     seconds = time.monotonic() - started
     expected = results.load(folder / "undisturbed")
     counts = {"kills": 0, "completed": 0, "cells kept over a kill": 0}
+    sessions: list[int] = []
     for _ in track(range(num_kills), "killing", console=Console(stderr=True)):
         before = _committed(killed)
         process = subprocess.Popen(
@@ -48,6 +48,7 @@ def soak(folder: Path, num_kills: int, num_steps: int = 20_000, seed: int = 0) -
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        sessions.append(process.pid)
         time.sleep(chance.uniform(0, seconds))
         victims = _processes(process.pid)
         if chance.random() < 0.5 and victims:
@@ -59,9 +60,9 @@ def soak(folder: Path, num_kills: int, num_steps: int = 20_000, seed: int = 0) -
         after = _committed(killed)
         counts["cells kept over a kill"] += _check_kept(before, after)
         if after is not None and (after["status"] != NOT_RUN).all():
-            _finish(killed, expected, num_steps)
+            _finish(killed, expected, num_steps, sessions)
             counts["completed"] += 1
-    _finish(killed, expected, num_steps)
+    _finish(killed, expected, num_steps, sessions)
     counts["completed"] += 1
     return counts
 
@@ -110,15 +111,13 @@ def _check_kept(before: xr.Dataset | None, after: xr.Dataset | None) -> int:
     return int(kept.sum())
 
 
-def _finish(workdir: Path, expected: xr.Dataset, num_steps: int) -> None:
-    """Let a sweep end undisturbed, compare it to the bit, and remove it."""
+def _finish(workdir: Path, expected: xr.Dataset, num_steps: int, sessions: list[int]) -> None:
+    """Let a sweep end undisturbed, compare it to the bit, and remove it and its last processes."""
     subprocess.run(_command(workdir, num_steps), check=True, capture_output=True)
     found = results.load(workdir)
     found.attrs = expected.attrs
-    if not found.identical(expected):
-        raise StoreError(f"{workdir} differs from the undisturbed sweep")
-    # a worker whose coordinator was killed may still be looking for work
-    shutil.rmtree(workdir, ignore_errors=True)
-    while workdir.exists():
-        time.sleep(0.1)
-        shutil.rmtree(workdir, ignore_errors=True)
+    assert found.identical(expected), f"{workdir} differs from the undisturbed sweep"
+    for session in sessions:
+        for left in _processes(session):  # whose coordinator was killed
+            os.kill(left, signal.SIGKILL)
+    shutil.rmtree(workdir)

@@ -17,7 +17,7 @@ from pathlib import Path
 from experiments import command_line
 from experiments.command_line import ConfigError
 from experiments.sweep import report, run
-from experiments.sweep.axes import SCALES, Sweep, make_sweep, named_sweeps
+from experiments.sweep.axes import SCALES, Sweep, declare, make_sweep, named_sweeps
 from experiments.sweep.launch import add_options, settings
 
 
@@ -27,7 +27,7 @@ def load(argv: list[str], path: Path, scale: str, name: str) -> tuple[Sweep, Pat
     if name not in declared:
         raise ConfigError(f"unknown sweep {name!r}: one of {', '.join(declared)}")
     arguments = command_line.parse([argv[0], f"--config={path}:{scale}", *argv[1:]], __doc__)
-    return make_sweep(arguments.config, name, declared[name](scale)), arguments.workdir
+    return make_sweep(arguments.config, name, declare(declared[name], scale)), arguments.workdir
 
 
 def main() -> None:

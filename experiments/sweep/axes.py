@@ -9,9 +9,9 @@ A sweep yields axes, whose grid is run, or overrides such as {"schedule.amplitud
 """
 
 import importlib.util
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlf.ensembles import RECORDS
+from dlf.results.cells import RESERVED
 from experiments import build
 from experiments.command_line import ConfigError, explain_unknown_key
 
@@ -99,7 +100,9 @@ def named_sweeps(path: Path) -> dict[str, Callable[[str], Iterable]]:
     Raises ConfigError for a file that has none, or that cannot be loaded.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = spec and importlib.util.module_from_spec(spec)
+    if spec is None:
+        raise ConfigError(f"--config: {path} is no file of Python code")
+    module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
@@ -112,6 +115,18 @@ def named_sweeps(path: Path) -> dict[str, Callable[[str], Iterable]]:
     if not found:
         raise ConfigError(f"{path} declares no sweep: see experiments/configs/phase_amplitude_period.py")
     return found
+
+
+def declare(sweep: Callable[..., Iterable], scale: str) -> list:
+    """Return what a declaration yields, a function of the scale or of nothing.
+
+    Raises ConfigError with what it raises.
+    """
+    try:
+        return list(sweep(scale) if inspect.signature(sweep).parameters else sweep())
+    except Exception as error:  # whatever the user's function raises
+        message = f"--config: {sweep.__name__} with scale {scale!r}: {type(error).__name__}: {error}"
+        raise ConfigError(message) from error
 
 
 def make_sweep(config: ConfigDict, name: str, declared: Iterable[Axis | Record | Mapping]) -> Sweep:
@@ -130,29 +145,44 @@ def make_sweep(config: ConfigDict, name: str, declared: Iterable[Axis | Record |
         raise ConfigError(f"record {found.kind!r}: one of {', '.join(RECORDS)}")
     if not axes:
         raise ConfigError(f"sweep {name!r} has no axis: yield axis(...) or overrides")
-    sweep = Sweep(config, name, tuple(axes), found)
+    sweep = Sweep(config.copy_and_resolve_references(), name, tuple(axes), found)
     names, keys = [a.name for a in axes], []
     for number, a in enumerate(axes):
-        if not a.labels:
-            raise ConfigError(f"axis {a.name!r} has no values")
-        if names.count(a.name) > 1 or a.name in ("status", "reason", "diverged_step"):
+        if names.count(a.name) > 1 or a.name in RESERVED:
             raise ConfigError(f"axis {a.name!r}: another one, or a variable of every sweep, has this name")
-        ordered = sorted(map(str, a.labels))
-        twice = next((value for value, after in pairwise(ordered) if value == after), None)
-        if twice is not None:
-            raise ConfigError(f"axis {a.name!r} has the value {twice} twice")
+        _check_labels(a)
         keys += [(key, a.name) for key in {key for override in a.overrides for key in override}]
         _check_keys_exist(sweep, number)
     for key in dict(keys):
         owners = [owner for k, owner in keys if k == key]
         if len(owners) > 1:
             raise ConfigError(f"the axes {' and '.join(owners)} both set {key}")
-    precisions = {override["float64"] for a in axes for override in a.overrides if "float64" in override}
+    chosen = [a for a in axes if any("float64" in override for override in a.overrides)]
+    precisions = {override.get("float64", config.float64) for a in chosen for override in a.overrides}
     if len(precisions) > 1:
         raise ConfigError("all cells of a sweep have one precision: declare a sweep of its own for float64")
     for float64 in precisions:
         sweep.config.float64 = float64
     return sweep
+
+
+def _check_labels(axis: Axis) -> None:
+    """Raise ConfigError for labels that one labelled dimension cannot hold."""
+    if not axis.name.isidentifier():
+        raise ConfigError(f"axis {axis.name!r}: give it a name of letters, digits and underscores")
+    if not axis.labels:
+        raise ConfigError(f"axis {axis.name!r} has no values")
+    kinds = {float if type(label) in (int, float) else type(label) for label in axis.labels}
+    if len(kinds) > 1 or not kinds <= {bool, float, str}:
+        raise ConfigError(
+            f"axis {axis.name!r}: label it with numbers, words or booleans, and turn a label into other "
+            "settings by a function, such as lambda width: {'model.hidden_widths': (width,)}"
+        )
+    if any(type(label) is int and abs(label) >= 2**63 for label in axis.labels):
+        raise ConfigError(f"axis {axis.name!r} has a number that does not fit 64 bits")
+    twice = next((label for label in axis.labels if axis.labels.count(label) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"axis {axis.name!r} has the value {twice} twice")
 
 
 def _check_keys_exist(sweep: Sweep, number: int) -> None:

@@ -36,12 +36,11 @@ def plan(sweep: Sweep, memory: int) -> Plan:
 
     Axes that need another program have one cell a block; the others are filled from the last one on.
 
-    Raises ConfigError if the memory does not hold one cell, no cell can be run, or the cells' results
-    differ in shape.
+    Raises ConfigError if the memory does not hold one cell, no cell can be run, an axis has a name that the
+    results use, or the cells' results differ in shape.
     """
-    layouts, coordinates, programs, largest = None, {}, [], (-1, None)
-    for config in _one_of_each_program(sweep):
-        experiment = build.build(config)
+    layouts, coordinates, programs, largest = {}, {}, [], (-1, 0)
+    for config, experiment in _one_of_each_program(sweep, memory):
         found, coordinates = _layouts(sweep, experiment, config.num_steps)
         for name, layout in found.items():
             if layouts and layouts[name] != layout:
@@ -52,17 +51,15 @@ def plan(sweep: Sweep, memory: int) -> Plan:
         layouts = found
         programs.append(config)
         largest = max(largest, (_bytes(experiment.replica), len(programs) - 1))
-    if layouts is None:
-        index = (0,) * len(sweep.axes)
-        build.draw(sweep.cell(index))  # says what is wrong
-        raise ConfigError("no cell of the sweep can be run")
+    if not programs:
+        build.build(sweep.cell((0,) * len(sweep.axes)))  # says what is wrong
+    taken = {axis.name for axis in sweep.axes} & {*layouts, *coordinates}
+    if taken:
+        raise ConfigError(f"axis {taken.pop()!r}: a variable or a dimension of the results has this name")
     fixed, each = program_bytes(sweep, programs[largest[1]])
     affordable = (memory - fixed) // each
     if affordable < 1:
-        raise ConfigError(
-            f"a block of one cell takes {(fixed + each) / 2**20:.3g} MiB: "
-            f"--memory={memory / 2**20:.3g} is too small"
-        )
+        raise ConfigError(_too_small(memory, fixed + each))
     left = min(affordable, _MOST_CELLS_VECTORIZED if is_vectorized() else _MOST_CELLS_MAPPED)
     cells = []
     for axis in reversed(sweep.axes):
@@ -73,8 +70,11 @@ def plan(sweep: Sweep, memory: int) -> Plan:
     return Plan(tuple(cells), layouts, coordinates, programs, fixed + each * prod(cells))
 
 
-def _one_of_each_program(sweep: Sweep) -> Iterator[ConfigDict]:
-    """Yield the first cell that can be run for each combination of the static axes."""
+def _one_of_each_program(sweep: Sweep, memory: int) -> Iterator[tuple[ConfigDict, build.Experiment]]:
+    """Yield the first cell that can be run for each combination of the static axes.
+
+    Raises ConfigError for parameters that the memory does not hold, before they are drawn.
+    """
     static = [range(len(axis.labels)) if is_static(axis) else (None,) for axis in sweep.axes]
     for fixed in product(*static):
         free = [
@@ -84,11 +84,19 @@ def _one_of_each_program(sweep: Sweep) -> Iterator[ConfigDict]:
         for index in product(*free):
             try:
                 config = sweep.cell(index)
-                build.draw(config)
+                build.check(config)
+                num_bytes = build.parameter_bytes(config)
+                experiment = build.build(config) if num_bytes <= memory else None
             except ConfigError:
                 continue
-            yield config
+            if experiment is None:
+                raise ConfigError(_too_small(memory, num_bytes))
+            yield config, experiment
             break
+
+
+def _too_small(memory: int, needed: int) -> str:
+    return f"a block of one cell takes {needed / 2**20:.3g} MiB: --memory={memory / 2**20:.3g} is too small"
 
 
 def ensemble(sweep: Sweep, experiment: build.Experiment, num_steps: int):

@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +20,8 @@ from experiments.sweep.work import work
 
 LAUNCHERS = ("here", "local", "slurm")
 _JOBS = "jobs"  # the folder of submitit's files and logs
-_A_WEEK = 7 * 24 * 60  # in minutes
+_STOP = "stop"  # the file that asks local workers to end
+_A_DAY, _A_WEEK = 24 * 60, 7 * 24 * 60  # in minutes
 
 
 class Settings(NamedTuple):
@@ -61,17 +64,20 @@ class Worker:
     finished is in the store.
     """
 
-    def __init__(self, sweep: Sweep, workdir: Path, number: int, num_workers: int, pinned: bool):
-        self.sweep, self.workdir = sweep, workdir.resolve()
-        self.number, self.num_workers, self.pinned = number, num_workers, pinned
+    def __init__(self, sweep: Sweep, workdir: Path, number: int, settings: Settings):
+        self.sweep, self.workdir, self.number, self.settings = sweep, workdir.resolve(), number, settings
 
     def __call__(self) -> int:
         """Run blocks and return the number of cells."""
-        if self.pinned:  # before JAX starts its threads; a small network gains nothing from a second one
+        is_local = self.settings.launcher == "local"
+        if is_local and hasattr(os, "sched_setaffinity"):  # Linux
+            # before JAX starts its threads; a small network gains nothing from a second one
             cpus = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cpus[self.number % len(cpus)]})
         jax.config.update("jax_enable_x64", self.sweep.config.float64)
-        return sum(work(self.sweep, self.workdir, self.number, self.num_workers))
+        stop = (self.workdir / _STOP).exists
+        where = self.number, self.settings.num_jobs
+        return sum(work(self.sweep, self.workdir, *where, stop=stop, patient=is_local))
 
     def checkpoint(self) -> Any:
         """Return what submitit is to run once more."""
@@ -86,48 +92,65 @@ def run_here(sweep: Sweep, workdir: Path, stop: Callable[[], bool], report: Call
         report()
 
 
-@contextlib.contextmanager
-def jobs(
-    sweep: Sweep, workdir: Path, launcher: str, num_jobs: int, parameters: Mapping[str, str]
-) -> Iterator[list[Any]]:
-    """Submit `num_jobs` workers, and on this machine end those that still run when the block ends.
+def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
+    """Submit the workers, each one a job.
 
     Raises ConfigError if submitit is missing or does not take the parameters.
     """
     try:
         import submitit
     except ImportError as error:
-        message = f"--launcher={launcher} needs submitit: pip install submitit (extra `cluster`)"
+        message = f"--launcher={settings.launcher} needs submitit: pip install submitit (extra `cluster`)"
         raise ConfigError(message) from error
-    is_local = launcher == "local"
+    (workdir / _STOP).unlink(missing_ok=True)
+    minutes = _A_WEEK if settings.launcher == "local" else _A_DAY
     try:
-        executor = submitit.AutoExecutor(folder=workdir / _JOBS, cluster=launcher)
-        executor.update_parameters(name="dlf", timeout_min=_A_WEEK if is_local else 24 * 60, cpus_per_task=1)
-        executor.update_parameters(**{key: _number(value) for key, value in parameters.items()})
-        pinned = is_local and hasattr(os, "sched_setaffinity")  # Linux only
-        with executor.batch():
-            submitted = [
-                executor.submit(Worker(sweep, workdir, number, num_jobs, pinned))
-                for number in range(num_jobs)
+        executor = submitit.AutoExecutor(folder=workdir / _JOBS, cluster=settings.launcher)
+        executor.update_parameters(name="dlf", timeout_min=minutes, cpus_per_task=1)
+        executor.update_parameters(**{key: _number(value) for key, value in settings.parameters.items()})
+        with _deaf(), executor.batch():
+            return [
+                executor.submit(Worker(sweep, workdir, number, settings))
+                for number in range(settings.num_jobs)
             ]
     except (RuntimeError, NameError, TypeError, ValueError) as error:
-        raise ConfigError(f"--launcher={launcher}: {error}") from error
+        raise ConfigError(f"--launcher={settings.launcher}: {error}") from error
     except OSError as error:
         raise StoreError(f"cannot start jobs in {workdir}: {error}") from error
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Let processes that are started not hear the interrupt that a terminal sends to all: see `wait`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        yield submitted
+        yield
     finally:
-        if is_local:
-            for job in submitted:
-                if not job.done():
-                    job.cancel()
+        signal.signal(signal.SIGINT, handler)
 
 
-def wait(submitted: list[Any], report: Callable[[], None], stop: Callable[[], bool]) -> list[str]:
-    """Wait for all jobs, or until asked to stop, and return the logs of those that failed."""
-    while not all(job.done() for job in submitted) and not stop():
+def wait(
+    submitted: list[Any],
+    workdir: Path,
+    settings: Settings,
+    report: Callable[[], None],
+    stop: Callable[[], bool],
+) -> list[str]:
+    """Wait for all jobs and return the logs of those that failed.
+
+    Asked to `stop`, local workers end after the block under way; those of Slurm are left alone.
+    """
+    while not all(job.done() for job in submitted):
+        started = time.monotonic()
         report()
-        time.sleep(0.5)
+        if stop() and settings.launcher == "slurm":
+            break
+        if stop():
+            (workdir / _STOP).touch()
+        time.sleep(max(0.5, 20 * (time.monotonic() - started)))  # the cores are for the workers
     report()
     return [str(job.paths.stderr) for job in submitted if job.done() and job.exception() is not None]
 
@@ -135,6 +158,7 @@ def wait(submitted: list[Any], report: Callable[[], None], stop: Callable[[], bo
 def clean(workdir: Path) -> None:
     """Remove the files of finished jobs."""
     shutil.rmtree(workdir / _JOBS, ignore_errors=True)
+    (workdir / _STOP).unlink(missing_ok=True)
 
 
 def _number(value: str) -> int | str:

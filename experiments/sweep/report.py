@@ -26,15 +26,20 @@ def dry_run(sweep: Sweep, workdir: Path, settings: Settings) -> None:
     """Print cells, blocks, estimated time and memory of a sweep; each program is timed for some steps."""
     planned = plan(sweep, settings.memory)
     num_cells = prod(sweep.shape)
-    missing = int(np.sum(Store(workdir).status() == NOT_RUN)) if (workdir / STORE).exists() else num_cells
+    cells_per_block = prod(planned.cells_per_block)
     num_blocks = prod(-(-n // k) for n, k in zip(sweep.shape, planned.cells_per_block, strict=True))
+    missing = num_cells
+    if (workdir / STORE).exists():
+        store = Store(workdir)
+        missing = int(np.sum(store.status() == NOT_RUN))
+        num_blocks, cells_per_block = len(store.blocks()), store.cells_per_block
     per_cell = np.mean([_seconds(config) for config in planned.programs])
     num_jobs = 1 if settings.launcher == "here" else settings.num_jobs
     stored = num_cells * sum(prod(x.shape) * np.dtype(x.dtype).itemsize for x in planned.layouts.values())
     rows = {
         "cells": " x ".join(f"{axis.name} {len(axis.labels)}" for axis in sweep.axes) + f" = {num_cells:,}",
         "still to run": f"{missing:,}",
-        "blocks": f"{num_blocks:,} of up to {prod(planned.cells_per_block)} cells",
+        "blocks": f"{num_blocks:,} of up to {cells_per_block} cells",
         "programs to compile": f"{len(planned.programs)}",
         "time of a cell": f"{per_cell:.3g} s, as timed over {_TIMED_STEPS} steps, without its last probes",
         "time in all": f"{missing * per_cell / 3600:.3g} core-hours, {num_jobs} at a time: "

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dlf import files, results
 from dlf.results import cells
 from dlf.results.cells import MEANINGS, NOT_RUN, STORE, Store
+from experiments.build import check_precision
 from experiments.command_line import ConfigError, interrupts
 from experiments.records import differences, provenance
 from experiments.sweep import launch
@@ -26,12 +27,13 @@ from experiments.sweep.launch import Settings
 def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> dict[str, Any]:  # noqa: B008
     """Run all cells of a sweep that are not there yet, and return the content of its meta.json.
 
-    An interrupt (SIGINT, SIGTERM) ends the sweep after the blocks under way in this process, and kills
-    those in others; the next call goes on.
+    An interrupt (SIGINT, SIGTERM) ends the sweep after the blocks under way, a second one at once; Slurm
+    jobs go on. The next call goes on with what is left.
 
     Raises ConfigError or StoreError with one line that says what to do; nothing is overwritten.
     """
     workdir = Path(workdir)
+    check_precision(sweep.config)
     with results.exclusive(workdir):
         meta = _open(sweep, workdir, settings)
         store = Store(workdir)
@@ -41,6 +43,7 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
         if (store.status() != NOT_RUN).all():
             return _record(meta, workdir, store)
         started, seconds = time.monotonic(), meta["seconds"]
+        files.write_json(workdir / "meta.json", meta | {"status": "running"})
         with interrupts() as interrupted, _progress(store) as report:
             failed = _work(sweep, workdir, settings, interrupted, report)
         meta["seconds"] = seconds + time.monotonic() - started
@@ -52,9 +55,9 @@ def _work(sweep, workdir, settings, interrupted, report) -> list[str]:
     if settings.launcher == "here":
         launch.run_here(sweep, workdir, interrupted, report)
         return []
-    with launch.jobs(sweep, workdir, settings.launcher, settings.num_jobs, settings.parameters) as submitted:
-        failed = launch.wait(submitted, report, interrupted)
-    if not failed and not interrupted():
+    submitted = launch.submit(sweep, workdir, settings)
+    failed = launch.wait(submitted, workdir, settings, report, interrupted)
+    if not failed:
         launch.clean(workdir)
     return failed
 
@@ -68,13 +71,18 @@ def _open(sweep: Sweep, workdir: Path, settings: Settings) -> dict[str, Any]:
         if changes:
             raise ConfigError(f"{workdir} holds a sweep with another config: {'; '.join(changes)}")
         meta = files.read_json(workdir / "meta.json")
-        if not {"status", "seconds", "commit"} <= set(meta):
+        if not {"status", "seconds", "commit", "block_bytes"} <= set(meta):
             raise files.StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
         now = provenance()
         changed = [key for key in ("commit", "versions") if meta.get(key) != now[key]]
         if changed:
             print(f"resumed with another {' and '.join(changed)}: the bits may differ", file=sys.stderr)
             meta["resumed"] = [*meta.get("resumed", []), now]
+        if meta["block_bytes"] > settings.memory:
+            raise ConfigError(
+                f"a block of {workdir}, as cut when it was created, takes {meta['block_bytes'] / 2**20:.3g} "
+                f"MiB: --memory={settings.memory / 2**20:.3g} is too small"
+            )
         return meta
     if STORE in content:  # a start that was killed before meta.json has no results yet
         status = Store(workdir).status()
@@ -89,6 +97,7 @@ def create(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any]:
     """Write config.json, the empty store and meta.json of a sweep, and return the last one's content."""
     asked, planned = sweep.as_json(), plan(sweep, memory)
     meta = {"status": "running", "seconds": 0.0, **provenance(), "x64": sweep.config.float64}
+    meta["block_bytes"] = planned.block_bytes
     attributes = {"config": json.dumps(asked["config"]), "sweep": sweep.name, "commit": meta["commit"]}
     axes = {axis.name: axis.labels for axis in sweep.axes}
     files.write_json(workdir / "config.json", asked)
@@ -115,6 +124,7 @@ def _record(meta: dict[str, Any], workdir: Path, store: Store, failed: list[str]
 
 @contextlib.contextmanager
 def _progress(store: Store) -> Iterator[Callable[[], None]]:
+    """Yield what shows the cells done, reading only blocks that were not done the last time."""
     columns = (
         TextColumn("sweep"),
         BarColumn(),
@@ -122,14 +132,16 @@ def _progress(store: Store) -> Iterator[Callable[[], None]]:
         TextColumn("cells, {task.description}left"),
         TimeRemainingColumn(),
     )
-    before = int(np.sum(store.status() != NOT_RUN))
-    started = time.monotonic()
+    left = [block for block in store.blocks() if (store.status(block) == NOT_RUN).any()]
+    total, started = store.status().size, time.monotonic()
+    to_run = sum(store.status(block).size for block in left)
     with Progress(*columns, console=Console(stderr=True, force_jupyter=False)) as progress:
-        task = progress.add_task("", total=store.status().size, completed=before)
+        task = progress.add_task("", total=total, completed=total - to_run)
 
         def report() -> None:
-            now = int(np.sum(store.status() != NOT_RUN))
-            rate = (now - before) / (time.monotonic() - started)
-            progress.update(task, completed=now, description=f"{rate:.2g}/s, " if now > before else "")
+            left[:] = [block for block in left if (store.status(block) == NOT_RUN).any()]
+            missing = sum(store.status(block).size for block in left)
+            rate = (to_run - missing) / (time.monotonic() - started)
+            progress.update(task, completed=total - missing, description=f"{rate:.2g}/s, " if rate else "")
 
         yield report
