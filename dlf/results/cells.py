@@ -8,6 +8,7 @@ moment loses the block under way and nothing else, and no two processes write to
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
@@ -105,7 +106,9 @@ class Store:
             version, names = group.attrs.get("format"), group.attrs.get("arrays", [])
             # an empty chunk is written too, so that a missing file always means damage
             always = {"write_empty_chunks": True}
-            self._arrays = {name: array.with_config(always) for name, array in group.arrays()}
+            with warnings.catch_warnings():  # of a damaged array, which is named below
+                warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+                self._arrays = {name: array.with_config(always) for name, array in group.arrays()}
         except (OSError, KeyError, TypeError, ValueError) as error:
             message = f"{self._path} is missing or damaged: move {workdir} away and run again"
             raise StoreError(message) from error
@@ -166,20 +169,40 @@ class Store:
 
     def damaged(self) -> Iterator[tuple[Block, str]]:
         """Yield each block with a value that cannot be read, or is missing beside a status, and its file."""
-        for block in self.blocks():
-            has_run = bool(self.status(block).any())
-            names = (name for name in self._arrays if name != "status" and not self._is_coordinate(name))
-            file = next(filter(None, (self._damaged_file(name, block, has_run) for name in names)), "")
+        status, blocks = self.status(), self.blocks()
+        names = [name for name in self._arrays if name != "status" and not self._is_coordinate(name)]
+        suspects = [name for name in names if not self._is_sound(name, status, blocks)]
+        for block in blocks if suspects else ():
+            has_run = bool((status[block] != NOT_RUN).any())
+            files = (self._damaged_file(name, block, has_run) for name in suspects)
+            file = next(filter(None, files), "")
             if file:
                 yield block, file
 
-    def _damaged_file(self, name: str, block: Block, must_exist: bool) -> str:
+    def _is_sound(self, name: str, status: np.ndarray, blocks: list[Block]) -> bool:
+        """Return whether all of an array can be read, at once where it is no larger than the status."""
+        array = self._arrays[name]
+        if array.ndim > status.ndim:
+            return False
+        files = {path for path in (self._path / name / "c").rglob("*") if path.is_file()}
+        if any(self._file(name, block) not in files for block in blocks if (status[block] != NOT_RUN).any()):
+            return False
+        try:
+            array[...]
+        except (OSError, RuntimeError, ValueError):
+            return False
+        return True
+
+    def _file(self, name: str, block: Block) -> Path:
         array = self._arrays[name]
         numbers = [cells.start // size for cells, size in zip(block, array.chunks, strict=False)]
         numbers += [0] * (array.ndim - len(block))
-        file = self._path.joinpath(name, "c", *map(str, numbers))
+        return self._path.joinpath(name, "c", *map(str, numbers))
+
+    def _damaged_file(self, name: str, block: Block, must_exist: bool) -> str:
+        file = self._file(name, block)
         try:
-            array[block or ...]
+            self._arrays[name][block or ...]
             return str(file) if must_exist and not file.exists() else ""
         except (OSError, RuntimeError, ValueError):
             return str(file)

@@ -86,10 +86,10 @@ class Worker:
         return DelayedSubmission(self)
 
 
-def run_here(sweep: Sweep, workdir: Path, stop: Callable[[], bool], report: Callable[[], None]) -> None:
-    """Run all missing cells in this process."""
-    for _ in work(sweep, workdir, stop=stop):
-        report()
+def run_here(sweep: Sweep, workdir: Path, stop: Callable[[], bool], report: Callable[[int], None]) -> None:
+    """Run all missing cells in this process, and report the number of each block."""
+    for num_cells in work(sweep, workdir, stop=stop):
+        report(num_cells)
 
 
 def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:

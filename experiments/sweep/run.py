@@ -123,8 +123,8 @@ def _record(meta: dict[str, Any], workdir: Path, store: Store, failed: list[str]
 
 
 @contextlib.contextmanager
-def _progress(store: Store) -> Iterator[Callable[[], None]]:
-    """Yield what shows the cells done, reading only blocks that were not done the last time."""
+def _progress(store: Store) -> Iterator[Callable[..., None]]:
+    """Yield what shows progress: by so many cells, or as the store has it now."""
     columns = (
         TextColumn("sweep"),
         BarColumn(),
@@ -132,16 +132,24 @@ def _progress(store: Store) -> Iterator[Callable[[], None]]:
         TextColumn("cells, {task.description}left"),
         TimeRemainingColumn(),
     )
-    left = [block for block in store.blocks() if (store.status(block) == NOT_RUN).any()]
-    total, started = store.status().size, time.monotonic()
-    to_run = sum(store.status(block).size for block in left)
+    status, started = store.status(), time.monotonic()
+    left = {number: block for number, block in enumerate(store.blocks()) if (status[block] == NOT_RUN).any()}
+    sizes = {number: status[block].size for number, block in left.items()}
+    to_run = sum(sizes.values())
     with Progress(*columns, console=Console(stderr=True, force_jupyter=False)) as progress:
-        task = progress.add_task("", total=total, completed=total - to_run)
+        task = progress.add_task("", total=status.size, completed=status.size - to_run)
+        done = 0
 
-        def report() -> None:
-            left[:] = [block for block in left if (store.status(block) == NOT_RUN).any()]
-            missing = sum(store.status(block).size for block in left)
-            rate = (to_run - missing) / (time.monotonic() - started)
-            progress.update(task, completed=total - missing, description=f"{rate:.2g}/s, " if rate else "")
+        def report(num_cells: int | None = None) -> None:
+            nonlocal done
+            if num_cells is None:  # only blocks that were not there the last time are read
+                for number in [n for n, block in left.items() if (store.status(block) != NOT_RUN).all()]:
+                    done += sizes[number]
+                    del left[number]
+            else:
+                done += num_cells
+            rate = done / (time.monotonic() - started)
+            completed = status.size - to_run + done
+            progress.update(task, completed=completed, description=f"{rate:.2g}/s, " if done else "")
 
         yield report
