@@ -22,6 +22,16 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def resumed(meta: dict[str, Any]) -> dict[str, Any]:
+    """Note who goes on with a run, and warn if the code or the machine is another."""
+    now = provenance()
+    changed = [key for key in ("commit", "versions", "devices") if meta[key] != now[key]]
+    if changed:
+        print(f"resumed with another {' and '.join(changed)}: the bits may differ", file=sys.stderr)
+    kept = {key: value for key, value in meta.items() if key != "diverged_step"}
+    return kept | {"resumed": [*meta.get("resumed", []), now]}
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Return each difference of two nested mappings, in words.
 

@@ -23,7 +23,7 @@ from dlf import train as training
 from experiments import command_line
 from experiments.build import Experiment, build, make_loop
 from experiments.command_line import ConfigError, interrupts
-from experiments.records import differences, provenance
+from experiments.records import differences, provenance, resumed
 
 ENDED = ("done", "diverged")
 
@@ -43,7 +43,7 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
         if meta["status"] in ENDED and not results.damaged_file(workdir):
             return meta
         if meta["seconds"] > 0:
-            meta = _resumed(meta)
+            meta = resumed(meta)
         return _run(config, workdir, experiment, meta)
 
 
@@ -80,16 +80,6 @@ def _reopen(workdir: Path) -> dict[str, Any]:
     if not {"status", "seconds", "commit", "versions", "devices"} <= set(meta):
         raise files.StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
     return meta
-
-
-def _resumed(meta: dict[str, Any]) -> dict[str, Any]:
-    """Note who goes on with a run, and warn if the code or the machine is another."""
-    now = provenance()
-    changed = [key for key in ("commit", "versions", "devices") if meta[key] != now[key]]
-    if changed:
-        print(f"resumed with another {' and '.join(changed)}: the bits may differ", file=sys.stderr)
-    kept = {key: value for key, value in meta.items() if key != "diverged_step"}
-    return kept | {"resumed": [*meta.get("resumed", []), now]}
 
 
 def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[str, Any]) -> dict[str, Any]:

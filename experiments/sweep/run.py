@@ -17,7 +17,7 @@ from dlf.results import cells
 from dlf.results.cells import MEANINGS, NOT_RUN, STORE, Store
 from experiments.build import check_precision
 from experiments.command_line import ConfigError, interrupts
-from experiments.records import differences, provenance
+from experiments.records import differences, provenance, resumed
 from experiments.sweep import launch
 from experiments.sweep.axes import Sweep
 from experiments.sweep.blocks import plan
@@ -42,6 +42,8 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
             store.forget(block)
         if (store.status() != NOT_RUN).all():
             return _record(meta, workdir, store)
+        if meta["seconds"] > 0:
+            meta = resumed(meta)
         started, seconds = time.monotonic(), meta["seconds"]
         files.write_json(workdir / "meta.json", meta | {"status": "running"})
         with interrupts() as interrupted, _progress(store) as report:
@@ -50,7 +52,13 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
         return _record(meta, workdir, store, failed)
 
 
-def _work(sweep, workdir, settings, interrupted, report) -> list[str]:
+def _work(
+    sweep: Sweep,
+    workdir: Path,
+    settings: Settings,
+    interrupted: Callable[[], bool],
+    report: Callable[..., None],
+) -> list[str]:
     """Run the workers and return the logs of those that failed."""
     if settings.launcher == "here":
         launch.run_here(sweep, workdir, interrupted, report)
@@ -71,13 +79,8 @@ def _open(sweep: Sweep, workdir: Path, settings: Settings) -> dict[str, Any]:
         if changes:
             raise ConfigError(f"{workdir} holds a sweep with another config: {'; '.join(changes)}")
         meta = files.read_json(workdir / "meta.json")
-        if not {"status", "seconds", "commit", "block_bytes"} <= set(meta):
+        if not {"seconds", "commit", "versions", "devices", "block_bytes"} <= set(meta):
             raise files.StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
-        now = provenance()
-        changed = [key for key in ("commit", "versions") if meta.get(key) != now[key]]
-        if changed:
-            print(f"resumed with another {' and '.join(changed)}: the bits may differ", file=sys.stderr)
-            meta["resumed"] = [*meta.get("resumed", []), now]
         if meta["block_bytes"] > settings.memory:
             raise ConfigError(
                 f"a block of {workdir}, as cut when it was created, takes {meta['block_bytes'] / 2**20:.3g} "
