@@ -30,6 +30,7 @@ def reduce(sweeps: Mapping[str, xr.Dataset], num_classes: int, level: float = 0.
             raise ValueError(f"{missing} cells of the sweep {name!r} have not been run")
     main = _fill_guesses(sweeps["main"], num_classes)
     reduced = _over_seeds(main).assign_attrs(num_seeds=main.sizes["seed"])
+    reduced.attrs["commit"] = sweeps["main"].attrs.get("commit", "")  # of the code that ran it
     reduced["diverged"] = (main["status"] == DIVERGED).mean("seed").assign_attrs(units="1")
     if "static" in sweeps:
         static = _fill_guesses(sweeps["static"], num_classes).sel(amplitude=1.0, drop=True)

@@ -59,7 +59,8 @@ def triangular(
         peak = jnp.asarray(amplitude, ones.dtype)
         steps_in_turn = jnp.asarray(period, step.dtype) + int(hold_step)
         in_turn = step // steps_in_turn % num_classes
-        phase = (step % steps_in_turn).astype(ones.dtype) / jnp.asarray(period, ones.dtype)
+        # times the reciprocal, as the compiler has it for a constant: a traced period gives the same bits
+        phase = (step % steps_in_turn).astype(ones.dtype) * (1 / jnp.asarray(period, ones.dtype))
         emphasis = 1 + 2 * (peak - 1) * jnp.minimum(phase, 1 - phase)
         w = jnp.where(jnp.arange(num_classes, dtype=step.dtype) == in_turn, emphasis, ones)
         return num_classes * w / jnp.sum(w)

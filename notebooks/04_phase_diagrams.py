@@ -78,13 +78,13 @@ mean.plot(figsize=(4.5, 3.2), xscale="log", yscale="log", cbar_kwargs={"label": 
 
 # %%
 best = {dim: int(index) for dim, index in mean.argmax(...).items()}
-print({dim: cells[dim].values[index] for dim, index in best.items()})
+print({dim: cells[dim].values[index].item() for dim, index in best.items()})
 index = (best["amplitude"], best["period"], 2)  # of seed 2
 train(sweep.cell(index), folder / "alone")
 alone = results.load(folder / "alone")
 among = cells.isel(amplitude=index[0], period=index[1], seed=index[2])
 for name in ("loss", "accuracy", "validation_accuracy"):
-    print(f"{name}: {alone[name].values[-1]!r} alone, {among[name].values!r} among others")
+    print(f"{name}: {alone[name].values[-1]!r} alone, {among[name].values[()]!r} among others")
     assert alone[name].values[-1] == among[name].values
 
 # %% [markdown]

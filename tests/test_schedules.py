@@ -47,6 +47,14 @@ def test_with_the_hold_step_it_is_the_authors_counter(float64, num_classes, peri
     np.testing.assert_allclose(weights, replay(num_classes, 70.0, period, 500), rtol=1e-13)
 
 
+def test_the_bits_are_the_same_with_constant_and_with_traced_numbers(x64):
+    steps, floating = jnp.arange(2000, dtype=jnp.int32), jnp.ones(()).dtype
+    constant = jax.jit(lambda: jax.vmap(schedules.triangular(3, 70.0, 333))(steps))()
+    traced = jax.jit(lambda amplitude, period: jax.vmap(schedules.triangular(3, amplitude, period))(steps))
+    numbers = jnp.asarray(70.0, floating), jnp.asarray(333, jnp.int32)
+    np.testing.assert_array_equal(constant, traced(*numbers))
+
+
 def test_without_the_hold_step_each_class_lasts_exactly_one_period(float64):
     weights = jax.vmap(schedules.triangular(3, amplitude=5.0, period=10))(jnp.arange(60, dtype=jnp.int32))
     tau = np.arange(60) % 10

@@ -49,8 +49,7 @@ def runs(float64: bool) -> dict[str, tuple[Callable[[], Any], int]]:
     command_line.use_precision(config)
     experiment = build.build(config)
     loop, carries = build.make_loop(experiment), init_carries({}, experiment.state)
-    steps = 2_000
-    found = {"alone": (lambda: loop(experiment.replica, experiment.state, carries, steps), steps)}
+    found = {"alone": (lambda: loop(experiment.replica, experiment.state, carries, 2_000), 2_000)}
     for num in REPLICAS:
         steps = max(200, 4_000 // num)
         stacked = jax.tree.map(lambda leaf, num=num: jnp.stack([leaf] * num), experiment.replica)
