@@ -71,8 +71,7 @@ def build(config: ConfigDict) -> Experiment:
         with _blaming(f"probes.{name}"):
             _, shapes = jax.eval_shape(probe.measure, probe.init(run.state), run.state)
         groups[f"{name}_step"] = (probe.every, probe.variables, shapes)
-    assemble = lambda replica: _assemble(config, num_classes, replica)[0]  # noqa: E731
-    return Experiment(replica, run, problem, groups, assemble)
+    return Experiment(replica, run, problem, groups, lambda arrays: _assemble(config, num_classes, arrays)[0])
 
 
 def make_loop(experiment: Experiment, probe_names: Iterable[str] | None = None) -> Callable:

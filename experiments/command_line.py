@@ -88,6 +88,7 @@ def parse(
 
 
 def explain_unknown_key(error: Exception) -> str:
+    """Return in words what ml_collections says of a key that a configuration does not have."""
     words = re.findall(r"[\w.]+", str(error))
     suggestion = re.search(r'Did you mean "(.+)" instead', str(error))
     did_you_mean = f": did you mean {suggestion[1]!r}?" if suggestion else ""

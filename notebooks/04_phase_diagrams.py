@@ -65,7 +65,7 @@ meta["status"], meta["cells"]
 
 # %%
 cells = results.load(folder / "sweep")
-cells.load()
+cells.drop_attrs(deep=False)
 
 # %%
 mean = cells["validation_accuracy"].mean("seed")

@@ -12,6 +12,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,7 @@ def runs(float64: bool) -> dict[str, tuple[Callable[[], Any], int]]:
         active = jnp.ones(num, bool)
         for name, is_vectorized in (("mapped", False), ("vectorised", True)):
             program = make_ensemble(experiment.assemble, steps, "final", _VARIABLES, is_vectorized)
-            one = lambda program=program, stacked=stacked, active=active: program(stacked, active)  # noqa: E731
-            found[f"{name}, {num}"] = (one, num * steps)
+            found[f"{name}, {num}"] = (partial(program, stacked, active), num * steps)
         if importlib.util.find_spec("torch"):
             steps = max(5, 200 // num)
             found[f"torch.func, {num}"] = (vectorized(experiment, num, steps), num * steps)
