@@ -208,7 +208,8 @@ def test_on_a_network_it_agrees_with_the_dense_spectrum_and_outside_oracles(floa
     top = np.asarray(ravel_pytree(jax.tree.map(lambda leaf: leaf[0], pairs.vectors))[0])
     assert abs(top @ vectors[:, -1]) == pytest.approx(1, abs=1e-6)
     by_arpack = scipy.sparse.linalg.eigsh(full, k=3, which="LA")[0][::-1]
-    assert (np.abs(pairs.values - by_arpack) <= pairs.residuals).all()
+    # a residual may be smaller than the rounding of ARPACK, whose start is random
+    assert (np.abs(pairs.values - by_arpack) <= pairs.residuals + 1e-13).all()
     # power iteration finds the largest |eigenvalue|, here the top one
     by_power, _ = optax.power_iteration(jnp.asarray(full), num_iters=2000, error_tolerance=1e-12)
     np.testing.assert_allclose(pairs.values[0], by_power, rtol=1e-8)
