@@ -203,13 +203,13 @@ def test_on_a_network_it_agrees_with_the_dense_spectrum_and_outside_oracles(floa
     pairs = top_eigenpairs(matvec, like=params, num=3, tol=1e-4, key=jax.random.key(5))
     full = np.asarray(dense(matvec, params))
     values, vectors = np.linalg.eigh(full)
-    # the promise of a residual: the eigenvalue is no further away
-    assert (np.abs(pairs.values - values[::-1][:3]) <= pairs.residuals).all()
+    # the promise of a residual: the eigenvalue is no further away, but for the rounding of the oracles
+    rounding = 1e-13
+    assert (np.abs(pairs.values - values[::-1][:3]) <= pairs.residuals + rounding).all()
     top = np.asarray(ravel_pytree(jax.tree.map(lambda leaf: leaf[0], pairs.vectors))[0])
     assert abs(top @ vectors[:, -1]) == pytest.approx(1, abs=1e-6)
     by_arpack = scipy.sparse.linalg.eigsh(full, k=3, which="LA")[0][::-1]
-    # a residual may be smaller than the rounding of ARPACK, whose start is random
-    assert (np.abs(pairs.values - by_arpack) <= pairs.residuals + 1e-13).all()
+    assert (np.abs(pairs.values - by_arpack) <= pairs.residuals + rounding).all()
     # power iteration finds the largest |eigenvalue|, here the top one
     by_power, _ = optax.power_iteration(jnp.asarray(full), num_iters=2000, error_tolerance=1e-12)
     np.testing.assert_allclose(pairs.values[0], by_power, rtol=1e-8)
