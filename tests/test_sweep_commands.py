@@ -79,7 +79,8 @@ def config_file(tmp_path):
     path.write_text(
         "from experiments.configs import tiny\nfrom experiments.sweep.axes import axis, record\n\n"
         "def get_config(scale):\n    config = tiny.get_config()\n    config.float64 = False\n"
-        "    config.model.hidden_widths = (6,)\n    config.num_steps = {'smoke': 40, 'small': 40_000}[scale]\n"
+        "    config.model.hidden_widths = (6,)\n"
+        "    config.num_steps = {'smoke': 40, 'small': 40_000}[scale]\n"
         "    with config.unlocked():\n        config.probes = dict()\n    return config\n\n"
         "def sweep(scale):\n    yield axis('amplitude', (1.0, 5.0), 'schedule.amplitude')\n"
         "    yield axis('seed', range(40), 'seed')\n    yield record('final', 'loss')\n\n"
