@@ -51,8 +51,8 @@ def triangular(
     """
     if not isinstance(amplitude, Tracer) and not _are_amplitudes(np.asarray(amplitude)):
         raise ValueError(f"amplitude must be at least 1 (the static loss) and finite, got {amplitude}")
-    if not isinstance(period, Tracer) and not _are_steps(np.asarray(period)):
-        raise ValueError(f"period must be at least 2 steps, a whole number below 2^31, got {period}")
+    if not isinstance(period, Tracer) and not _are_steps(np.asarray(period), hold_step):
+        raise ValueError(f"period must be at least 2 steps, a whole number below 2^31 - 1, got {period}")
 
     def weights(step: Step):
         ones = jnp.ones(num_classes)
@@ -72,8 +72,9 @@ def _are_amplitudes(amplitude: np.ndarray) -> bool:
     return bool(np.all((amplitude >= 1) & np.isfinite(amplitude)))
 
 
-def _are_steps(period: np.ndarray) -> bool:
-    return bool(np.all((period >= 2) & (period < 2**31) & (period == np.round(period))))
+def _are_steps(period: np.ndarray, hold_step: bool) -> bool:
+    fits = period < 2**31 - int(hold_step)  # a turn is counted in an int32
+    return bool(np.all((period >= 2) & fits & (period == np.round(period))))
 
 
 def stop_after(schedule: WeightSchedule, num_steps: int | Array) -> WeightSchedule:

@@ -34,10 +34,11 @@ def entries(root: Path) -> Iterator[Entry]:
     for path in sorted(root.rglob("meta.json")):
         folder = path.parent
         try:
+            is_being_written = _is_being_written(folder)  # first: it may end meanwhile
             meta = read_json(path)
             kind = "sweep" if (folder / STORE).exists() else "run"
             status = meta.get("status", "unknown")
-            if not _is_being_written(folder) and status == "running":
+            if not is_being_written and status == "running":
                 status = "interrupted"  # killed before it could say so
             progress = _cells(folder) if kind == "sweep" else _steps(folder)
             yield Entry(folder, kind, status, progress, float(meta.get("seconds", np.nan)))

@@ -31,10 +31,10 @@ NAMES = ("phase_amplitude_period", "phase_width_rate", "phase_static", "phase_lo
 
 def complete(name: str, scale: str, folder: Path, how: run.Settings) -> dict[str, xr.Dataset] | int:
     """Run what is missing of all sweeps of a diagram and load them; an exit status if that was not all."""
-    config_of = importlib.import_module(f"experiments.configs.{name}").get_config
+    module = importlib.import_module(f"experiments.configs.{name}")
     sweeps = {}
-    for sweep_name, declared in named_sweeps(CONFIGS / f"{name}.py").items():
-        sweep = make_sweep(config_of(scale), sweep_name, declare(declared, scale))
+    for sweep_name, declared in named_sweeps(module).items():
+        sweep = make_sweep(module.get_config(scale), sweep_name, declare(declared, scale))
         command_line.use_precision(sweep.config)
         print(f"{name}, {scale}: {sweep_name}", file=sys.stderr)
         meta = run.run(sweep, folder / sweep_name, how)

@@ -134,11 +134,10 @@ def test_every_diagram_is_drawn_from_the_shipped_data(command, tmp_path, name):
 @pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
 @pytest.mark.parametrize("name", phase_diagram.NAMES)
 def test_every_scale_declares_sweeps_and_a_control(name, scale):
-    path = phase_diagram.CONFIGS / f"{name}.py"
-    config_of = importlib.import_module(f"experiments.configs.{name}").get_config
+    module = importlib.import_module(f"experiments.configs.{name}")
     sizes = {}
-    for sweep_name, declare in named_sweeps(path).items():
-        sweep = make_sweep(config_of(scale), sweep_name, declare(scale))
+    for sweep_name, declare in named_sweeps(module).items():
+        sweep = make_sweep(module.get_config(scale), sweep_name, declare(scale))
         assert sweep.config.float64 == (sweep_name == "control")
         sizes[sweep_name] = np.prod(sweep.shape)
     if scale != "smoke":

@@ -47,6 +47,12 @@ def test_with_the_hold_step_it_is_the_authors_counter(float64, num_classes, peri
     np.testing.assert_allclose(weights, replay(num_classes, 70.0, period, 500), rtol=1e-13)
 
 
+def test_a_turn_that_an_int32_cannot_count_is_refused(float64):
+    schedules.triangular(3, 70.0, 2**31 - 1)
+    with pytest.raises(ValueError, match="period must be at least 2 steps"):
+        schedules.triangular(3, 70.0, 2**31 - 1, hold_step=True)
+
+
 def test_the_bits_are_the_same_with_constant_and_with_traced_numbers(x64):
     steps, floating = jnp.arange(2000, dtype=jnp.int32), jnp.ones(()).dtype
     constant = jax.jit(lambda: jax.vmap(schedules.triangular(3, 70.0, 333))(steps))()

@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from dlf import results
-from dlf.results.cells import DONE, STORE, Store
+from dlf.results.cells import DONE, NOT_RUN, STORE, Store
 from experiments import listing
 from experiments.benchmark import soak
 from experiments.command_line import ConfigError
@@ -46,6 +47,7 @@ DECLARATIONS = {
     "kinds": ([axis("a", ("x", 1), "seed")], "label it with numbers, words or booleans"),
     "equal": ([axis("a", (2, 2.0), "optimizer.learning_rate")], "has the value 2 twice"),
     "large": ([axis("a", (2**70,), "seed")], "does not fit 64 bits"),
+    "no boolean": ([{"float64": "yes"}], "float64 is True or False, got 'yes'"),
     "mixed": ([{"float64": True}, {"schedule.amplitude": 3.0}], "all cells of a sweep have one precision"),
     "nothing": ([axis("a", (1,))], "axis 'a' sets nothing"),
     "precision": ([axis("a", (True, False), "float64")], "all cells of a sweep have one precision"),
@@ -105,6 +107,29 @@ def test_the_command_runs_one_of_the_declared_sweeps_and_is_listed(command, tmp_
     assert status == 0 and "sweep" in out and "done" in out and "2 of 2 cells" in out
 
 
+def test_a_config_without_scales_can_be_swept_and_is_not_mistaken_for_another(command, tmp_path):
+    path, workdir = tmp_path / "plain.py", tmp_path / "run"
+    path.write_text(
+        "from experiments.configs import tiny\nfrom experiments.sweep.axes import axis, record\n\n"
+        "def get_config():\n    config = tiny.get_config()\n    config.float64 = False\n"
+        "    config.num_steps = 40\n    with config.unlocked():\n        config.probes = dict()\n"
+        "    return config\n\ndef sweep():\n    yield axis('seed', range(2), 'seed')\n"
+    )
+    options = (f"--config={path}", f"--workdir={workdir}")
+    assert command(cli.main, *options)[0] == 0
+    meta = workdir / "meta.json"
+    # as a start leaves it that was killed, of another version of the code
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"seconds": 0.0, "commit": "other"}))
+    store = Store(workdir)
+    store.forget(store.blocks()[0])
+    store.write(store.blocks()[0], {}, np.array([DONE, NOT_RUN], np.int8))
+    status, _, err = command(cli.main, *options)
+    assert status == 0 and "resumed with another commit" in err
+    assert len(json.loads(meta.read_text())["resumed"]) == 1
+    status, _, err = command(cli.main, *options, "--config.num_steps=50", "--dry-run")
+    assert status == 2 and "config.num_steps was 40, now 50" in err
+
+
 MISTAKES = {
     "--sweep=many": "unknown sweep 'many': one of main, few, broken",
     "--sweep=broken": "--config: sweep_broken with scale 'smoke': KeyError: 'smoke'",
@@ -146,11 +171,26 @@ def test_an_interrupt_ends_a_sweep_after_its_block(tmp_path, config_file, launch
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, err = process.communicate()
+    _, err = process.communicate()  # until all processes have left, the workers too
     done = int((Store(workdir).status() == DONE).sum())
     assert process.returncode == 130 and 0 < done < 80
     assert f"interrupted, {80 - done} not run, {done} done: the same command goes on" in err
     assert "Traceback" not in err and err.count("error:") == 1
+
+
+def test_a_second_interrupt_leaves_at_once_and_workers_after_their_blocks(tmp_path, config_file):
+    workdir = tmp_path / "run"
+    process = start(config_file, workdir, "--scale=small", "--launcher=local", "--jobs=2")
+    deadline = time.monotonic() + 120
+    while not ((workdir / STORE).exists() and (Store(workdir).status() == DONE).any()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    _, err = process.communicate(timeout=60)  # until all processes have left, the workers too
+    assert process.returncode == 130 and "error: interrupted" in err
+    assert 0 < (Store(workdir).status() == DONE).sum() < 80
 
 
 def test_a_failing_write_gets_one_line(tmp_path, config_file):

@@ -92,8 +92,12 @@ def create(
             attributes={"units": variable.units, "long_name": variable.description},
             **_CHECKED,
         )
-    shutil.rmtree(workdir / STORE, ignore_errors=True)  # of a start that was killed a moment later
+    old = workdir / "cells.old"  # of a start that was killed a moment later; in one move, then removed
+    shutil.rmtree(old, ignore_errors=True)
+    if (workdir / STORE).exists():
+        os.replace(workdir / STORE, old)
     os.replace(partial, workdir / STORE)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class Store:

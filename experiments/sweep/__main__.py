@@ -11,22 +11,28 @@
 --dry-run     print cells, blocks, estimated time and memory, and run nothing
 """
 
+import inspect
 import sys
 from pathlib import Path
 
 from experiments import command_line
 from experiments.command_line import ConfigError
 from experiments.sweep import report, run
-from experiments.sweep.axes import SCALES, Sweep, declare, make_sweep, named_sweeps
+from experiments.sweep.axes import SCALES, Sweep, declare, load_config_file, make_sweep, named_sweeps
 from experiments.sweep.launch import add_options, settings
 
 
 def load(argv: list[str], path: Path, scale: str, name: str) -> tuple[Sweep, Path]:
     """Return one sweep of a configuration file, with overrides from the command line, and the work folder."""
-    declared = named_sweeps(path)
+    module = load_config_file(path)
+    declared = named_sweeps(module)
     if name not in declared:
         raise ConfigError(f"unknown sweep {name!r}: one of {', '.join(declared)}")
-    arguments = command_line.parse([argv[0], f"--config={path}:{scale}", *argv[1:]], __doc__)
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise ConfigError(f"{path} has no function get_config")
+    file = f"{path}:{scale}" if inspect.signature(get_config).parameters else str(path)
+    arguments = command_line.parse([argv[0], f"--config={file}", *argv[1:]], __doc__)
     return make_sweep(arguments.config, name, declare(declared[name], scale)), arguments.workdir
 
 

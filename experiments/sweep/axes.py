@@ -13,6 +13,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,11 +95,8 @@ class Sweep(NamedTuple):
         return json.loads(json.dumps(content | {"record": self.record._asdict()}))
 
 
-def named_sweeps(path: Path) -> dict[str, Callable[[str], Iterable]]:
-    """Return the sweeps that a configuration file declares: "main" is `sweep`, "x" is `sweep_x`.
-
-    Raises ConfigError for a file that has none, or that cannot be loaded.
-    """
+def load_config_file(path: Path) -> ModuleType:
+    """Return a configuration file as a module. Raises ConfigError if that cannot be."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None:
         raise ConfigError(f"--config: {path} is no file of Python code")
@@ -107,13 +105,23 @@ def named_sweeps(path: Path) -> dict[str, Callable[[str], Iterable]]:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
         raise ConfigError(f"--config: {type(error).__name__}: {error}") from error
+    return module
+
+
+def named_sweeps(module: ModuleType) -> dict[str, Callable[..., Iterable]]:
+    """Return the sweeps that a configuration file declares: "main" is `sweep`, "x" is `sweep_x`.
+
+    Raises ConfigError for a file that has none.
+    """
     found = {
         name.removeprefix("sweep").removeprefix("_") or "main": value
         for name, value in vars(module).items()
         if callable(value) and (name == "sweep" or name.startswith("sweep_"))
     }
     if not found:
-        raise ConfigError(f"{path} declares no sweep: see experiments/configs/phase_amplitude_period.py")
+        raise ConfigError(
+            f"{module.__file__} declares no sweep: see experiments/configs/phase_amplitude_period.py"
+        )
     return found
 
 
@@ -159,6 +167,8 @@ def make_sweep(config: ConfigDict, name: str, declared: Iterable[Axis | Record |
             raise ConfigError(f"the axes {' and '.join(owners)} both set {key}")
     chosen = [a for a in axes if any("float64" in override for override in a.overrides)]
     precisions = {override.get("float64", config.float64) for a in chosen for override in a.overrides}
+    if not precisions <= {True, False}:
+        raise ConfigError(f"float64 is True or False, got {', '.join(map(repr, precisions))}")
     if len(precisions) > 1:
         raise ConfigError("all cells of a sweep have one precision: declare a sweep of its own for float64")
     for float64 in precisions:

@@ -5,7 +5,6 @@ import contextlib
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -122,14 +121,11 @@ def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
     """Let processes that are started not hear the interrupt that a terminal sends to all: see `wait`."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    finally:  # an interrupt that came meanwhile is heard now
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def wait(
@@ -141,16 +137,24 @@ def wait(
 ) -> list[str]:
     """Wait for all jobs and return the logs of those that failed.
 
-    Asked to `stop`, local workers end after the block under way; those of Slurm are left alone.
+    Asked to `stop`, or left by an exception, local workers end after the block under way; those of Slurm
+    are left alone.
     """
-    while not all(job.done() for job in submitted):
-        started = time.monotonic()
-        report()
-        if stop() and settings.launcher == "slurm":
-            break
-        if stop():
+    is_local, next_look = settings.launcher == "local", 0.0
+    try:
+        while not all(job.done() for job in submitted) and (is_local or not stop()):
+            if stop():
+                (workdir / _STOP).touch()
+            if time.monotonic() > next_look:
+                started = time.monotonic()
+                report()
+                now = time.monotonic()
+                next_look = now + max(0.5, 20 * (now - started))  # the cores are for the workers
+            time.sleep(0.1)
+    except BaseException:
+        if is_local:
             (workdir / _STOP).touch()
-        time.sleep(max(0.5, 20 * (time.monotonic() - started)))  # the cores are for the workers
+        raise
     report()
     return [str(job.paths.stderr) for job in submitted if job.done() and job.exception() is not None]
 

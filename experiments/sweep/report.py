@@ -17,7 +17,8 @@ from experiments import build
 from experiments.command_line import fail
 from experiments.sweep.axes import Sweep
 from experiments.sweep.blocks import plan
-from experiments.sweep.run import Settings
+from experiments.sweep.launch import Settings
+from experiments.sweep.run import check_same
 
 _TIMED_STEPS = 500
 
@@ -30,6 +31,7 @@ def dry_run(sweep: Sweep, workdir: Path, settings: Settings) -> None:
     num_blocks = prod(-(-n // k) for n, k in zip(sweep.shape, planned.cells_per_block, strict=True))
     missing = num_cells
     if (workdir / STORE).exists():
+        check_same(sweep, workdir)
         store = Store(workdir)
         missing = int(np.sum(store.status() == NOT_RUN))
         num_blocks, cells_per_block = len(store.blocks()), store.cells_per_block

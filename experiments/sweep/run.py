@@ -27,8 +27,8 @@ from experiments.sweep.launch import Settings
 def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> dict[str, Any]:  # noqa: B008
     """Run all cells of a sweep that are not there yet, and return the content of its meta.json.
 
-    An interrupt (SIGINT, SIGTERM) ends the sweep after the blocks under way, a second one at once; Slurm
-    jobs go on. The next call goes on with what is left.
+    An interrupt (SIGINT, SIGTERM) ends the sweep after the blocks under way; a second one ends this
+    process at once, and workers after their blocks. Slurm jobs go on. The next call does what is left.
 
     Raises ConfigError or StoreError with one line that says what to do; nothing is overwritten.
     """
@@ -42,7 +42,7 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
             store.forget(block)
         if (store.status() != NOT_RUN).all():
             return _record(meta, workdir, store)
-        if meta["seconds"] > 0:
+        if (store.status() != NOT_RUN).any():
             meta = resumed(meta)
         started, seconds = time.monotonic(), meta["seconds"]
         files.write_json(workdir / "meta.json", meta | {"status": "running"})
@@ -72,12 +72,9 @@ def _work(
 
 def _open(sweep: Sweep, workdir: Path, settings: Settings) -> dict[str, Any]:
     """Check that the work folder takes this sweep, create the store if need be, return its meta."""
-    asked = sweep.as_json()
     content = {path.name for path in workdir.iterdir()}
     if {"meta.json", STORE} <= content:
-        changes = differences(files.read_json(workdir / "config.json"), asked)
-        if changes:
-            raise ConfigError(f"{workdir} holds a sweep with another config: {'; '.join(changes)}")
+        check_same(sweep, workdir)
         meta = files.read_json(workdir / "meta.json")
         if not {"seconds", "commit", "versions", "devices", "block_bytes"} <= set(meta):
             raise files.StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
@@ -91,9 +88,16 @@ def _open(sweep: Sweep, workdir: Path, settings: Settings) -> dict[str, Any]:
         status = Store(workdir).status()
         if (status != NOT_RUN).any():
             raise files.StoreError(f"{workdir / 'meta.json'} is missing: move {workdir} away and run again")
-    elif content - {"config.json", "config.partial", "meta.partial", "cells.partial"}:
+    elif content - {"config.json", "config.partial", "meta.partial", "cells.partial", "cells.old"}:
         raise ConfigError(f"{workdir} holds files, but no sweep: name another folder")
     return create(sweep, workdir, settings.memory)
+
+
+def check_same(sweep: Sweep, workdir: Path) -> None:
+    """Raise ConfigError if the work folder holds another sweep."""
+    changes = differences(files.read_json(workdir / "config.json"), sweep.as_json())
+    if changes:
+        raise ConfigError(f"{workdir} holds a sweep with another config: {'; '.join(changes)}")
 
 
 def create(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any]:
