@@ -103,7 +103,7 @@ def test_a_measurement_outside_of_the_last_cycle_is_not_summarised(float64):
     assert all(np.isnan(rows).all() for rows in found.values())
 
 
-@pytest.mark.parametrize("period", [40, 10**9, 2**31 - 1])
+@pytest.mark.parametrize("period", [40, 10**9, 2**31 - 2])
 def test_a_cycle_is_no_longer_than_the_run(float64, period):
     experiment = build.build(configure(5.0, period, 1.0, 0))
     assert experiment.run.cycle == min(3 * (period + 1), NUM_STEPS)
