@@ -15,17 +15,15 @@ from orbax.checkpoint import v1 as ocp
 
 from dlf.files import StoreError, read_json, write_json
 
-NUM_KEPT = 2  # the newest ones: one to resume from, one if that is damaged
 
-
-def save(folder: Path, step: int, state: Any) -> None:
-    """Write the state after `step` updates, then let the oldest checkpoints go."""
+def save(folder: Path, step: int, state: Any, num_kept: int) -> None:
+    """Write the state after `step` updates, then let all but the newest `num_kept` checkpoints go."""
     try:
         ocp.save(folder.resolve() / str(step), state, overwrite=True)
     except ValueError as error:  # how tensorstore reports a failing write
         raise StoreError(f"cannot write {folder / str(step)}: {str(error).split(' [')[0]}") from error
     write_json(folder / f"{step}.json", _checksums(folder / str(step)))
-    for old in steps(folder)[NUM_KEPT:]:
+    for old in steps(folder)[num_kept:]:
         (folder / f"{old}.json").unlink()
         shutil.rmtree(folder / str(old))
 

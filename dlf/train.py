@@ -18,10 +18,12 @@ from dlf.losses import accuracy, make_loss
 from dlf.schedules import constant
 from dlf.types import (
     ApplyFn,
+    Batch,
     BatchFn,
     LossFn,
     Params,
     Probe,
+    Problem,
     TrainState,
     Variable,
     WeightedLoss,
@@ -129,6 +131,27 @@ def make_metrics(
         }
 
     return metrics_fn
+
+
+def make_problem(
+    apply_fn: ApplyFn,
+    weighted_loss: WeightedLoss,
+    schedule: WeightSchedule,
+    batch_fn: BatchFn,
+    optimizer: Mapping[str, Any],
+    test: Batch,
+    key: Array,
+) -> Problem:
+    """Put together what the probes of a run may look at; `optimizer` as `make_optimizer` takes it.
+
+    Raises ValueError or TypeError as `make_optimizer` does.
+    """
+    loss_fn = make_loss(apply_fn, weighted_loss, schedule)
+    step_fn = make_step(loss_fn, batch_fn, make_optimizer(**optimizer))
+    return Problem(
+        apply_fn, weighted_loss, schedule, loss_fn, batch_fn, optimizer,
+        lambda state: step_fn(state)[0], test, key,
+    )  # fmt: skip
 
 
 def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):

@@ -47,16 +47,6 @@ class Model(NamedTuple):
     apply: ApplyFn
 
 
-class Problem(NamedTuple):
-    """What a probe may look at: the functions that define one training run, and a key of its own."""
-
-    apply_fn: ApplyFn
-    loss_fn: LossFn
-    batch_fn: BatchFn
-    test: Batch
-    key: Array
-
-
 class TrainState(NamedTuple):
     """All that a step reads and writes; saved with the probes' carries it is a checkpoint.
 
@@ -67,6 +57,23 @@ class TrainState(NamedTuple):
     params: Params
     model_state: PyTree
     opt_state: PyTree
+
+
+class Problem(NamedTuple):
+    """What a probe may look at: the functions that define one training run, and a key of its own.
+
+    `advance` is one training step without its series; `optimizer` the name and the settings in optax.
+    """
+
+    apply_fn: ApplyFn
+    weighted_loss: WeightedLoss
+    schedule: WeightSchedule
+    loss_fn: LossFn
+    batch_fn: BatchFn
+    optimizer: Mapping[str, Any]
+    advance: Callable[[TrainState], TrainState]
+    test: Batch
+    key: Array
 
 
 class Variable(NamedTuple):

@@ -19,7 +19,7 @@ from dlf.types import Batch, Dataset, Model, Params, Problem, TrainState
 from experiments.command_line import ConfigError
 
 # What a config holds, see experiments/configs/fig4.py: numbers, and sections that name a function.
-NUMBERS = ("seed", "float64", "num_steps", "steps_per_chunk", "stop_after")
+NUMBERS = ("seed", "float64", "num_steps", "steps_per_chunk", "checkpoints_kept", "stop_after")
 SECTIONS = ("dataset", "model", "loss", "schedule", "optimizer")
 _MOST_STEPS = 2**31 - 1  # a step is an int32
 
@@ -93,7 +93,7 @@ def make_loop(experiment: Experiment, probe_names: Iterable[str] | None = None) 
 def check(config: ConfigDict) -> None:
     """Raise ConfigError for a value that cannot be run, as far as can be seen without data or model."""
     _check_keys(config)
-    for key, least in (("num_steps", 1), ("steps_per_chunk", 1), ("stop_after", 0)):
+    for key, least in (("num_steps", 1), ("steps_per_chunk", 1), ("checkpoints_kept", 1), ("stop_after", 0)):
         if not least <= config[key] <= _MOST_STEPS:
             raise ConfigError(f"{key} must be at least {least} and at most {_MOST_STEPS}, got {config[key]}")
     check_precision(config)
@@ -182,12 +182,14 @@ def _assemble(config: ConfigDict, num_classes: int, replica: Replica) -> tuple[R
     moving = _call(schedules, "schedule", _with(config, "schedule", settings), num_classes=num_classes)
     schedule = schedules.stop_after(moving, settings["stop_after"])
     weighted_loss = _find(losses, "loss", config.loss.name)
-    optimizer = training.make_optimizer(**_with(config, "optimizer", settings))
+    chain = _with(config, "optimizer", settings)
+    optimizer = training.make_optimizer(**chain)
     batch_fn = data.full_batch(replica.train)
-    loss_fn = losses.make_loss(model.apply, weighted_loss, schedule)
     metrics_fn = training.make_metrics(model.apply, weighted_loss, schedule, batch_fn)
-    problem = Problem(model.apply, loss_fn, batch_fn, replica.test, replica.key)
-    step_fn = training.make_step(loss_fn, batch_fn, optimizer, metrics_fn)
+    problem = training.make_problem(
+        model.apply, weighted_loss, schedule, batch_fn, chain, replica.test, replica.key
+    )
+    step_fn = training.make_step(problem.loss_fn, batch_fn, optimizer, metrics_fn)
     chosen = {}
     for name, probe_settings in config.probes.items():
         builder = _find(probes, "probe", name)

@@ -112,7 +112,7 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
                 meta["diverged_step"] = step + num_rows - 1
                 record("diverged")
                 return meta
-            results.commit(workdir, step, series, (state, carries))
+            results.commit(workdir, step, series, (state, carries), config.checkpoints_kept)
             step += num_rows
             report(step, float(series["loss"][-1]), float(series["accuracy"][-1]))
             if interrupted() and step < config.num_steps:

@@ -8,7 +8,6 @@ from analysis import operators, probes
 from analysis.linear_maps import dense
 from analysis.ntk import empirical_ntk
 from dlf import data, losses, models, schedules, train
-from dlf.types import Problem
 
 
 def test_probes_measure_what_the_dense_matrices_say(float64):
@@ -17,7 +16,10 @@ def test_probes_measure_what_the_dense_matrices_say(float64):
     schedule = schedules.triangular(3, amplitude=70.0, period=40)
     loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedule)
     params = model.init(jax.random.key(2), batch.inputs)
-    problem = Problem(model.apply, loss_fn, data.full_batch(batch), batch, jax.random.key(3))
+    problem = train.make_problem(
+        model.apply, losses.cross_entropy, schedule, data.full_batch(batch),
+        dict(name="sgd", learning_rate=1.0), batch, jax.random.key(3),
+    )  # fmt: skip
     state = train.init_state(params, train.make_optimizer("sgd", 1.0))
     state = state._replace(step=jnp.asarray(17, jnp.int32))
 

@@ -8,7 +8,6 @@ import pytest
 
 from analysis import probes
 from dlf import data, losses, models, schedules, train
-from dlf.types import Problem
 
 SCHEDULE = dict(amplitude=70.0, period=60, hold_step=True)
 
@@ -23,7 +22,10 @@ def setup(use_bias=True, width=100, learning_rate=1.0, **schedule):
     optimizer = train.make_optimizer("sgd", learning_rate=learning_rate)
     metrics_fn = train.make_metrics(model.apply, losses.cross_entropy, gamma, batch_fn)
     state = train.init_state(model.init(jax.random.key(0), dataset.train.inputs), optimizer)
-    problem = Problem(model.apply, loss_fn, batch_fn, dataset.test, jax.random.key(1))
+    problem = train.make_problem(
+        model.apply, losses.cross_entropy, gamma, batch_fn,
+        dict(name="sgd", learning_rate=learning_rate), dataset.test, jax.random.key(1),
+    )  # fmt: skip
     return state, train.make_step(loss_fn, batch_fn, optimizer, metrics_fn), problem
 
 

@@ -106,11 +106,14 @@ def _write(dataset: xr.Dataset, path: Path, encoding: Mapping = {}, **options: A
         dataset.to_zarr(path, encoding=encoding, zarr_format=3, **options)
 
 
-def commit(workdir: Path, first_step: int, series: Mapping[str, np.ndarray], state: Any) -> None:
+def commit(
+    workdir: Path, first_step: int, series: Mapping[str, np.ndarray], state: Any, checkpoints_kept: int = 2
+) -> None:
     """Write the rows of one chunk, then the state after it, then how far the run is committed.
 
     `series` hold one row for each step from `first_step` on; a sparse variable keeps its own.
-    `state` is a pytree, or None where the run ends without a state to go on from.
+    `state` is a pytree, or None where the run ends without a state to go on from. Of the checkpoints
+    the newest are kept: by default one to resume from, and one if that is damaged.
     """
     group = zarr.open_group(workdir / "metrics.zarr", mode="r+")
     num_rows = len(next(iter(series.values())))
@@ -123,7 +126,7 @@ def commit(workdir: Path, first_step: int, series: Mapping[str, np.ndarray], sta
         rows = rows[skipped::every]
         array[(slice(row, row + len(rows)), *map(slice, rows.shape[1:]))] = rows
     if state is not None:
-        checkpoints.save(workdir / "checkpoints", first_step + num_rows, state)
+        checkpoints.save(workdir / "checkpoints", first_step + num_rows, state, checkpoints_kept)
     group.attrs["committed_steps"] = first_step + num_rows
 
 

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.float64 = True
     config.num_steps = 70_000
     config.steps_per_chunk = 2_000  # [ours] steps between two commits
+    config.checkpoints_kept = 2  # of the newest: one to resume from, one if that is damaged
     config.dataset = dict(
         name="spiral", num_classes=3, examples_per_class=100, num_turns=2.0, noise=0.2, seed=0
     )

@@ -31,6 +31,7 @@ def get_config(scale: str = "small") -> ConfigDict:
     config.float64 = False
     config.num_steps = num_steps + 1  # the last row is measured after `num_steps` updates
     config.steps_per_chunk = 2_000
+    config.checkpoints_kept = 2  # of the newest: one to resume from, one if that is damaged
     config.dataset = dict(
         name="spiral",
         num_classes=3,

@@ -29,6 +29,7 @@ def get_config(scale: str = "small") -> ConfigDict:
     config.float64 = False
     config.num_steps = num_steps
     config.steps_per_chunk = 2_000
+    config.checkpoints_kept = 2  # of the newest: one to resume from, one if that is damaged
     config.dataset = dict(
         name="spiral",
         num_classes=3,

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.float64 = True
     config.num_steps = 600
     config.steps_per_chunk = 100  # steps between two commits
+    config.checkpoints_kept = 2  # of the newest: one to resume from, one if that is damaged
     config.dataset = dict(
         name="spiral", num_classes=3, examples_per_class=20, num_turns=0.5, noise=0.2, seed=0
     )

@@ -1,7 +1,4 @@
-"""The instruments as probes for the training loop.
-
-`__all__` is the catalogue that a config names a probe from: builder(problem, every=..., ...).
-"""
+"""Probes of spectra and of the accuracy on the test set."""
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +6,9 @@ import jax.numpy as jnp
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.ntk import empirical_ntk
+from analysis.probes.checks import check_positive, check_tol
 from dlf.losses import accuracy
 from dlf.types import Probe, Problem, TrainState, Variable
-
-__all__ = ["hessian", "ntk", "validation"]
-
-
-def _check_positive(**settings: int) -> None:
-    for name, value in settings.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
 
 
 def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
@@ -29,9 +19,8 @@ def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
 
     Raises ValueError for `every` or `num` below 1 or `tol` not positive.
     """
-    _check_positive(every=every, num=num)
-    if not tol > 0:
-        raise ValueError(f"tol must be positive, got {tol}")
+    check_positive(every=every, num=num)
+    check_tol(tol)
 
     def measure(carry, state: TrainState):
         batch = problem.batch_fn(state.step)
@@ -60,7 +49,7 @@ def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
     Raises ValueError for `every` or `num` below 1, `num` above `num_examples`, or `num_examples`
     above the size of the batch.
     """
-    _check_positive(every=every, num=num)
+    check_positive(every=every, num=num)
     if num > num_examples:
         raise ValueError(f"num_examples must be at least num={num}, got {num_examples}")
 
@@ -82,7 +71,7 @@ def validation(problem: Problem, every: int) -> Probe:
 
     Raises ValueError for `every` below 1.
     """
-    _check_positive(every=every)
+    check_positive(every=every)
 
     def measure(carry, state: TrainState):
         logits = problem.apply_fn(state.params, problem.test.inputs)

@@ -1,0 +1,19 @@
+"""Period doublings along training: which period a series has where, and a table of instabilities."""
+
+from analysis.cascades.instabilities import Instability, budget, find, table
+from analysis.cascades.periods import CHAOS, GROWING, IRREGULAR, PERIODS, UNDEFINED, Windows, label, name
+
+__all__ = [
+    "CHAOS",
+    "GROWING",
+    "IRREGULAR",
+    "PERIODS",
+    "UNDEFINED",
+    "Instability",
+    "Windows",
+    "budget",
+    "find",
+    "label",
+    "name",
+    "table",
+]

@@ -1,0 +1,153 @@
+"""Label every window of a series with its period.
+
+A window is read as p interleaved branches, each a straight line in time: a drift, a noise and branches
+that cross change no label.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+PERIODS = (1, 2, 4, 8, 16)
+# the labels that are no period
+GROWING, CHAOS, IRREGULAR, UNDEFINED = -1, -2, -3, -4
+_NAMES = {GROWING: "growing", CHAOS: "chaos", IRREGULAR: "irregular", UNDEFINED: "undefined"}
+
+_ROUNDING = 1e3  # eps: an alternation below it, relative to the values, is none
+_RESOLUTION = 0.02  # a finer splitting of branches than this part of their spread is not looked for
+_LOOSE = 0.5  # of the spread: where branches explain less, they are none
+_ONSET = 2.0  # factor over a window by which an alternation grows in an onset
+_BLOCK = 16  # steps: of all periods, so that block means do not alternate
+
+
+class Windows(NamedTuple):
+    """The label of every window, beside what decided it.
+
+    `first_step` counts from the beginning of the series. `amplitude` is the root mean square of the
+    alternating part of a window, in the unit of the series; `growth` the factor by which it grows over the
+    window; `spread` the standard deviation of the series about its straight line; `exponent` and
+    `exponent_error` the mean of the log growth over the window with its standard error (NaN without one).
+    """
+
+    first_step: Int[np.ndarray, " windows"]
+    labels: Int[np.ndarray, " windows"]
+    amplitude: Float[np.ndarray, " windows"]
+    growth: Float[np.ndarray, " windows"]
+    spread: Float[np.ndarray, " windows"]
+    exponent: Float[np.ndarray, " windows"]
+    exponent_error: Float[np.ndarray, " windows"]
+
+
+def name(label: int) -> str:
+    """Return a label in words.
+
+    >>> name(4), name(CHAOS)
+    ('period 4', 'chaos')
+    """
+    return _NAMES.get(label, f"period {label}")
+
+
+def label(
+    series: Float[np.ndarray, " steps"],
+    log_growth: Float[np.ndarray, " steps"] | None = None,
+    *,
+    window: int = 64,
+    noise: float = 1e-3,
+) -> Windows:
+    """Label each of the consecutive windows of a series, measured at every step.
+
+        x_n = a_k + b_k n + rest,  k = n mod p        s_p: standard deviation of the rest
+
+    The label is the smallest p of 1, 2, 4, 8, 16 whose s_p is that of the best p, or below 2 % of s_1.
+    Before that, the fast part h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16 decides: if it
+    is smooth, or at most `noise` times the largest |x| of the window, the period is 1; if it alternates in
+    sign and grows by more than 2 over the window, it is GROWING, the onset of an instability, also below
+    `noise` where the following windows grow on beyond it. Where no period explains half of s_1, or none
+    explains it to 2 % while the exponent is positive by more than its standard error, the window is CHAOS;
+    where no period fits and no exponent is positive, IRREGULAR (random noise, period 3, a rotation). A window
+    with NaN is UNDEFINED. `log_growth` holds the log of a tangent's growth at every step
+    (`analysis.stability.log_growth`); its error comes from blocks of 16 steps. Rows at the end that fill no
+    window have no label.
+
+    Raises ValueError for a window below 64 or no multiple of 16, for a series shorter than a window, or a
+    log growth of another length.
+
+    Source: ours.
+
+    >>> n = np.arange(256)
+    >>> windows = label(1.0 + 0.001 * n + 0.1 * (-1.0) ** n * (n >= 128))
+    >>> [name(found) for found in windows.labels]
+    ['period 1', 'period 1', 'period 2', 'period 2']
+    """
+    series = np.asarray(series)
+    if window < 4 * _BLOCK or window % _BLOCK:
+        raise ValueError(f"window must be a multiple of {_BLOCK}, at least {4 * _BLOCK}, got {window}")
+    if series.ndim != 1 or len(series) < window:
+        raise ValueError(
+            f"need one series of at least a window, {window} steps, got {series.shape}: a smaller window?"
+        )
+    if log_growth is not None and len(log_growth) != len(series):
+        raise ValueError(f"need a log growth for each of {len(series)} steps, got {len(log_growth)}")
+    num = len(series) // window
+    x = series[: num * window].reshape(num, window)
+    defined = np.isfinite(x).all(axis=1)
+    x = np.where(defined[:, None], x, 0)
+    exponent, error = _exponents(log_growth, num, window)
+    alternating, smooth, growth, amplitude = _alternation(x)
+    size = np.max(np.abs(x), axis=1)
+    floor = _ROUNDING * np.finfo(x.dtype).eps * size
+    spreads = np.stack([_rest(x, p) for p in PERIODS])
+    labels, tight = _fit(spreads, floor)
+    positive = exponent > error
+    labels = np.where(((labels == IRREGULAR) | ~tight) & positive, CHAOS, labels)
+    labels = np.where(smooth | (amplitude <= np.maximum(noise * size, floor)), 1, labels)
+    labels = np.where(defined, labels, UNDEFINED)
+    onset = defined & alternating & (growth > _ONSET) & (amplitude > floor)
+    for index in reversed(np.flatnonzero(onset)):
+        goes_on = index + 1 < num and labels[index + 1] not in (1, UNDEFINED)
+        if goes_on or amplitude[index] > noise * size[index]:
+            labels[index] = GROWING
+    return Windows(np.arange(num) * window, labels, amplitude, growth, spreads[0], exponent, error)
+
+
+def _exponents(log_growth, num, window):
+    if log_growth is None:
+        return np.full((2, num), np.nan)
+    blocks = np.asarray(log_growth)[: num * window].reshape(num, window // _BLOCK, _BLOCK).mean(axis=2)
+    return blocks.mean(axis=1), blocks.std(axis=1, ddof=1) / np.sqrt(blocks.shape[1])
+
+
+def _alternation(x):
+    """Return whether a window alternates with one sign, is smooth, its growth factor and amplitude."""
+    h = np.stack([x[:, k : x.shape[1] - 4 + k] for k in range(5)])
+    h = np.tensordot(np.array([1, -4, 6, -4, 1], x.dtype) / 16, h, axes=1)
+    amplitude = np.sqrt(np.mean(h**2, axis=1))
+    tiny = np.finfo(x.dtype).tiny
+    smooth = np.sum(h[:, 1:] * h[:, :-1], axis=1) > 0
+    signed = h * (-1) ** np.arange(h.shape[1])
+    alternating = np.abs(signed.sum(axis=1)) > 0.9 * np.maximum(np.abs(h).sum(axis=1), tiny)
+    steps = np.arange(h.shape[1]) - (h.shape[1] - 1) / 2
+    slope = np.log(np.maximum(np.abs(h), tiny)) @ steps / (steps @ steps)
+    return alternating, smooth, np.exp(np.clip(slope * x.shape[1], -700, 700)), amplitude
+
+
+def _rest(x, period):
+    """Return the standard deviation about one straight line for each of `period` interleaved branches."""
+    branches = x.reshape(len(x), -1, period)
+    centred = branches - branches.mean(axis=1, keepdims=True)
+    turns = np.arange(branches.shape[1]) - (branches.shape[1] - 1) / 2
+    slopes = np.einsum("wtb,t->wb", centred, turns) / (turns @ turns)
+    rest = centred - turns[None, :, None] * slopes[:, None]
+    return np.sqrt(np.sum(rest**2, axis=(1, 2)) / (x.shape[1] - 2 * period))
+
+
+def _fit(spreads, floor):
+    """Return the smallest period that fits, IRREGULAR if none does, and whether it fits tightly."""
+    best = spreads.min(axis=0)
+    limit = np.maximum(_RESOLUTION * spreads[0], floor)
+    is_best = spreads <= np.maximum(np.sqrt(2) * best, limit)
+    fits = is_best & (spreads <= np.maximum(_LOOSE * spreads[0], floor))
+    first = np.argmax(fits, axis=0)
+    found = np.where(fits.any(axis=0), np.array(PERIODS)[first], IRREGULAR)
+    return found, np.take_along_axis(spreads, first[None], axis=0)[0] <= limit

@@ -1,0 +1,179 @@
+"""Probes that follow eigenvalues along training, and foresee them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from analysis import operators
+from analysis.lanczos import top_eigenpairs
+from analysis.linear_maps import preconditioned
+from analysis.probes.checks import check_positive, check_tol
+from analysis.stability import preconditioner, threshold
+from analysis.tracking import class_subspace, gauss_newton_curvature, identify, split_change
+from dlf.losses import make_class_losses, make_loss
+from dlf.types import Params, Probe, Problem, TrainState, Variable
+
+AUDIT_EVERY = 10  # measurements
+_KEPT = 0.75  # of the threshold
+
+
+class Memory(NamedTuple):
+    """What the tracker remembers of its last measurement; NaN and zeros before the first."""
+
+    values: Float[Array, " num"]
+    vectors: Params  # with a leading axis of length num
+    identities: Int[Array, " num"]
+    next_identity: Int[Array, ""]
+    class_curvatures: Float[Array, "num classes"]
+    weights: Float[Array, " classes"]
+
+
+def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
+    """Follow the `num` largest eigenvalues of the Hessian of the dynamical loss, and say what moves them.
+
+    For RMSProp and Adam the preconditioned Hessian, whose threshold is known. Each measurement starts warm
+    from the last one's vectors, with at least 8 products; every tenth is searched once more cold, from a
+    random vector, the better of the two is taken, and `tracked_audit` is what the cold search found above the
+    warm one, relative to it. All pairs are stored; `tracked_kept` marks those above 0.75 of the threshold,
+    and the first. A pair keeps its identity, a number, as long as its vector keeps more than half of its
+    squared length along the one before; the rank in which it stands may change, which is a crossing. Each is
+    split by class, into Gauss-Newton and residual part, and its change since the last measurement into "the
+    loss moved" and "the network moved" (`analysis.tracking.split_change`).
+
+    Raises ValueError for `every` below 1, `num` below 2 (a gap needs two), `tol` not positive, or an
+    optimizer without a formula for its threshold.
+    """
+    check_positive(every=every)
+    if type(num) is not int or num < 2:
+        raise ValueError(f"num must be a whole number of at least 2, since a gap needs two, got {num}")
+    check_tol(tol)
+    threshold(**problem.optimizer, step=jnp.zeros((), jnp.int32))
+    class_losses = make_class_losses(problem.apply_fn, problem.weighted_loss)
+    logits_loss = make_loss(lambda logits, inputs: logits, problem.weighted_loss, problem.schedule)
+
+    def init(state: TrainState) -> Memory:
+        vectors = jax.tree.map(lambda leaf: jnp.zeros((num, *leaf.shape), leaf.dtype), state.params)
+        weights = problem.schedule(state.step)
+        nothing = jnp.full(num, jnp.nan, weights.dtype)
+        curvatures = jnp.full((num, len(weights)), jnp.nan, weights.dtype)
+        none = jnp.full(num, -1, state.step.dtype)
+        return Memory(nothing, vectors, none, jnp.zeros_like(state.step), curvatures, weights)
+
+    def measure(memory: Memory, state: TrainState):
+        batch, weights = problem.batch_fn(state.step), problem.schedule(state.step)
+        matvec = operators.hessian(problem.loss_fn, state.params, batch, state.step)
+        scale = preconditioner(state.opt_state, **problem.optimizer)
+        if scale is not None:
+            matvec = preconditioned(matvec, scale)
+        audit = (state.step // every) % AUDIT_EVERY == AUDIT_EVERY - 1
+        pairs, excess, num_matvecs = _search(matvec, memory.vectors, state, num, tol, audit, problem.key)
+        identity = identify(memory.vectors, pairs.vectors)
+        vectors = jax.tree.map(
+            lambda leaf: leaf * identity.sign.reshape(-1, *[1] * (leaf.ndim - 1)), pairs.vectors
+        )
+
+        def parts(vector):
+            if scale is not None:
+                vector = jax.tree.map(lambda x, p: x / jnp.sqrt(p), vector, scale)
+            of_classes = operators.class_curvatures(class_losses, state.params, batch, vector)
+            args = problem.apply_fn, logits_loss, state.params, batch, state.step, vector
+            return of_classes, gauss_newton_curvature(*args)
+
+        curvatures, gauss_newton = jax.lax.map(parts, vectors)
+        newcomers = identity.previous < 0
+        fresh = memory.next_identity + jnp.cumsum(newcomers, dtype=memory.next_identity.dtype) - 1
+        identities = jnp.where(newcomers, fresh, memory.identities[identity.previous])
+        moved = split_change(
+            memory.values, pairs.values, memory.class_curvatures, weights - memory.weights,
+            identity.previous, pairs.residuals,
+        )  # fmt: skip
+        bound = threshold(**problem.optimizer, step=state.step)
+        kept = (pairs.values > _KEPT * bound) | (jnp.arange(num) == 0)
+        real = pairs.values.dtype
+        first = jnp.all(memory.identities < 0)
+        rows = {
+            "tracked_eigenvalues": pairs.values,
+            "tracked_residuals": pairs.residuals,
+            "tracked_kept": kept.astype(real),
+            "tracked_identity": identities.astype(real),
+            "tracked_overlap": jnp.where(first, jnp.nan, identity.overlap),
+            "tracked_crossing": identity.crossing.astype(real),
+            "tracked_gap": moved.gap,
+            "tracked_classes": weights * curvatures,
+            "tracked_gauss_newton": gauss_newton,
+            "tracked_residual_part": curvatures @ weights - gauss_newton,
+            "loss_moved": moved.loss_moved,
+            "network_moved": moved.network_moved,
+            "split_valid": moved.valid.astype(real),
+            "tracked_threshold": jnp.asarray(bound, real),
+            "tracked_converged": pairs.converged.astype(real),
+            "tracked_matvecs": num_matvecs.astype(real),
+            "tracked_audit": excess,
+        }
+        next_identity = memory.next_identity + jnp.sum(newcomers, dtype=memory.next_identity.dtype)
+        return Memory(pairs.values, vectors, identities, next_identity, curvatures, weights), rows
+
+    return Probe(every, init, measure, _TRACKED)
+
+
+def _search(matvec, start, state, num, tol, audit, key):
+    """Return the pairs found warm or, at an audit, the better of warm and cold; its excess; the products."""
+    key = jax.random.fold_in(key, state.step)
+    warm = top_eigenpairs(matvec, state.params, num=num, tol=tol, start=start, key=key)
+
+    def again(_, found):
+        best, _, num_matvecs = found
+        cold = top_eigenpairs(matvec, state.params, num=num, tol=tol, key=jax.random.fold_in(key, 1))
+        better = (cold.values[0] > best.values[0]) | jnp.isnan(best.values[0])
+        taken = jax.tree.map(lambda a, b: jnp.where(better, a, b), cold, best)
+        excess = (cold.values[0] - best.values[0]) / jnp.abs(best.values[0])
+        return taken, excess, num_matvecs + cold.num_matvecs
+
+    # a loop of one or no turn: a branch would not let go of the carries of the search inside
+    found = warm, jnp.full_like(warm.values[0], jnp.nan), warm.num_matvecs
+    return jax.lax.fori_loop(0, audit.astype(state.step.dtype), again, found)
+
+
+_TRACKED = {
+    "tracked_eigenvalues": Variable(("rank",), "nat", "largest (preconditioned) Hessian eigenvalues of F"),
+    "tracked_residuals": Variable(("rank",), "nat", "|H u - value u| of the tracked eigenpairs"),
+    "tracked_kept": Variable(("rank",), "1", "1 above 0.75 of the threshold, else 0"),
+    "tracked_identity": Variable(("rank",), "1", "number of the eigenvector, kept while it turns slowly"),
+    "tracked_overlap": Variable(("rank",), "1", "|u . u before|, the largest over those before"),
+    "tracked_crossing": Variable(("rank",), "1", "1 where the eigenvector had another rank before, else 0"),
+    "tracked_gap": Variable(("rank",), "nat", "distance to the nearest other tracked eigenvalue"),
+    "tracked_classes": Variable(("rank", "class"), "nat", "Gamma_c u . H_c u"),
+    "tracked_gauss_newton": Variable(("rank",), "nat", "u . G u"),
+    "tracked_residual_part": Variable(("rank",), "nat", "u . R u = u . H u - u . G u"),
+    "loss_moved": Variable(("rank",), "nat", "change of the eigenvalue since before: the loss moved"),
+    "network_moved": Variable(("rank",), "nat", "change of the eigenvalue since before: the network moved"),
+    "split_valid": Variable(("rank",), "1", "1 where the split may be trusted, else 0"),
+    "tracked_threshold": Variable((), "nat", "threshold of the optimizer"),
+    "tracked_converged": Variable((), "1", "1 if all residuals are below the tolerance, else 0"),
+    "tracked_matvecs": Variable((), "1", "products with the Hessian"),
+    "tracked_audit": Variable((), "1", "(cold - warm) / |warm| of the largest eigenvalue, at audits"),
+}
+
+
+def forecast(problem: Problem, every: int, num: int, tol: float) -> Probe:
+    """Measure what foretells the sharpness at frozen parameters: small Hessians of all classes.
+
+    `forecast_matrices` [class, basis, basis] in the space of the `num` top eigenvectors of each class; with
+    the class weights of a later step `analysis.tracking.forecast` gives its sharpness, from below.
+
+    Raises ValueError for `every` or `num` below 1, or `tol` not positive.
+    """
+    check_positive(every=every, num=num)
+    check_tol(tol)
+    class_losses = make_class_losses(problem.apply_fn, problem.weighted_loss)
+
+    def measure(carry, state: TrainState):
+        batch, key = problem.batch_fn(state.step), jax.random.fold_in(problem.key, state.step)
+        matrices = class_subspace(class_losses, state.params, batch, num=num, tol=tol, key=key)
+        return carry, {"forecast_matrices": matrices}
+
+    dims = ("class", "basis", "other_basis")
+    variables = {"forecast_matrices": Variable(dims, "nat", "Hessians of the classes in a common basis")}
+    return Probe(every, lambda state: (), measure, variables)

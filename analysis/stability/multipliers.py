@@ -1,0 +1,187 @@
+"""Multipliers: the eigenvalues of the derivative of one training step, or of a whole cycle of them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+
+from analysis.lanczos import top_eigenpairs
+from analysis.linear_maps import as_pytree, dense
+from analysis.stability.tangents import Advance, flat_step
+from dlf.types import TrainState
+
+_LARGEST_DENSE = 64  # up to this size of the state all multipliers from the matrix
+
+
+class StepMultipliers(NamedTuple):
+    """What the derivative of one training step says about its stability.
+
+    `flip` is the multiplier with the most negative real part: below -1 the step overshoots, and a period
+    doubling follows. `rotations` are the complex ones among those found whose modulus exceeds 1, one of each
+    pair: an instability that turns. `residual` is |J v - flip v| for the unit vector v, `converged` says
+    whether it is within the tolerance, `direction` is v as a flat vector of parameters and optimizer state.
+    """
+
+    flip: complex
+    rotations: tuple[complex, ...]
+    residual: float
+    converged: bool
+    direction: np.ndarray
+
+
+class FloquetMultipliers(NamedTuple):
+    """The multipliers of a cycle, largest modulus first; stable where all moduli are below 1.
+
+    `residuals` as for one step. `closure` is the distance between the states at the beginning and the end of
+    the cycle over the size of the state: not small, it is no periodic orbit, and the multipliers say nothing.
+    """
+
+    multipliers: np.ndarray
+    residuals: np.ndarray
+    converged: bool
+    closure: float
+
+
+def step_multipliers(
+    advance: Advance,
+    state: TrainState,
+    *,
+    symmetric: bool = False,
+    num: int = 2,
+    tol: float = 1e-6,
+    key: jax.Array,
+) -> StepMultipliers:
+    """Find the most negative multiplier of the training step at `state`, without any formula.
+
+        J = d(state after the step) / d(state before it),    J v = mu v        flip where Re mu < -1
+
+    J acts on parameters, model state and optimizer state together, so schedules, weight decay, momentum
+    and a moving preconditioner are in it. Products are forward derivatives of the step. Plain gradient
+    descent, J = 1 - eta H, is `symmetric`: Lanczos; otherwise Arnoldi (ARPACK), for the smallest real parts
+    and for the largest imaginary ones, `num` of each. States of at most 64 numbers are solved densely. The
+    spectral radius would be no criterion: each negative eigenvalue of the Hessian puts it above 1, each flat
+    direction at 1.
+
+    Runs outside of compiled functions. `tol` is relative to the modulus. Where Arnoldi does not converge, the
+    best values are returned and `converged` is False.
+
+    Raises ValueError for a tolerance outside (0, 1) or fewer than one multiplier.
+
+    Source: Lehoucq and Sorensen 1996 (ARPACK).
+
+    >>> from dlf.train import init_state, make_optimizer, make_step
+    >>> sgd = make_optimizer("sgd", 0.5, momentum=0.5)
+    >>> step_fn = make_step(lambda x, batch, step: jnp.sum(7 * x**2) / 2, lambda step: None, sgd)
+    >>> state = init_state(jnp.ones(2), sgd)
+    >>> found = step_multipliers(lambda state: step_fn(state)[0], state, key=jax.random.key(0))
+    >>> round(found.flip.real, 4)  # heavy ball is stable up to 2 (1 + 0.5) / 0.5 = 6
+    -1.7071
+    """
+    _check(num, tol)
+    product = Partial(_product, as_pytree(advance), state)
+    _, flat = flat_step(advance, state)
+    if symmetric and flat.size > _LARGEST_DENSE:
+        pairs = top_eigenpairs(product, flat, num=1, tol=tol, which="smallest", key=key)
+        residual, direction = float(pairs.residuals[0]), np.asarray(pairs.vectors[0])
+        flip = complex(pairs.values[0])
+        return StepMultipliers(flip, (), residual, bool(pairs.converged), direction)
+    values, vectors, residuals = _extreme(product, flat, ("SR", "LI"), num, tol, key)
+    lowest = np.argmin(values.real)
+    turning = [complex(v) for v in values if v.imag > 10 * tol * abs(v) and abs(v) > 1]
+    different = [v for i, v in enumerate(turning) if all(abs(v - w) > 10 * tol * abs(v) for w in turning[:i])]
+    converged = bool(residuals[lowest] <= 10 * tol * max(abs(values[lowest]), 1))
+    rotations = tuple(sorted(different, key=abs, reverse=True))
+    return StepMultipliers(
+        complex(values[lowest]), rotations, float(residuals[lowest]), converged, vectors[:, lowest]
+    )
+
+
+def floquet_multipliers(
+    advance: Advance,
+    state: TrainState,
+    *,
+    num_steps: int,
+    num: int = 2,
+    tol: float = 1e-6,
+    key: jax.Array,
+) -> FloquetMultipliers:
+    """Find the largest multipliers of a cycle of `num_steps` training steps from `state` on.
+
+        M = J_{T-1} ... J_1 J_0,    M v = mu v        the cycle is stable where all |mu| < 1
+
+    For periodic orbits only: a frozen or a converged cycle; along any other piece of a run use the growth
+    rates of tangents (`log_growth`). Found as in `step_multipliers`.
+
+    Raises ValueError as `step_multipliers` does, or for less than one step.
+
+    >>> decay = lambda state: state._replace(params=state.params * jnp.asarray([-0.5, 0.1]))
+    >>> state = TrainState(jnp.asarray(0), jnp.zeros(2), (), ())
+    >>> found = floquet_multipliers(decay, state, num_steps=2, key=jax.random.key(0))
+    >>> found.multipliers.real.round(4).tolist(), found.closure
+    ([0.25, 0.01], 0.0)
+    """
+    _check(num, tol)
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    cycle = Partial(_repeat, as_pytree(advance), jnp.asarray(num_steps))
+    _, flat = flat_step(cycle, state)
+    _, end = flat_step(cycle, cycle(state))
+    size = max(float(jnp.linalg.norm(flat)), float(jnp.finfo(flat.dtype).tiny))
+    closure = float(jnp.linalg.norm(end - flat)) / size
+    values, _, residuals = _extreme(Partial(_product, cycle, state), flat, ("LM",), num, tol, key)
+    order = np.argsort(-np.abs(values))[:num]
+    converged = bool((residuals[order] <= 10 * tol * np.maximum(np.abs(values[order]), 1)).all())
+    return FloquetMultipliers(values[order], residuals[order], converged, closure)
+
+
+def _check(num: int, tol: float) -> None:
+    if num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+    if not 0 < tol < 1:
+        raise ValueError(f"tol must be between 0 and 1, relative to the multiplier, got {tol}")
+
+
+@jax.jit
+def _product(advance, state, vector):
+    step, flat = flat_step(advance, state)
+    return jax.jvp(step, (flat,), (vector,))[1]
+
+
+@jax.jit
+def _repeat(advance, num_steps, state):
+    return jax.lax.fori_loop(0, num_steps, lambda _, s: advance(s), state)
+
+
+def _extreme(product, flat, ends, num, tol, key):
+    """Return (values, unit vectors [size, number], residuals) of the multipliers at some ends."""
+    if flat.size <= _LARGEST_DENSE:
+        values, vectors = np.linalg.eig(np.asarray(dense(product, flat)))
+        values, vectors = values.astype(complex), vectors.astype(complex)
+    else:
+        operator = LinearOperator(
+            (flat.size, flat.size), lambda v: np.asarray(product(jnp.asarray(v.ravel()))), dtype=flat.dtype
+        )
+        start = np.asarray(jax.random.normal(key, flat.shape, flat.dtype))
+        parts = [_arnoldi(operator, end, num, tol, start) for end in ends]
+        values, vectors = np.concatenate([p[0] for p in parts]), np.hstack([p[1] for p in parts])
+    images = [
+        np.asarray(product(jnp.asarray(v.real))) + 1j * np.asarray(product(jnp.asarray(v.imag)))
+        for v in vectors.T.astype(np.result_type(np.asarray(flat), 1j))
+    ]
+    residuals = np.array(
+        [np.linalg.norm(w - mu * v) for w, mu, v in zip(images, values, vectors.T, strict=True)]
+    )
+    return values, vectors, residuals
+
+
+def _arnoldi(operator, end, num, tol, start):
+    try:
+        return eigs(operator, k=num, which=end, tol=tol, v0=start, ncv=max(20, 4 * num + 1))
+    except ArpackNoConvergence as error:
+        if not len(error.eigenvalues):
+            size = operator.shape[0]
+            return np.full(1, np.nan + 0j), np.full((size, 1), np.nan + 0j)
+        return error.eigenvalues, error.eigenvectors

@@ -1,0 +1,115 @@
+"""The sharpness above which an optimizer is unstable, in closed form."""
+
+import inspect
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from analysis.linear_maps import adam_preconditioner, preconditioned, rmsprop_preconditioner
+from dlf.types import Matvec, Params, Step
+
+_MULTIPLIER = "analysis.stability.step_multipliers needs no formula"
+# settings that change no formula, or that the preconditioner's own functions take
+_NEUTRAL = {"accumulator_dtype", "mu_dtype", "initial_scale", "decay", "eps", "b2", "eps_root"}
+_BUILDERS = {"sgd": optax.sgd, "rmsprop": optax.rmsprop, "adam": optax.adam, "ema": optax.ema}
+
+
+def threshold(
+    name: str, learning_rate: float | Array | optax.Schedule, *, step: Step | None = None, **settings: Any
+) -> float | Float[Array, ""]:
+    """Return the largest eigenvalue of the (preconditioned) Hessian at which the optimizer is stable.
+
+        sgd                      2 / eta                             x_{n+1} = (1 - eta lambda) x_n
+        sgd, momentum b          2 (1 + b) / eta                     heavy ball, v <- b v + g
+        sgd, momentum, nesterov  2 (1 + b) / ((1 + 2 b) eta)         optax's form: g + b v
+        rmsprop                  as sgd with its momentum
+        ema, decay b             2 (1 + b) / ((1 - b) eta)           v <- b v + (1 - b) g
+        adam                     as ema with b1
+
+    `name` and settings are optax's own, as a configuration holds them; "ema" stands for
+    `optax.chain(optax.ema(decay), optax.scale_by_learning_rate(learning_rate))`. For RMSProp and Adam the
+    eigenvalue is that of P^(-1/2) H P^(-1/2), with the preconditioner P frozen (see `effective_hessian`).
+    Beyond it the multiplier of the steepest direction is below -1: a flip. With a `step`, a learning rate
+    that is an optax schedule is taken there, and the bias correction of Adam and of ema (`debias`)
+    multiplies by 1 - b^(step + 1), its factor in the next update; without one it has died out.
+
+    Raises ValueError for an optimizer or a setting without a formula, and for a schedule without a step;
+    TypeError for a setting that the optimizer does not have.
+
+    Source: Cohen et al. 2021 (arXiv 2103.00065); Cohen et al. 2022 (arXiv 2207.14484).
+
+    >>> threshold("sgd", 0.5), threshold("sgd", 0.5, momentum=0.5), round(threshold("adam", 0.01), 6)
+    (4.0, 6.0, 3800.0)
+    """
+    given = _bind(name, learning_rate, settings)
+    if callable(learning_rate):
+        if step is None:
+            raise ValueError("a learning rate that is a schedule needs the step at which it is meant")
+        learning_rate = learning_rate(step)
+    if name in ("sgd", "rmsprop"):
+        decay = given["momentum"] or 0.0
+        return 2 * (1 + decay) / ((1 + 2 * decay * bool(given["nesterov"])) * learning_rate)
+    decay = given["b1"] if name == "adam" else given["decay"]
+    settled = 2 * (1 + decay) / ((1 - decay) * learning_rate)
+    if step is None or not given.get("debias", True):
+        return settled
+    return settled * (1 - decay ** (step + 1).astype(_float_of(settled)))
+
+
+def _float_of(value):
+    return jax.numpy.result_type(float) if isinstance(value, float) else value.dtype
+
+
+def _bind(name: str, learning_rate: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return all settings of the optimizer, defaults included, if they have a formula."""
+    if name not in _BUILDERS:
+        raise ValueError(f"no formula for {name!r}, only for {', '.join(_BUILDERS)}: {_MULTIPLIER}")
+    signature = inspect.signature(_BUILDERS[name])
+    positional = () if name == "ema" else (learning_rate,)
+    try:
+        bound = signature.bind(*positional, **settings)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
+    bound.apply_defaults()
+    defaults = {key: parameter.default for key, parameter in signature.parameters.items()}
+    known = {"learning_rate", "momentum", "nesterov", "b1", "debias"} | _NEUTRAL
+    if name == "adam":
+        known -= {"nesterov"}
+    for key, value in bound.arguments.items():
+        if key not in known and value != defaults[key]:
+            raise ValueError(f"no formula for {name} with {key}={value}: {_MULTIPLIER}")
+    return bound.arguments
+
+
+def preconditioner(opt_state: PyTree, name: str, **settings: Any) -> Params | None:
+    """Return the diagonal P of RMSProp or Adam from the optimizer's state, None for the others.
+
+    Raises ValueError and TypeError as `threshold` does.
+    """
+    settings = dict(settings)
+    given = _bind(name, settings.pop("learning_rate"), settings)
+    if name == "adam":
+        return adam_preconditioner(opt_state, **{key: given[key] for key in ("b2", "eps", "eps_root")})
+    if name == "rmsprop":
+        return rmsprop_preconditioner(opt_state, eps=given["eps"])
+    return None
+
+
+def effective_hessian(matvec: Matvec, opt_state: PyTree, name: str, **settings: Any) -> Matvec:
+    """Return the map whose largest eigenvalue `threshold` bounds: H, or P^(-1/2) H P^(-1/2).
+
+    `opt_state` is that of the optimizer; `name` and settings as in `threshold`. Before the first update P of
+    Adam is NaN, and so are all products.
+
+    Raises ValueError and TypeError as `threshold` does.
+
+    >>> import jax.numpy as jnp
+    >>> _, opt_state = optax.adam(0.1, b2=0.75).update(jnp.asarray([2.0]), optax.adam(0.1).init(jnp.ones(1)))
+    >>> matvec = effective_hessian(lambda v: 3 * v, opt_state, "adam", learning_rate=0.1, b2=0.75)
+    >>> matvec(jnp.ones(1)).round(4).tolist()
+    [1.5]
+    """
+    scale = preconditioner(opt_state, name, **settings)
+    return matvec if scale is None else preconditioned(matvec, scale)

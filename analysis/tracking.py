@@ -1,0 +1,178 @@
+"""Follow the largest eigenvalues of a moving Hessian: who is who, what moved them, where they will go."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from analysis import operators
+from analysis.lanczos import top_eigenpairs
+from dlf.types import Batch, LossFn, Params, Step
+
+_SAME = 0.5**0.5  # of a unit vector's length: of orthogonal vectors only one can have more
+
+
+class Identity(NamedTuple):
+    """Which eigenvector is which of those measured before, by their overlap.
+
+    `previous` is the rank that it had then, -1 for a newcomer; `overlap` the largest |u . u_before|;
+    `sign` what turns it to the side of the old one; `crossing` whether its rank has changed.
+    """
+
+    previous: Int[Array, " num"]
+    overlap: Float[Array, " num"]
+    sign: Float[Array, " num"]
+    crossing: Bool[Array, " num"]
+
+
+class Split(NamedTuple):
+    """A change of an eigenvalue, and what made it.
+
+    `valid` says whether the first order may be trusted: the same eigenvector before and after, its
+    distance to all others (`gap`, at both ends) larger than the change and than the errors.
+    """
+
+    loss_moved: Float[Array, " num"]
+    network_moved: Float[Array, " num"]
+    gap: Float[Array, " num"]
+    valid: Bool[Array, " num"]
+
+
+def identify(old: PyTree, new: PyTree) -> Identity:
+    """Match unit vectors with those of the measurement before; both have a leading axis of length num.
+
+    A vector is the same one if more than half of its squared length lies along the old one.
+
+    >>> old, new = jnp.eye(3)[:2], jnp.asarray([[0.0, -1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> found = identify(old, new)
+    >>> found.previous.tolist(), found.sign.tolist(), found.crossing.tolist()
+    ([1, -1], [-1.0, 1.0], [True, False])
+    """
+    flat = jax.vmap(lambda vector: ravel_pytree(vector)[0])
+    products = flat(new) @ flat(old).T
+    products = jnp.where(jnp.isfinite(products), products, 0)
+    nearest = jnp.argmax(jnp.abs(products), axis=1)
+    along = jnp.take_along_axis(products, nearest[:, None], axis=1)[:, 0]
+    same = jnp.abs(along) > _SAME
+    sign = jnp.where(same & (along < 0), -1, 1).astype(along.dtype)
+    ranks = jnp.arange(len(along), dtype=nearest.dtype)
+    return Identity(jnp.where(same, nearest, -1), jnp.abs(along), sign, same & (nearest != ranks))
+
+
+def gaps(values: Float[Array, " num"]) -> Float[Array, " num"]:
+    """Return the distance of each eigenvalue to the nearest of the others; of the last only from above.
+
+    >>> gaps(jnp.asarray([5.0, 3.0, 2.5])).tolist()
+    [2.0, 0.5, 0.5]
+    """
+    distances = jnp.abs(values[:, None] - values[None, :])
+    return jnp.min(jnp.where(jnp.eye(len(values), dtype=bool), jnp.inf, distances), axis=1)
+
+
+def split_change(
+    old_values: Float[Array, " num"],
+    new_values: Float[Array, " num"],
+    old_curvatures: Float[Array, "num classes"],
+    change_of_weights: Float[Array, " classes"],
+    previous: Int[Array, " num"],
+    residuals: Float[Array, " num"],
+) -> Split:
+    """Split the changes of eigenvalues between two measurements.
+
+        loss moved = sum_c (Gamma_c(t') - Gamma_c(t)) u . H_c u,    network moved = the rest
+
+    `old_curvatures` are u . H_c u (`operators.class_curvatures`) at the first measurement, `previous` as in
+    `Identity`, `residuals` those of the new values. First order in the change of the class weights; for a
+    network that does not move the exact change is one more eigenvalue, of H at the same parameters and the
+    later step. Of a newcomer, and of a degenerate eigenvalue, nothing is valid.
+
+    Source: ours; Hellmann-Feynman for H(t) = sum_c Gamma_c(t) H_c.
+
+    >>> values, curvatures = jnp.asarray([5.0, 1.0]), jnp.asarray([[4.0, 1.0], [0.5, 0.5]])
+    >>> weights, previous = jnp.asarray([0.5, -0.5]), jnp.arange(2)
+    >>> moved = split_change(values, values + 1, curvatures, weights, previous, 0 * values)
+    >>> moved.loss_moved.tolist(), moved.network_moved.tolist(), moved.valid.tolist()
+    ([1.5, 0.0], [-0.5, 1.0], [True, True])
+    """
+    known = previous >= 0
+    change = new_values - old_values[previous]
+    loss_moved = old_curvatures[previous] @ change_of_weights
+    gap = jnp.minimum(gaps(new_values), gaps(old_values)[previous])
+    valid = known & (gap > jnp.abs(change)) & (gap > jnp.abs(loss_moved)) & (gap > 2 * residuals)
+    loss_moved = jnp.where(known, loss_moved, jnp.nan)
+    return Split(loss_moved, change - loss_moved, jnp.where(known, gap, gaps(new_values)), valid)
+
+
+def gauss_newton_curvature(
+    apply_fn: Callable, logits_loss: LossFn, params: Params, batch: Batch, step: Step, vector: Params
+) -> Float[Array, ""]:
+    """Return u . G u, the part of u . H u from the loss's own curvature, in one forward pass.
+
+    `logits_loss` as in `operators.ggn`.
+
+    >>> square = lambda logits, batch, step: jnp.mean(logits**2)
+    >>> batch = Batch(jnp.asarray([[1.0], [3.0]]), jnp.zeros(2, int))
+    >>> u = jnp.asarray(1.0)
+    >>> gauss_newton_curvature(lambda w, x: x * w**2, square, 2 * u, batch, jnp.asarray(0), u).item()
+    160.0
+    """
+    logits, tangent = jax.jvp(lambda p: apply_fn(p, batch.inputs), (params,), (vector,))
+
+    def slope(f):
+        return jax.jvp(lambda g: logits_loss(g, batch, step), (f,), (tangent,))[1]
+
+    return jax.jvp(slope, (logits,), (tangent,))[1]
+
+
+def class_subspace(
+    class_losses: Callable[[Params, Batch], Float[Array, " classes"]],
+    params: Params,
+    batch: Batch,
+    *,
+    num: int,
+    tol: float,
+    key: Array,
+) -> Float[Array, "classes basis basis"]:
+    """Return the Hessian of every class within the space of the `num` top eigenvectors of each of them.
+
+        B_c = V^T H_c V,    V orthonormal [size, classes num]
+
+    Then lambda_max(sum_c Gamma_c(t') B_c) <= lambda_max(H(t')) for every t' at these parameters: see
+    `forecast`.
+    """
+    (num_classes,) = jax.eval_shape(class_losses, params, batch).shape
+    _, unravel = ravel_pytree(params)
+
+    def top(label):
+        matvec = operators.class_hessian(class_losses, params, batch, label)
+        pairs = top_eigenpairs(matvec, params, num=num, tol=tol, key=jax.random.fold_in(key, label))
+        return jax.vmap(lambda vector: ravel_pytree(vector)[0])(pairs.vectors)
+
+    vectors = jax.lax.map(top, jnp.arange(num_classes, dtype=jnp.zeros((), jnp.int32).dtype))
+    basis = jnp.linalg.qr(vectors.reshape(num_classes * num, -1).T)[0]
+
+    def images(column):
+        gradients = jax.jacrev(lambda p: class_losses(p, batch))
+        tangents = jax.jvp(gradients, (params,), (unravel(column),))[1]
+        return jax.vmap(lambda tangent: ravel_pytree(tangent)[0])(tangents)
+
+    products = jax.lax.map(images, basis.T)  # [basis, classes, size]
+    matrices = jnp.einsum("bcs,sa->cab", products, basis, precision="highest")
+    return (matrices + matrices.swapaxes(1, 2)) / 2
+
+
+def forecast(
+    matrices: Float[np.ndarray, "classes basis basis"], weights: Float[np.ndarray, "steps classes"]
+) -> Float[np.ndarray, " steps"]:
+    """Forecast the sharpness at later class weights if the parameters stood still, from below.
+
+        lambda(t') = lambda_max(sum_c Gamma_c(t') B_c)        `matrices` as `class_subspace` gives them
+
+    >>> forecast(np.asarray([[[2.0]], [[1.0]]]), np.asarray([[1.0, 1.0], [2.0, 0.0]])).tolist()
+    [3.0, 4.0]
+    """
+    return np.linalg.eigvalsh(np.einsum("tc,cab->tab", weights, matrices))[:, -1]
