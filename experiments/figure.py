@@ -82,8 +82,10 @@ def main() -> None:
 
 
 def _main() -> int:
-    # phase diagrams have a command of their own
-    choices = sorted(path.stem for path in CONFIGS.glob("[!_]*.py") if not path.stem.startswith("phase_"))
+    # phase diagrams and cascades have commands of their own
+    choices = sorted(
+        path.stem for path in CONFIGS.glob("[!_]*.py") if not path.stem.startswith(("phase_", "cascade"))
+    )
     name = next(iter(sys.argv[1:]), "")
     if name in ("-h", "--help"):
         print(__doc__.strip())

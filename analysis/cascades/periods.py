@@ -63,12 +63,13 @@ def label(
     Before that, the fast part h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16 decides: if it
     is smooth, or at most `noise` times the largest |x| of the window, the period is 1; if it alternates in
     sign and grows by more than 2 over the window, it is GROWING, the onset of an instability, also below
-    `noise` where the following windows grow on beyond it. Where no period explains half of s_1, or none
-    explains it to 2 % while the exponent is positive by more than its standard error, the window is CHAOS;
-    where no period fits and no exponent is positive, IRREGULAR (random noise, period 3, a rotation). A window
-    with NaN is UNDEFINED. `log_growth` holds the log of a tangent's growth at every step
-    (`analysis.stability.log_growth`); its error comes from blocks of 16 steps. Rows at the end that fill no
-    window have no label.
+    `noise` where the following windows grow on beyond it. A window is CHAOS if no period explains three
+    quarters of the variance, or none all but 2 % of s_1, and its exponent is positive: by more than its
+    standard error, and by more than one e-fold over the window, since a slow drift along directions of
+    negative curvature makes every exponent slightly positive. Where no period fits and the exponent is not
+    positive, it is IRREGULAR (random noise, period 3, a rotation, a decay). A window with NaN is UNDEFINED.
+    `log_growth` holds the log of a tangent's growth at every step (`analysis.stability.log_growth`); its
+    error comes from blocks of 16 steps. Rows at the end that fill no window have no label.
 
     Raises ValueError for a window below 64 or no multiple of 16, for a series shorter than a window, or a
     log growth of another length.
@@ -99,7 +100,7 @@ def label(
     floor = _ROUNDING * np.finfo(x.dtype).eps * size
     spreads = np.stack([_rest(x, p) for p in PERIODS])
     labels, tight = _fit(spreads, floor)
-    positive = exponent > error
+    positive = exponent > np.maximum(error, 1 / window)
     labels = np.where(((labels == IRREGULAR) | ~tight) & positive, CHAOS, labels)
     labels = np.where(smooth | (amplitude <= np.maximum(noise * size, floor)), 1, labels)
     labels = np.where(defined, labels, UNDEFINED)
@@ -118,10 +119,21 @@ def _exponents(log_growth, num, window):
     return blocks.mean(axis=1), blocks.std(axis=1, ddof=1) / np.sqrt(blocks.shape[1])
 
 
+def alternating_part(x: Float[np.ndarray, "*windows steps"]) -> Float[np.ndarray, "*windows less"]:
+    """Return what is fast in a series: an alternation +-a as it is, a smooth drift as next to nothing.
+
+        h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16        two steps fewer at each end
+
+    >>> alternating_part(np.asarray([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])).tolist()
+    [1.0, -1.0]
+    """
+    kernel = np.array([1, -4, 6, -4, 1], x.dtype) / 16
+    return sum(k * x[..., i : x.shape[-1] - 4 + i] for i, k in enumerate(kernel))
+
+
 def _alternation(x):
     """Return whether a window alternates with one sign, is smooth, its growth factor and amplitude."""
-    h = np.stack([x[:, k : x.shape[1] - 4 + k] for k in range(5)])
-    h = np.tensordot(np.array([1, -4, 6, -4, 1], x.dtype) / 16, h, axes=1)
+    h = alternating_part(x)
     amplitude = np.sqrt(np.mean(h**2, axis=1))
     tiny = np.finfo(x.dtype).tiny
     smooth = np.sum(h[:, 1:] * h[:, :-1], axis=1) > 0

@@ -2,35 +2,52 @@
 
     make cascades
 
-The training is that of experiments/configs/fig4.py, to the bit; its probes are others. All of them are
-[ours], and so are their settings.
+The training is that of experiments/configs/fig4.py, to the bit; its probes are others. All probes and their
+settings are [ours]. `static` is the same under the static loss, A = 1.
 """
 
 from ml_collections import ConfigDict
 
+# scale: turns of a class, steps of a turn, hidden width, examples per class
+_SIZES = {"smoke": (6, 100, 16, 20), "small": (14, 5_000, 100, 100), "paper": (14, 5_000, 100, 100)}
 
-def get_config() -> ConfigDict:
+
+def get_config(scale: str = "small") -> ConfigDict:
     """Return the configuration of the run."""
+    num_turns, period, width, examples = _SIZES[scale]
     config = ConfigDict()
     config.seed = 0
     config.float64 = True
-    config.num_steps = 70_000
-    config.steps_per_chunk = 2_000
-    config.checkpoints_kept = 35  # all: the second pass starts from them
+    config.num_steps = num_turns * period
+    config.steps_per_chunk = 2 * period // 5
+    config.checkpoints_kept = config.num_steps // config.steps_per_chunk  # all: for the second pass
     config.dataset = dict(
-        name="spiral", num_classes=3, examples_per_class=100, num_turns=2.0, noise=0.2, seed=0
+        name="spiral",
+        num_classes=3,
+        examples_per_class=examples,
+        num_turns=0.5 if scale == "smoke" else 2.0,
+        noise=0.2,
+        seed=0,
     )
     config.model = dict(
-        name="mlp", hidden_widths=(100,), activation="relu", initialization="original", use_bias=True
+        name="mlp", hidden_widths=(width,), activation="relu", initialization="original", use_bias=True
     )
     config.loss = dict(name="cross_entropy")
-    config.schedule = dict(name="triangular", amplitude=70.0, period=5_000, hold_step=True)
-    config.stop_after = 65_013  # the last switch of class, 13 * 5001: quiet from here on
+    config.schedule = dict(name="triangular", amplitude=70.0, period=period, hold_step=True)
+    config.stop_after = (num_turns - 1) * (period + 1)  # the last switch of class: quiet from here on
     config.optimizer = dict(name="sgd", learning_rate=1.0)
     config.probes = dict(
         tracker=dict(every=25, num=3, tol=1e-3),
         lyapunov=dict(num=1),
         ntk=dict(every=5, num=1, num_examples=50),
-        forecast=dict(every=500, num=2, tol=1e-3),
+        forecast=dict(every=period // 10, num=2, tol=1e-3),
     )
+    return config
+
+
+def static(scale: str = "small") -> ConfigDict:
+    """Return the configuration of the same run under the static loss."""
+    config = get_config(scale)
+    config.schedule.amplitude = 1.0
+    config.probes = dict(tracker=dict(every=25, num=3, tol=1e-3), lyapunov=dict(num=1))
     return config

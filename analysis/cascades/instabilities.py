@@ -1,0 +1,166 @@
+"""A table of instabilities: when each began and ended, at which sharpness, how deep it went, what it did."""
+
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from analysis.cascades.periods import CHAOS, GROWING, IRREGULAR, UNDEFINED, Windows, alternating_part, name
+
+_MERGED = 2  # quiet windows between two parts of one instability
+_BLOCK = 8  # steps over which an amplitude is averaged
+_OUTGROWN = 10.0  # times what an alternation was before: it grows by itself
+# in the order of a cascade
+_DEPTHS = (1, GROWING, 2, 4, 8, 16, IRREGULAR, CHAOS)
+
+
+class Instability(NamedTuple):
+    """One departure from period 1 and the return to it.
+
+    onset, end: step at which the alternation is ten times what was there before, and step of the return;
+    emphasised, phase: class with the largest weight at the onset (-1 if all are alike), and the part of
+    its turn that has gone, 0 to 1;
+    sharpness: at the onset, in nat, mean of two consecutive steps (NaN if they were not measured);
+    threshold: of the optimizer, in nat; crossing: first step measured in the instability at which the mean
+    over two consecutive steps exceeds it (-1 if there is none);
+    deepest: the last label of the cascade that it reached;
+    growth_steps, growth: steps from the onset to the largest amplitude before the cascade, and log of the
+    factor by which the alternation grew;
+    budget: sum of log |1 - eta lambda| over the same steps, in nat (NaN if one was not measured);
+    ntk_drop: 1 - after / before of the NTK's largest eigenvalue; accuracies: means over the window before the
+    onset, and over the one after the end.
+    """
+
+    onset: int
+    end: int
+    emphasised: int
+    phase: float
+    sharpness: float
+    threshold: float
+    crossing: int
+    deepest: str
+    growth_steps: int
+    growth: float
+    budget: float
+    ntk_drop: float
+    accuracy_before: float
+    accuracy_after: float
+
+
+def find(windows: Windows) -> list[slice]:
+    """Return the windows of every instability: those that are not period 1, with pauses up to two windows.
+
+    >>> from analysis.cascades.periods import label
+    >>> n = np.arange(512)
+    >>> windows = label(1.0 + 0.1 * (-1.0) ** n * ((n >= 128) & (n < 256)))
+    >>> find(windows)
+    [slice(2, 4, None)]
+    """
+    away = np.flatnonzero((windows.labels != 1) & (windows.labels != UNDEFINED))
+    if not len(away):
+        return []
+    parts = np.split(away, np.flatnonzero(np.diff(away) > _MERGED + 1) + 1)
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
+def budget(
+    sharpness: Float[np.ndarray, " steps"], learning_rate: float
+) -> Float[np.ndarray, ""] | np.floating:
+    """Return the growth that plain gradient descent allows along a slowly turning eigenvector, in nat.
+
+        sum_t log |1 - eta lambda(t)|
+
+    >>> round(float(budget(np.asarray([3.0, 3.0]), 1.0)), 4)
+    1.3863
+    """
+    return np.sum(np.log(np.abs(1 - learning_rate * np.asarray(sharpness))))
+
+
+def table(
+    run: xr.Dataset,
+    windows: Windows,
+    sharpness: xr.DataArray,
+    *,
+    threshold: float,
+    steps_per_class: int,
+    learning_rate: float | None = None,
+) -> list[Instability]:
+    """Return all instabilities of a run, in the order of time.
+
+    `run` holds `loss`, `accuracy`, `class_weights` and, if measured, `ntk_eigenvalues`, as
+    `dlf.results.load` gives them; `windows` are the labels of its loss; `sharpness` [step] the largest
+    eigenvalue where it was measured. `learning_rate` is that of plain gradient descent, None for others,
+    which have no budget.
+    """
+    loss = run["loss"].values
+    width = int(np.diff(windows.first_step)[0]) if len(windows.first_step) > 1 else len(loss)
+    known = dict(zip(sharpness["step"].values.tolist(), sharpness.values.tolist(), strict=True))
+    ntk = run["ntk_eigenvalues"].sel(rank=0) if "ntk_eigenvalues" in run else None
+    rows = []
+    for part in find(windows):
+        start, end = (int(windows.first_step[i]) for i in (part.start, part.stop - 1))
+        end += width
+        growing = part.start + int(np.argmax(windows.labels[part] != GROWING))
+        onset, peak = _growth(loss, start, max(int(windows.first_step[growing]), start + width), width)
+        steps = range(onset, peak)
+        measured = [known.get(step, np.nan) for step in steps]
+        weights = run["class_weights"].values[onset]
+        before, after = (max(onset - width, 0), onset), (end, end + width)
+        rows.append(
+            Instability(
+                onset,
+                end,
+                int(np.argmax(weights)) if np.ptp(weights) > 0 else -1,
+                onset % steps_per_class / steps_per_class,
+                (known.get(onset, np.nan) + known.get(onset + 1, np.nan)) / 2,
+                threshold,
+                _crossing(known, start - width, end, threshold),
+                name(max(windows.labels[part], key=_DEPTHS.index)),
+                peak - onset,
+                _log_ratio(loss, onset, peak),
+                np.nan if learning_rate is None else float(budget(np.array(measured), learning_rate)),
+                np.nan if ntk is None else 1 - _mean(ntk, *after) / _mean(ntk, *before),
+                _mean(run["accuracy"], *before),
+                _mean(run["accuracy"], *after),
+            )
+        )
+    return rows
+
+
+def _growth(loss, start, stop, width):
+    """Return the step at which an alternation is ten times what it was, and that of its largest, up to `stop`.
+
+    What it was is its median over the window before `start`. Rounding and the kinks of a ReLU drive an
+    alternation that grows already as the multiplier comes near -1, by 1 / sqrt(1 - mu^2): 10 times at
+    mu = -0.995.
+    """
+    first = max(start - width, 2)
+    size = np.abs(alternating_part(loss[first - 2 : stop + 2]))
+    num = len(size) // _BLOCK
+    blocks = size[: num * _BLOCK].reshape(num, _BLOCK).mean(axis=1)
+    peak = int(np.argmax(blocks))
+    before = np.median(blocks[: width // _BLOCK])
+    small = np.flatnonzero(blocks[: peak + 1] <= _OUTGROWN * before)
+    onset = int(small[-1]) + 1 if len(small) else 0
+    return first + min(onset, peak) * _BLOCK, first + peak * _BLOCK
+
+
+def _crossing(known, start, stop, threshold):
+    pairs = (
+        (step, (known[step] + known[step + 1]) / 2)
+        for step in range(start, stop)
+        if {step, step + 1} <= known.keys()
+    )
+    return next((step for step, mean in pairs if mean > threshold), -1)
+
+
+def _log_ratio(loss, onset, peak):
+    ends = [np.abs(alternating_part(loss[max(s - 2, 0) : s + _BLOCK + 2])).mean() for s in (onset, peak)]
+    return float(np.log(ends[1] / ends[0])) if min(ends) > 0 else np.nan
+
+
+def _mean(series, start, stop):
+    dim = series.dims[0]
+    part = series.values[(series[dim].values >= start) & (series[dim].values < stop)]
+    return float(np.mean(part)) if len(part) else np.nan

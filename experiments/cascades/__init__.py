@@ -1,0 +1,1 @@
+"""`make cascades`: instabilities of a run, measured, explained and drawn."""

@@ -1,0 +1,58 @@
+"""Measure listed windows of a run once more, at every step, from its checkpoints."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from ml_collections import ConfigDict
+
+from dlf import checkpoints
+from dlf.train import VARIABLES, init_carries
+from experiments.build import Experiment, build, make_loop
+
+_BLOCK = 16  # steps of one compiled loop
+_LOSS = {"loss": VARIABLES["loss"]}
+
+
+def measure_windows(
+    config: ConfigDict, workdir: Path, windows: Iterable[tuple[int, int]], probe: str = "tracker"
+) -> xr.Dataset:
+    """Return what a probe of a run measures at every step of windows [start, stop), and the `loss`.
+
+    Each window starts from the newest sound checkpoint before it, or from the first step, and is rounded to
+    whole blocks of 16 steps counted from there; the probe starts without memory. On the machine that made the
+    run the loss has the bits of the run.
+    """
+    experiment = build(config)
+    at_every_step = config.copy_and_resolve_references()
+    with at_every_step.unlocked():
+        at_every_step.probes = {probe: {**config.probes[probe].to_dict(), "every": 1}}
+    tracked = build(at_every_step)
+    advance, measure = make_loop(experiment, ()), make_loop(tracked)
+    dims = {name: of.dims for name, of in {**tracked.run.probes[probe].variables, **_LOSS}.items()}
+    parts = []
+    for start, stop in sorted(windows):
+        step, state = _nearest(experiment, workdir, start)
+        for _ in range(step, start - _BLOCK + 1, _BLOCK):
+            state, _, _ = advance(experiment.replica, state, {}, _BLOCK)
+        first, carries, rows = int(state.step), init_carries(tracked.run.probes, state), []
+        for _ in range(first, min(stop, config.num_steps), _BLOCK):
+            state, carries, series = measure(tracked.replica, state, carries, _BLOCK)
+            rows.append({name: np.asarray(series[name]) for name in dims})
+        joined = {name: np.concatenate([row[name] for row in rows]) for name in dims}
+        steps = np.arange(first, first + _BLOCK * len(rows))
+        part = xr.Dataset({name: (("step", *dims[name]), joined[name]) for name in dims}, {"step": steps})
+        parts.append(part.sel(step=slice(0, config.num_steps - 1)))
+    return xr.concat(parts, "step").drop_duplicates("step").sortby("step")
+
+
+def _nearest(experiment: Experiment, workdir: Path, step: int) -> tuple[int, Any]:
+    """Return the newest state of a run at or before a step."""
+    folder = workdir / "checkpoints"
+    like = experiment.state, init_carries(experiment.run.probes, experiment.state)
+    for kept in checkpoints.steps(folder):
+        if kept <= step and not checkpoints.damaged_file(folder, kept):
+            return kept, checkpoints.load(folder, kept, like)[0]
+    return 0, experiment.state
