@@ -94,15 +94,14 @@ def table(
     which have no budget.
     """
     loss = run["loss"].values
-    width = int(np.diff(windows.first_step)[0]) if len(windows.first_step) > 1 else len(loss)
+    width = _width(windows, len(loss))
     known = dict(zip(sharpness["step"].values.tolist(), sharpness.values.tolist(), strict=True))
     ntk = run["ntk_eigenvalues"].sel(rank=0) if "ntk_eigenvalues" in run else None
     rows = []
     for part in find(windows):
         start, end = (int(windows.first_step[i]) for i in (part.start, part.stop - 1))
         end += width
-        growing = part.start + int(np.argmax(windows.labels[part] != GROWING))
-        onset, peak = _growth(loss, start, max(int(windows.first_step[growing]), start + width), width)
+        onset, peak = _onset(loss, windows, part)
         steps = range(onset, peak)
         measured = [known.get(step, np.nan) for step in steps]
         weights = run["class_weights"].values[onset]
@@ -128,8 +127,26 @@ def table(
     return rows
 
 
+def first_onset(loss: Float[np.ndarray, " steps"], windows: Windows) -> int:
+    """Return the onset of the first instability that begins after a quiet window, -1 if there is none."""
+    part = next((part for part in find(windows) if part.start > 0), None)
+    return -1 if part is None else _onset(loss, windows, part)[0]
+
+
+def _onset(loss, windows, part):
+    """Return the step of the onset of an instability, and that of the end of its growth."""
+    width = _width(windows, len(loss))
+    start = int(windows.first_step[part.start])
+    num_growing = int(np.argmax(windows.labels[part] != GROWING))
+    return _growth(loss, start, start + max(num_growing, 1) * width, width)
+
+
+def _width(windows, num_steps):
+    return int(windows.first_step[1]) if len(windows.first_step) > 1 else num_steps
+
+
 def _growth(loss, start, stop, width):
-    """Return the step at which an alternation is ten times what it was, and that of its largest, up to `stop`.
+    """Return the step at which an alternation is ten times what it was, and that of its largest.
 
     What it was is its median over the window before `start`. Rounding and the kinks of a ReLU drive an
     alternation that grows already as the multiplier comes near -1, by 1 / sqrt(1 - mu^2): 10 times at

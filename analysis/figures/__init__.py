@@ -3,7 +3,19 @@
 `__all__` is the catalogue of figures.
 """
 
+from analysis.figures.cascades import bifurcation, cascades, static_dynamic, threshold_rate
 from analysis.figures.phases import amplitude_period, losses_width, static_width_rate, width_rate
 from analysis.figures.runs import curvature, fig4
 
-__all__ = ["amplitude_period", "curvature", "fig4", "losses_width", "static_width_rate", "width_rate"]
+__all__ = [
+    "amplitude_period",
+    "bifurcation",
+    "cascades",
+    "curvature",
+    "fig4",
+    "losses_width",
+    "static_dynamic",
+    "static_width_rate",
+    "threshold_rate",
+    "width_rate",
+]

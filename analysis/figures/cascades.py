@@ -1,0 +1,263 @@
+"""Figures of instabilities: cascades along a run, bifurcation diagrams, thresholds."""
+
+from itertools import cycle
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, SymmetricalLogLocator
+
+from analysis.cascades import CHAOS, GROWING, IRREGULAR, UNDEFINED, name
+from analysis.figures.style import COLORS, STYLE
+
+PERIOD_COLORS = {
+    1: "#9a9a9a",
+    GROWING: "#E69F00",
+    2: "#0072B2",
+    4: "#56B4E9",
+    8: "#009E73",
+    16: "#7fd1ae",
+    CHAOS: "#D55E00",
+    IRREGULAR: "#CC79A7",
+    UNDEFINED: "#ffffff",
+}
+_THRESHOLD = dict(color="#D55E00", linewidth=1.0, linestyle="--", zorder=2.5)
+
+
+def cascades(found: xr.Dataset) -> Figure:
+    """Draw when a run is unstable and why: five aligned rows against the step, and a zoom.
+
+    Rows: F with the period of its windows as colour; the largest Hessian eigenvalue with the optimizer's
+    threshold and forecasts at frozen parameters, one from the middle of each turn to its end; the
+    finite-time Lyapunov exponent of each window, with its standard error; accumulated over a turn, how much
+    of the eigenvalue's change came from the loss that moved, and from the network (only where the split is
+    valid); accuracy. Vertical lines: onsets. The second column zooms on 1.6 to 2.1 turns.
+
+    Source: ours; rows 1 and 5 as in Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4.
+    """
+    turn, last = found.attrs["steps_per_class"], int(found["step"][-1]) + 1
+    spans = [(0, last), (round(1.6 * turn), min(round(2.1 * turn), last))]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 7.4), layout="constrained")
+        grid = figure.subplots(5, 2, sharex="col", width_ratios=[2.6, 1.0])
+        for column, (start, stop) in zip(grid.T, spans, strict=True):
+            for axes in column:
+                axes.set_rasterization_zorder(2.2)
+                for onset in found["onset"].values:
+                    axes.axvline(onset, color="#222222", linewidth=0.4, linestyle=":", zorder=1)
+            _draw_periods(column[0], found, start, stop)
+            _draw_sharpness(column[1], found)
+            _draw_exponent(column[2], found)
+            _draw_split(column[3], found)
+            dots = dict(linestyle="none", marker=".", markersize=0.8, color="#222222", markeredgewidth=0)
+            column[4].plot(found["step"], found["accuracy"], **dots, zorder=2)
+            column[4].set_ylim(-0.03, 1.03)
+            column[4].set(xlabel="step", xlim=(start, stop))
+        labels = (
+            r"loss $F$ (nat)", "Hessian\n" r"$\lambda_{\max}$ (nat)", "Lyapunov\nexponent\n(nat / step)",
+            r"change of $\lambda_{\max}$" "\nin a turn (nat)", "training\naccuracy",
+        )  # fmt: skip
+        for axes, text in zip(grid[:, 0], labels, strict=True):
+            axes.set_ylabel(text)
+        for axes in grid[:2].flat:
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        grid[0, 0].set_title("whole run", fontsize=8)
+        grid[0, 1].set_title("zoom", fontsize=8)
+        for axes in (grid[1, 0], grid[3, 0]):
+            axes.legend(frameon=False, ncols=3, loc="upper right", borderaxespad=0.1, handlelength=1.4)
+        _legend_of_periods(figure, found)
+        figure.align_ylabels(grid[:, 0])
+    return figure
+
+
+def bifurcation(found: xr.Dataset) -> Figure:
+    """Draw the loss against the phase in a turn, one panel for each turn, as a bifurcation diagram.
+
+    F over its mean of 16 steps, so that a two-cycle shows two branches about one; from the middle of the
+    turn until a tenth of a turn after the switch of class. Colours are the periods of the windows.
+
+    Source: ours.
+    """
+    turn, loss = found.attrs["steps_per_class"], found["loss"].values
+    mean = np.convolve(loss, np.full(16, 1 / 16), mode="same")
+    ratio, period = loss / mean, _per_step(found)
+    num_turns = -(-len(loss) // turn)
+    rows = -(-num_turns // 5)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 1.6 * rows + 0.6), layout="constrained")
+        grid = figure.subplots(rows, 5, sharex=True, sharey=True, squeeze=False)
+        for number, axes in enumerate(grid.flat):
+            axes.set_rasterization_zorder(3)
+            if number >= num_turns:
+                axes.set_axis_off()
+                continue
+            part = slice(round((number + 0.5) * turn), min(round((number + 1.1) * turn), len(loss) - 8))
+            phase = np.arange(part.start, max(part.stop, part.start)) / turn - number
+            for code, color in PERIOD_COLORS.items():
+                chosen = period[part] == code
+                axes.plot(
+                    phase[chosen], ratio[part][chosen], color=color, linestyle="none", marker=".",
+                    markersize=1.2, markeredgewidth=0, zorder=2,
+                )  # fmt: skip
+            axes.axvline(1, color="#222222", linewidth=0.4, linestyle=":", zorder=1)
+            axes.set_title(f"turn {number + 1}", fontsize=7, pad=2)
+        grid[0, 0].set(yscale="log", xlim=(0.5, 1.1), ylim=(0.1, 10))
+        figure.supxlabel("phase in the turn of a class (1: switch of class)", fontsize=8)
+        figure.supylabel(r"$F$ / mean of $F$ over 16 steps", fontsize=8)
+        _legend_of_periods(figure, found)
+    return figure
+
+
+def threshold_rate(found: xr.Dataset) -> Figure:
+    """Draw the sharpness at the first onset against the learning rate, one line for each width.
+
+    Above: means over seeds on log axes with the line 2 / eta; below: eta lambda / 2, with the standard
+    deviation over seeds as bars and the number of seeds with an instability beside each point.
+
+    Source: ours, after the claim of Ruiz-Garcia et al. 2021 (arXiv 2102.03793) that the threshold depends on
+    the learning rate and not on the width.
+    """
+    rates, sharpness = found["learning_rate"].values, found["sharpness"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 1])
+        above.plot(rates, 2 / rates, **_THRESHOLD | {"zorder": 1}, label=r"$2/\eta$")
+        below.axhline(1, **_THRESHOLD | {"zorder": 1})
+        num_widths = found.sizes["width"]
+        for number, (width, color) in enumerate(zip(found["width"].values, cycle(COLORS), strict=False)):
+            of_width = sharpness.sel(width=width)
+            shift = 1.06 ** (number - (num_widths - 1) / 2)  # so that bars do not hide one another
+            for axes, scale in ((above, np.ones_like(rates)), (below, rates / 2)):
+                values = of_width * xr.DataArray(scale, dims="learning_rate")
+                mean, error = values.mean("seed"), values.std("seed", ddof=1)
+                axes.errorbar(
+                    rates * shift, mean, error, color=color, linestyle="none", marker="o", markersize=3,
+                    linewidth=1.0, capsize=1.5, label=f"width {width:g}",
+                )  # fmt: skip
+            for rate, count, height in zip(
+                rates, of_width.notnull().sum("seed").values,
+                (of_width.mean("seed") * rates / 2).values, strict=True,
+            ):  # fmt: skip
+                if 0 < count < found.sizes["seed"]:
+                    below.annotate(
+                        f"{count}", (rate * shift, height), xytext=(3, 3), textcoords="offset points",
+                        fontsize=6, color=color,
+                    )  # fmt: skip
+        above.set(xscale="log", yscale="log", ylabel=r"$\lambda_{\max}$ at the onset (nat)")
+        below.set(xlabel=r"learning rate $\eta$", ylabel=r"$\eta\,\lambda_{\max} / 2$", ylim=(0.6, 1.4))
+        below.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        below.minorticks_off()
+        above.legend(frameon=False)
+    return figure
+
+
+def static_dynamic(found: xr.Dataset) -> Figure:
+    """Draw a run under the static loss beside the same under the dynamical one.
+
+    `found` has a dimension `amplitude`. Rows: F with the period of its windows as colour; largest Hessian
+    eigenvalue with the threshold; accuracy.
+
+    Source: ours.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+        grid = figure.subplots(3, found.sizes["amplitude"], sharex=True, sharey="row")
+        for column, amplitude in zip(grid.T, found["amplitude"].values, strict=True):
+            run = found.sel(amplitude=amplitude)
+            for axes in column:
+                axes.set_rasterization_zorder(2.2)
+            _draw_periods(column[0], run, 0, run.sizes["step"])
+            sharpness = run["tracked_eigenvalues"].sel(rank=0)
+            dots = dict(color="#222222", linestyle="none", marker=".", markersize=1.6, markeredgewidth=0)
+            column[1].plot(run["tracker_step"], sharpness, **dots, zorder=2)
+            label = rf"threshold $2/\eta$ = {found.attrs['threshold']:g}"
+            column[1].axhline(found.attrs["threshold"], **_THRESHOLD, label=label)
+            column[1].set_yscale("log")
+            column[1].yaxis.set_minor_formatter(NullFormatter())
+            column[2].plot(run["step"], run["accuracy"], **dots | {"markersize": 0.8}, zorder=2)
+            column[2].set(xlabel="step", ylim=(-0.03, 1.03))
+            kind = "static loss" if amplitude == 1 else "dynamical loss"
+            column[0].set_title(f"A = {amplitude:g}: {kind}", fontsize=8)
+        labels = r"loss $F$ (nat)", "Hessian\n" r"$\lambda_{\max}$ (nat)", "training\naccuracy"
+        for axes, text in zip(grid[:, 0], labels, strict=True):
+            axes.set_ylabel(text)
+        grid[1, 0].legend(frameon=False, loc="lower right")
+        _legend_of_periods(figure, found)
+    return figure
+
+
+def _per_step(found: xr.Dataset) -> np.ndarray:
+    """Return the label of the window of each step; steps behind the last window have its label."""
+    width = int(found["window_step"][1])
+    window = np.minimum(np.arange(found.sizes["step"]) // width, found.sizes["window_step"] - 1)
+    return found["label"].values[window]
+
+
+def _draw_periods(axes: Axes, found: xr.Dataset, start: int, stop: int) -> None:
+    period, loss = _per_step(found), found["loss"].values
+    steps = np.arange(len(loss))
+    inside = (steps >= start) & (steps < stop)
+    for code, color in PERIOD_COLORS.items():
+        chosen = inside & (period == code)
+        axes.plot(
+            steps[chosen], loss[chosen], color=color, linestyle="none", marker=".", markersize=1.2,
+            markeredgewidth=0, zorder=2,
+        )  # fmt: skip
+    axes.set_yscale("log")
+
+
+def _draw_sharpness(axes: Axes, found: xr.Dataset) -> None:
+    steps, turn = found["tracker_step"].values, found.attrs["steps_per_class"]
+    sharpness = found["tracked_eigenvalues"].sel(rank=0)
+    dots = dict(color="#222222", linestyle="none", marker=".", markersize=1.6, markeredgewidth=0)
+    axes.plot(steps, sharpness, **dots, zorder=2, label="measured")
+    label = "forecast"
+    for number in range(found.sizes["step"] // turn):
+        at = int(np.argmin(np.abs(found["forecast_step"].values - (number + 0.5) * turn)))
+        ahead = found["forecast"].values[at]
+        inside = np.isfinite(ahead) & (steps < (number + 1) * turn)
+        axes.plot(steps[inside], ahead[inside], color="#009E73", linewidth=1.1, zorder=2.4, label=label)
+        label = None
+    axes.axhline(found.attrs["threshold"], **_THRESHOLD, label=f"threshold {found.attrs['threshold']:g}")
+    axes.set_yscale("log")
+
+
+def _draw_exponent(axes: Axes, found: xr.Dataset) -> None:
+    width = int(found["window_step"][1])
+    middle, value, error = found["window_step"] + width / 2, found["exponent"], found["exponent_error"]
+    axes.fill_between(middle, value - error, value + error, color="#0072B2", alpha=0.35, linewidth=0)
+    axes.plot(middle, value, color="#0072B2", linewidth=0.6, zorder=2)
+    axes.axhline(0, color="#222222", linewidth=0.5, zorder=1)
+
+
+def _draw_split(axes: Axes, found: xr.Dataset) -> None:
+    steps, turn = found["tracker_step"].values, found.attrs["steps_per_class"]
+    valid = found["split_valid"].sel(rank=0).values == 1
+    for key, color, label in (
+        ("loss_moved", "#CC79A7", "the loss"),
+        ("network_moved", "#0072B2", "the network"),
+    ):
+        change = np.where(valid, found[key].sel(rank=0).values, 0)
+        for number in range(-(-found.sizes["step"] // turn)):
+            inside = (steps >= number * turn) & (steps < (number + 1) * turn)
+            axes.plot(
+                steps[inside], np.cumsum(change[inside]), color=color, linewidth=1.0,
+                label=f"moved by {label}" if number == 0 else None, zorder=2,
+            )  # fmt: skip
+    axes.axhline(0, color="#222222", linewidth=0.5, zorder=1)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1))
+
+
+def _legend_of_periods(figure: Figure, found: xr.Dataset) -> None:
+    present = [code for code in PERIOD_COLORS if (found["label"] == code).any()]
+    marks = [
+        Line2D([], [], color=PERIOD_COLORS[c], marker="o", markersize=3, linestyle="none") for c in present
+    ]
+    names = [name(code) for code in present]
+    figure.legend(
+        marks, names, ncols=len(names), loc="outside upper center", frameon=False, handletextpad=0.1
+    )
