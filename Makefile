@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: fig4 curvature phase-diagram test benchmark lock clean
+.PHONY: fig4 curvature phase-diagram cascades test benchmark lock clean
 
 fig4: $(VENV)/ready  ## train the run of Fig. 4 (or go on with it), draw it, check its numbers
 	$(RUN) -m experiments.figure fig4
@@ -14,6 +14,9 @@ curvature: $(VENV)/ready  ## measure and draw the curvature of the run of Fig. 4
 phase-diagram: $(VENV)/ready  ## fill, reduce and draw the papers' phase diagrams at small scale, on all cores
 	$(RUN) -m experiments.phase_diagram --scale=small --launcher=local
 
+cascades: $(VENV)/ready  ## find, measure and draw the instabilities of the run of Fig. 4, on all cores
+	$(RUN) -m experiments.cascades --launcher=local
+
 test: $(VENV)/ready  ## every check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -23,6 +26,7 @@ benchmark: $(VENV)/ready  ## speed, memory and other solvers; those in PyTorch w
 	$(RUN) -m experiments.benchmark fig4
 	$(RUN) -m experiments.benchmark curvature
 	$(RUN) -m experiments.benchmark sweep
+	$(RUN) -m experiments.benchmark stability
 
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dlf needs Python 3.11 or later: make PYTHON=python3.12")'

@@ -1,6 +1,6 @@
 """Period doublings along training: which period a series has where, and a table of instabilities."""
 
-from analysis.cascades.instabilities import Instability, budget, find, first_onset, table
+from analysis.cascades.instabilities import Instability, budget, find, onsets, table
 from analysis.cascades.periods import CHAOS, GROWING, IRREGULAR, PERIODS, UNDEFINED, Windows, label, name
 
 __all__ = [
@@ -13,8 +13,8 @@ __all__ = [
     "Windows",
     "budget",
     "find",
-    "first_onset",
     "label",
     "name",
+    "onsets",
     "table",
 ]

@@ -12,7 +12,7 @@ _MERGED = 2  # quiet windows between two parts of one instability
 _BLOCK = 8  # steps over which an amplitude is averaged
 _OUTGROWN = 10.0  # times what an alternation was before: it grows by itself
 # in the order of a cascade
-_DEPTHS = (1, GROWING, 2, 4, 8, 16, IRREGULAR, CHAOS)
+_DEPTHS = (1, GROWING, IRREGULAR, 2, 4, 8, 16, CHAOS)
 
 
 class Instability(NamedTuple):
@@ -27,7 +27,8 @@ class Instability(NamedTuple):
     deepest: the last label of the cascade that it reached;
     growth_steps, growth: steps from the onset to the largest amplitude before the cascade, and log of the
     factor by which the alternation grew;
-    budget: sum of log |1 - eta lambda| over the same steps, in nat (NaN if one was not measured);
+    budget: sum of log |1 - eta lambda| over the same steps, in nat, with the mean of two consecutive steps as
+    lambda, since it alternates with the loss (NaN if one was not measured);
     ntk_drop: 1 - after / before of the NTK's largest eigenvalue; accuracies: means over the window before the
     onset, and over the one after the end.
     """
@@ -102,8 +103,7 @@ def table(
         start, end = (int(windows.first_step[i]) for i in (part.start, part.stop - 1))
         end += width
         onset, peak = _onset(loss, windows, part)
-        steps = range(onset, peak)
-        measured = [known.get(step, np.nan) for step in steps]
+        means = [_two_steps(known, step) for step in range(onset, peak)]
         weights = run["class_weights"].values[onset]
         before, after = (max(onset - width, 0), onset), (end, end + width)
         rows.append(
@@ -112,13 +112,13 @@ def table(
                 end,
                 int(np.argmax(weights)) if np.ptp(weights) > 0 else -1,
                 onset % steps_per_class / steps_per_class,
-                (known.get(onset, np.nan) + known.get(onset + 1, np.nan)) / 2,
+                _two_steps(known, onset),
                 threshold,
                 _crossing(known, start - width, end, threshold),
                 name(max(windows.labels[part], key=_DEPTHS.index)),
                 peak - onset,
                 _log_ratio(loss, onset, peak),
-                np.nan if learning_rate is None else float(budget(np.array(measured), learning_rate)),
+                np.nan if learning_rate is None else float(budget(np.array(means), learning_rate)),
                 np.nan if ntk is None else 1 - _mean(ntk, *after) / _mean(ntk, *before),
                 _mean(run["accuracy"], *before),
                 _mean(run["accuracy"], *after),
@@ -127,10 +127,9 @@ def table(
     return rows
 
 
-def first_onset(loss: Float[np.ndarray, " steps"], windows: Windows) -> int:
-    """Return the onset of the first instability that begins after a quiet window, -1 if there is none."""
-    part = next((part for part in find(windows) if part.start > 0), None)
-    return -1 if part is None else _onset(loss, windows, part)[0]
+def onsets(loss: Float[np.ndarray, " steps"], windows: Windows) -> list[int]:
+    """Return the onset of every instability (see `Instability`), in the order of `find`."""
+    return [_onset(loss, windows, part)[0] for part in find(windows)]
 
 
 def _onset(loss, windows, part):
@@ -163,13 +162,12 @@ def _growth(loss, start, stop, width):
     return first + min(onset, peak) * _BLOCK, first + peak * _BLOCK
 
 
+def _two_steps(known, step):
+    return (known.get(step, np.nan) + known.get(step + 1, np.nan)) / 2
+
+
 def _crossing(known, start, stop, threshold):
-    pairs = (
-        (step, (known[step] + known[step + 1]) / 2)
-        for step in range(start, stop)
-        if {step, step + 1} <= known.keys()
-    )
-    return next((step for step, mean in pairs if mean > threshold), -1)
+    return next((step for step in range(start, stop) if _two_steps(known, step) > threshold), -1)
 
 
 def _log_ratio(loss, onset, peak):

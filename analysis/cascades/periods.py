@@ -63,11 +63,12 @@ def label(
     Before that, the fast part h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16 decides: if it
     is smooth, or at most `noise` times the largest |x| of the window, the period is 1; if it alternates in
     sign and grows by more than 2 over the window, it is GROWING, the onset of an instability, also below
-    `noise` where the following windows grow on beyond it. A window is CHAOS if no period explains three
-    quarters of the variance, or none all but 2 % of s_1, and its exponent is positive: by more than its
-    standard error, and by more than one e-fold over the window, since a slow drift along directions of
-    negative curvature makes every exponent slightly positive. Where no period fits and the exponent is not
-    positive, it is IRREGULAR (random noise, period 3, a rotation, a decay). A window with NaN is UNDEFINED.
+    `noise` where the following windows grow on beyond it. Where no period explains three quarters of the
+    variance, a window is CHAOS if its exponent is positive by more than its standard error and nearby runs
+    part by two e-folds before a period fits again, else IRREGULAR (random noise, period 3, a rotation). A
+    period that leaves more than 2 % of s_1 is a noisy period, or chaos in bands: CHAOS if nearby runs part by
+    an e-fold within the window. Without these, a slow drift along directions of negative curvature, which
+    makes every exponent slightly positive, would pass for chaos. A window with NaN is UNDEFINED.
     `log_growth` holds the log of a tangent's growth at every step (`analysis.stability.log_growth`); its
     error comes from blocks of 16 steps. Rows at the end that fill no window have no label.
 
@@ -100,16 +101,24 @@ def label(
     floor = _ROUNDING * np.finfo(x.dtype).eps * size
     spreads = np.stack([_rest(x, p) for p in PERIODS])
     labels, tight = _fit(spreads, floor)
-    positive = exponent > np.maximum(error, 1 / window)
-    labels = np.where(((labels == IRREGULAR) | ~tight) & positive, CHAOS, labels)
     labels = np.where(smooth | (amplitude <= np.maximum(noise * size, floor)), 1, labels)
     labels = np.where(defined, labels, UNDEFINED)
+    labels = np.where(_chaotic(labels, tight, exponent, error, window), CHAOS, labels)
     onset = defined & alternating & (growth > _ONSET) & (amplitude > floor)
     for index in reversed(np.flatnonzero(onset)):
         goes_on = index + 1 < num and labels[index + 1] not in (1, UNDEFINED)
         if goes_on or amplitude[index] > noise * size[index]:
             labels[index] = GROWING
     return Windows(np.arange(num) * window, labels, amplitude, growth, spreads[0], exponent, error)
+
+
+def _chaotic(labels, tight, exponent, error, window):
+    """Return which windows are chaos: see `label`."""
+    irregular = labels == IRREGULAR
+    stretch = np.cumsum(np.diff(irregular, prepend=False))
+    folds = np.bincount(stretch, np.where(irregular, np.nan_to_num(exponent), 0) * window)[stretch]
+    in_bands = (labels > 1) & ~tight & (exponent * window > 1)
+    return (exponent > error) & ((irregular & (folds > 2)) | in_bands)
 
 
 def _exponents(log_growth, num, window):

@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, SymmetricalLogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.cascades import CHAOS, GROWING, IRREGULAR, UNDEFINED, name
 from analysis.figures.style import COLORS, STYLE
@@ -67,7 +67,7 @@ def cascades(found: xr.Dataset) -> Figure:
         grid[0, 0].set_title("whole run", fontsize=8)
         grid[0, 1].set_title("zoom", fontsize=8)
         for axes in (grid[1, 0], grid[3, 0]):
-            axes.legend(frameon=False, ncols=3, loc="upper right", borderaxespad=0.1, handlelength=1.4)
+            axes.legend(frameon=False, ncols=3, loc="upper right", borderaxespad=0.1, markerscale=3)
         _legend_of_periods(figure, found)
         figure.align_ylabels(grid[:, 0])
     return figure
@@ -88,7 +88,7 @@ def bifurcation(found: xr.Dataset) -> Figure:
     rows = -(-num_turns // 5)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1.6 * rows + 0.6), layout="constrained")
-        grid = figure.subplots(rows, 5, sharex=True, sharey=True, squeeze=False)
+        grid = figure.subplots(rows, 5, sharex=True, sharey="row", squeeze=False)
         for number, axes in enumerate(grid.flat):
             axes.set_rasterization_zorder(3)
             if number >= num_turns:
@@ -104,7 +104,13 @@ def bifurcation(found: xr.Dataset) -> Figure:
                 )  # fmt: skip
             axes.axvline(1, color="#222222", linewidth=0.4, linestyle=":", zorder=1)
             axes.set_title(f"turn {number + 1}", fontsize=7, pad=2)
-        grid[0, 0].set(yscale="log", xlim=(0.5, 1.1), ylim=(0.1, 10))
+        for number, axes in enumerate(grid[:, 0]):
+            here = np.abs(np.log(ratio[8:-8][5 * number * turn : 5 * (number + 1) * turn]))
+            most = max(1.5, float(np.exp(np.quantile(here, 0.9999)))) if len(here) else 2
+            axes.set(yscale="log", xlim=(0.5, 1.1), ylim=(1 / most, most))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         figure.supxlabel("phase in the turn of a class (1: switch of class)", fontsize=8)
         figure.supylabel(r"$F$ / mean of $F$ over 16 steps", fontsize=8)
         _legend_of_periods(figure, found)
@@ -146,7 +152,11 @@ def threshold_rate(found: xr.Dataset) -> Figure:
                         f"{count}", (rate * shift, height), xytext=(3, 3), textcoords="offset points",
                         fontsize=6, color=color,
                     )  # fmt: skip
-        above.set(xscale="log", yscale="log", ylabel=r"$\lambda_{\max}$ at the onset (nat)")
+        above.set(xscale="log", yscale="log")
+        above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        above.yaxis.set_minor_formatter(NullFormatter())
+        above.set(ylabel=r"$\lambda_{\max}$ at the onset (nat)")
         below.set(xlabel=r"learning rate $\eta$", ylabel=r"$\eta\,\lambda_{\max} / 2$", ylim=(0.6, 1.4))
         below.set_xticks(rates, [f"{rate:g}" for rate in rates])
         below.minorticks_off()
@@ -248,8 +258,7 @@ def _draw_split(axes: Axes, found: xr.Dataset) -> None:
                 label=f"moved by {label}" if number == 0 else None, zorder=2,
             )  # fmt: skip
     axes.axhline(0, color="#222222", linewidth=0.5, zorder=1)
-    axes.set_yscale("symlog", linthresh=1)
-    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1))
+    axes.set_ylim(-1.6, 1.6)  # single changes in chaos go beyond
 
 
 def _legend_of_periods(figure: Figure, found: xr.Dataset) -> None:

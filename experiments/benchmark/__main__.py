@@ -7,7 +7,7 @@ from rich.console import Console
 
 from dlf import files
 from experiments import command_line
-from experiments.benchmark import curvature, fig4, soak, spread, sweep
+from experiments.benchmark import curvature, fig4, soak, spread, stability, sweep
 from experiments.benchmark.report import tables
 from experiments.configs import fig4 as config_fig4
 
@@ -33,6 +33,9 @@ def _main() -> int:
     grids = commands.add_parser("sweep", help="ensembles: replica-steps a second, overhead, memory")
     grids.add_argument("--json", type=Path, default="results/benchmark_sweep.json")
     grids.add_argument("--repeats", type=int, default=5)
+    cascades = commands.add_parser("stability", help="cost of tracker, exponent and period labels")
+    cascades.add_argument("--json", type=Path, default="results/benchmark_stability.json")
+    cascades.add_argument("--repeats", type=int, default=3)
     kills = commands.add_parser("soak", help="kill a sweep at random moments and compare the end result")
     kills.add_argument("--kills", type=int, default=50)
     kills.add_argument("--workdir", type=Path, default="results/soak")
@@ -52,6 +55,8 @@ def _main() -> int:
         Console().print(*tables(fig4.benchmark(arguments.json, arguments.repeats, arguments.steps)))
     elif arguments.command == "sweep":
         Console().print(*tables(sweep.benchmark(arguments.json, arguments.repeats)))
+    elif arguments.command == "stability":
+        Console().print(*tables(stability.benchmark(arguments.json, arguments.repeats)))
     elif arguments.command == "curvature":
         jax.config.update("jax_enable_x64", True)  # for the true residuals; all solvers get float32
         results, rows = curvature.benchmark(arguments.json, arguments.repeats)

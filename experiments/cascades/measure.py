@@ -156,8 +156,9 @@ def summary(run: xr.Dataset, windows: cascades.Windows, found: xr.Dataset, rates
 def rates(sweep: xr.Dataset) -> xr.Dataset:
     """Return the sharpness at the first onset of every cell, in nat: NaN where there is none.
 
-    An instability counts if it begins after a quiet window, so not one in which the first parameters
-    lie already. Between measurements the sharpness is interpolated.
+    An instability counts if the sharpness was below the threshold at the last measurement before its first
+    window, so not one into which the first parameters were drawn. The sharpness is extrapolated from the last
+    two measurements up to the onset: a burst may have begun before the next one.
     """
     onset = np.full(sweep["status"].shape, np.nan)
     sharpness = np.full(sweep["status"].shape, np.nan)
@@ -166,8 +167,16 @@ def rates(sweep: xr.Dataset) -> xr.Dataset:
         loss = sweep["loss"].values[cell]
         measured = sweep["sharpness"].values[cell]
         if np.isfinite(loss).all() and np.isfinite(measured).all():
-            onset[cell] = cascades.first_onset(loss, cascades.label(loss))
-            sharpness[cell] = np.interp(onset[cell], steps, measured) if onset[cell] >= 0 else np.nan
+            ratio = sweep["stability_ratio"].values[cell]
+            windows = cascades.label(loss)
+            for part, step in zip(cascades.find(windows), cascades.onsets(loss, windows), strict=True):
+                before = np.flatnonzero(steps < windows.first_step[part.start])
+                if len(before) and ratio[before[-1]] < 1:
+                    last = max(int(np.searchsorted(steps, step, side="right")) - 1, 1)
+                    slope = (measured[last] - measured[last - 1]) / (steps[last] - steps[last - 1])
+                    sharpness[cell] = measured[last] + slope * (step - steps[last])
+                    onset[cell] = step
+                    break
     dims = sweep["status"].dims
     return xr.Dataset(
         {"sharpness": (dims, sharpness, {"units": "nat"}), "onset": (dims, onset, {"units": "step"})},
