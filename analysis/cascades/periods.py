@@ -15,7 +15,7 @@ GROWING, CHAOS, IRREGULAR, UNDEFINED = -1, -2, -3, -4
 _NAMES = {GROWING: "growing", CHAOS: "chaos", IRREGULAR: "irregular", UNDEFINED: "undefined"}
 
 _ROUNDING = 1e3  # eps: an alternation below it, relative to the values, is none
-_RESOLUTION = 0.02  # a finer splitting of branches than this part of their spread is not looked for
+_RESOLUTION = 0.005  # a finer splitting of branches than this part of their spread is not looked for
 _LOOSE = 0.5  # of the spread: where branches explain less, they are none
 _ONSET = 2.0  # factor over a window by which an alternation grows in an onset
 _BLOCK = 16  # steps: of all periods, so that block means do not alternate
@@ -59,18 +59,20 @@ def label(
 
         x_n = a_k + b_k n + rest,  k = n mod p        s_p: standard deviation of the rest
 
-    The label is the smallest p of 1, 2, 4, 8, 16 whose s_p is that of the best p, or below 2 % of s_1.
+    The label is the smallest p of 1, 2, 4, 8, 16 whose s_p is that of the best p, or below 0.5 % of s_1.
     Before that, the fast part h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16 decides: if it
-    is smooth, or at most `noise` times the largest |x| of the window, the period is 1; if it alternates in
-    sign and grows by more than 2 over the window, it is GROWING, the onset of an instability, also below
-    `noise` where the following windows grow on beyond it. Where no period explains three quarters of the
-    variance, a window is CHAOS if its exponent is positive by more than its standard error and nearby runs
-    part by two e-folds before a period fits again, else IRREGULAR (random noise, period 3, a rotation). A
-    period that leaves more than 2 % of s_1 is a noisy period, or chaos in bands: CHAOS if nearby runs part by
-    an e-fold within the window. Without these, a slow drift along directions of negative curvature, which
-    makes every exponent slightly positive, would pass for chaos. A window with NaN is UNDEFINED.
-    `log_growth` holds the log of a tangent's growth at every step (`analysis.stability.log_growth`); its
-    error comes from blocks of 16 steps. Rows at the end that fill no window have no label.
+    is smooth and no period fits, or at most `noise` times the largest |x| of the window, the period is 1; if
+    it alternates in sign and grows by more than 2 over the window, it is GROWING, the onset of an
+    instability, also below `noise` where the following windows grow on beyond it.
+
+    Where no period explains three quarters of the variance, a window is CHAOS if its exponent is positive by
+    more than its standard error and nearby runs part by two e-folds before a period fits again, else
+    IRREGULAR (random noise, period 3, a rotation). A period that leaves more than 0.5 % of s_1 is a noisy
+    period, or chaos in bands: CHAOS if nearby runs part by an e-fold within the window. Without these, a slow
+    drift along directions of negative curvature, which makes every exponent slightly positive, would pass
+    for chaos. A window with NaN is UNDEFINED. `log_growth` holds the log of a tangent's growth at every step
+    (`analysis.stability.log_growth`); its error comes from blocks of 16 steps. Rows at the end that fill no
+    window have no label.
 
     Raises ValueError for a window below 64 or no multiple of 16, for a series shorter than a window, or a
     log growth of another length.
@@ -101,7 +103,8 @@ def label(
     floor = _ROUNDING * np.finfo(x.dtype).eps * size
     spreads = np.stack([_rest(x, p) for p in PERIODS])
     labels, tight = _fit(spreads, floor)
-    labels = np.where(smooth | (amplitude <= np.maximum(noise * size, floor)), 1, labels)
+    quiet = (smooth & (labels == IRREGULAR)) | (amplitude <= np.maximum(noise * size, floor))
+    labels = np.where(quiet, 1, labels)
     labels = np.where(defined, labels, UNDEFINED)
     labels = np.where(_chaotic(labels, tight, exponent, error, window), CHAOS, labels)
     onset = defined & alternating & (growth > _ONSET) & (amplitude > floor)

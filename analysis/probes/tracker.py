@@ -11,7 +11,7 @@ from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import preconditioned
 from analysis.probes.checks import check_positive, check_tol
 from analysis.stability import preconditioner, threshold
-from analysis.tracking import class_subspace, gauss_newton_curvature, identify, split_change
+from analysis.tracking import class_subspace, gaps, gauss_newton_curvature, identify, split_change
 from dlf.losses import make_class_losses, make_loss
 from dlf.types import Params, Probe, Problem, TrainState, Variable
 
@@ -100,8 +100,8 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
             "tracked_identity": identities.astype(real),
             "tracked_overlap": jnp.where(first, jnp.nan, identity.overlap),
             "tracked_crossing": identity.crossing.astype(real),
-            "tracked_gap": moved.gap,
-            "tracked_classes": weights * curvatures,
+            "tracked_gap": gaps(pairs.values),
+            "tracked_classes": weights[None] * curvatures,
             "tracked_gauss_newton": gauss_newton,
             "tracked_residual_part": curvatures @ weights - gauss_newton,
             "loss_moved": moved.loss_moved,

@@ -68,7 +68,8 @@ def step_multipliers(
     Runs outside of compiled functions. `tol` is relative to the modulus. Where Arnoldi does not converge, the
     best values are returned and `converged` is False.
 
-    Raises ValueError for a tolerance outside (0, 1) or fewer than one multiplier.
+    Raises ValueError for a tolerance outside (0, 1), fewer than one multiplier, or a step without a finite
+    derivative at `state`.
 
     Source: Lehoucq and Sorensen 1996 (ARPACK).
 
@@ -157,6 +158,12 @@ def _repeat(advance, num_steps, state):
 
 def _extreme(product, flat, ends, num, tol, key):
     """Return (values, unit vectors [size, number], residuals) of the multipliers at some ends."""
+    start = jax.random.normal(key, flat.shape, flat.dtype)
+    if not bool(jnp.all(jnp.isfinite(product(start)))):
+        raise ValueError(
+            "the training step has no finite derivative at this state: a loss that is not finite, or a root "
+            "at zero, as Adam's where a gradient has always been zero (its eps_root > 0 helps)"
+        )
     if flat.size <= _LARGEST_DENSE:
         values, vectors = np.linalg.eig(np.asarray(dense(product, flat)))
         values, vectors = values.astype(complex), vectors.astype(complex)
@@ -164,8 +171,7 @@ def _extreme(product, flat, ends, num, tol, key):
         operator = LinearOperator(
             (flat.size, flat.size), lambda v: np.asarray(product(jnp.asarray(v.ravel()))), dtype=flat.dtype
         )
-        start = np.asarray(jax.random.normal(key, flat.shape, flat.dtype))
-        parts = [_arnoldi(operator, end, num, tol, start) for end in ends]
+        parts = [_arnoldi(operator, end, num, tol, np.asarray(start)) for end in ends]
         values, vectors = np.concatenate([p[0] for p in parts]), np.hstack([p[1] for p in parts])
     images = [
         np.asarray(product(jnp.asarray(v.real))) + 1j * np.asarray(product(jnp.asarray(v.imag)))

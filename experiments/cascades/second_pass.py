@@ -34,7 +34,7 @@ def measure_windows(
     dims = {name: of.dims for name, of in {**tracked.run.probes[probe].variables, **_LOSS}.items()}
     parts = []
     for start, stop in sorted(windows):
-        step, state = _nearest(experiment, workdir, start)
+        step, state = nearest(experiment, workdir, start)
         for _ in range(step, start - _BLOCK + 1, _BLOCK):
             state, _, _ = advance(experiment.replica, state, {}, _BLOCK)
         first, carries, rows = int(state.step), init_carries(tracked.run.probes, state), []
@@ -48,8 +48,8 @@ def measure_windows(
     return xr.concat(parts, "step").drop_duplicates("step").sortby("step")
 
 
-def _nearest(experiment: Experiment, workdir: Path, step: int) -> tuple[int, Any]:
-    """Return the newest state of a run at or before a step."""
+def nearest(experiment: Experiment, workdir: Path, step: int) -> tuple[int, Any]:
+    """Return the newest sound checkpoint of a run at or before a step, (step, state); else the first state."""
     folder = workdir / "checkpoints"
     like = experiment.state, init_carries(experiment.run.probes, experiment.state)
     for kept in checkpoints.steps(folder):

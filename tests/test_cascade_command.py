@@ -1,0 +1,124 @@
+"""`make cascades` at its smallest scale, its second pass, and what it says to mistakes."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from analysis import cascades as periods
+from dlf import checkpoints, results, train
+from experiments import build
+from experiments.cascades import __main__ as main
+from experiments.cascades import cost, measure, second_pass
+from experiments.configs import cascades
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cascades")
+
+
+def test_it_trains_measures_and_draws_and_then_only_draws(workdir, command):
+    status, out, err = command(main.main, "--scale=smoke", f"--workdir={workdir}")
+    assert status == 0, err
+    assert "the tracker takes 24 measurements of about" in err and "gradients" in err
+    folder = workdir / "smoke"
+    for name in ("cascades", "bifurcation", "static_dynamic", "threshold_rate"):
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+        assert (folder / f"{name}.pdf").exists()
+    with (folder / "instabilities.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows and list(rows[0]) == list(periods.Instability._fields)
+    assert f"{int(rows[0]['onset']):,}" in out
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.zarr/**/*") if path.is_file()}
+    status, again, err = command(main.main, "--scale=smoke", f"--workdir={workdir}")
+    assert status == 0 and "the tracker takes" not in err
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("metrics.zarr/**/*") if p.is_file()}
+    assert again.splitlines()[-20:] == out.splitlines()[-20:]
+
+
+def test_the_second_pass_follows_the_run_to_the_bit_from_its_checkpoints(workdir):
+    with jax.enable_x64(True):
+        config = cascades.get_config("smoke")
+        run = results.load(workdir / "smoke" / "run")
+        assert len(list((workdir / "smoke" / "run" / "checkpoints").glob("*.json"))) == 15
+        found = second_pass.measure_windows(
+            config, workdir / "smoke" / "run", [(250, 280), (90, 100), (590, 600)]
+        )
+        steps = found["step"].values
+        assert {*range(250, 280), *range(90, 100), *range(590, 600)} <= {*steps.tolist()}
+        assert len(steps) == len({*steps.tolist()}) and steps.max() == 599 and len(steps) < 130
+        np.testing.assert_array_equal(found["loss"], run["loss"].sel(step=steps))
+        # the same eigenvalues as those of the first pass, where both have measured
+        both = sorted({*steps.tolist()} & {*run["tracker_step"].values.tolist()})
+        assert both
+        again = found["tracked_eigenvalues"].sel(step=both)[:, 0]
+        once = run["tracked_eigenvalues"].sel(tracker_step=both, rank=0)
+        np.testing.assert_allclose(again, once, rtol=1e-3)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_others_resume_with_the_same_bits(workdir):
+    folder = workdir / "smoke" / "run" / "checkpoints"
+    with jax.enable_x64(True):
+        config = cascades.get_config("smoke")
+        experiment, run = build.build(config), results.load(folder.parent)
+        like = experiment.state, train.init_carries(experiment.run.probes, experiment.state)
+        state, carries = checkpoints.load(folder, 400, like)
+        _, _, series = build.make_loop(experiment)(experiment.replica, state, carries, 100)
+        rows = run["tracked_eigenvalues"].sel(tracker_step=slice(400, 499))
+        np.testing.assert_array_equal(series["tracked_eigenvalues"][::25], rows)
+        for name in ("tracked_identity", "network_moved", "tracked_matvecs", "tracked_audit"):
+            found = np.asarray(series[name])[::25]
+            expected = run[name].sel(tracker_step=slice(400, 499)).values
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+        np.testing.assert_array_equal(series["log_growth"], run["log_growth"].sel(step=slice(400, 499)))
+        record = folder / "240.json"
+        content = record.read_text()
+        record.write_text(json.dumps({name: 0 for name in json.loads(content)}))
+        try:
+            step, _ = second_pass.nearest(experiment, folder.parent, 250)
+        finally:
+            record.write_text(content)
+        assert step == 200 and second_pass.nearest(experiment, folder.parent, 250)[0] == 240
+        assert second_pass.nearest(experiment, folder.parent, 39)[0] == 0
+
+
+def test_the_cost_counts_measurements_and_gradients(workdir):
+    with jax.enable_x64(True):
+        estimate = cost.estimate(cascades.get_config("smoke"))
+    assert estimate.num_measurements == 24
+    assert estimate.gradients == pytest.approx(24 * estimate.gradients_per_measurement)
+    # at least 8 products of a warm start, each of more than one gradient
+    assert estimate.gradients_per_measurement > 8
+
+
+def test_forecasts_cover_the_rest_of_their_cycle(workdir):
+    with jax.enable_x64(True):
+        config = cascades.get_config("smoke")
+        run = results.load(workdir / "smoke" / "run")
+        found = measure.forecasts(config, run)["forecast"]
+    first = found.sel(forecast_step=100)
+    assert np.isnan(first.sel(tracker_step=slice(0, 75))).all()
+    assert np.isfinite(first.sel(tracker_step=slice(100, 300))).all()
+    assert np.isnan(first.sel(tracker_step=slice(325, None))).all()  # a cycle: three turns of 101 steps
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--scale=large"], "invalid choice: 'large'"),
+        (["--launcher=slurm"], "--launcher=slurm needs --jobs=N"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_mistakes_get_one_line(tmp_path, command, arguments, message):
+    status, _, err = command(main.main, f"--workdir={tmp_path}", *arguments)
+    assert status == 2 and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, command):
+    (tmp_path / "file").write_text("")
+    status, _, err = command(main.main, "--scale=smoke", f"--workdir={tmp_path / 'file'}")
+    assert status == 2 and "cannot use" in err and len(err.strip().splitlines()) == 1

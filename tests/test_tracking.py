@@ -1,0 +1,219 @@
+"""The tracker against dense matrices: identities, splits, audits, forecasts, and its memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from analysis import operators, probes, tracking
+from analysis.linear_maps import dense
+from dlf import data, losses, models, schedules, train
+from dlf.types import Batch
+
+KEY = jax.random.key(0)
+SGD = dict(name="sgd", learning_rate=0.5)
+
+
+def a_problem(optimizer=SGD, amplitude=20.0, period=60, width=9):
+    batch = data.spiral(examples_per_class=10, num_turns=0.5).train
+    model = models.mlp(3, (width,), activation="tanh", initialization="updated", use_bias=True)
+    schedule = schedules.triangular(3, amplitude=amplitude, period=period)
+    problem = train.make_problem(
+        model.apply, losses.cross_entropy, schedule, data.full_batch(batch), optimizer, batch, KEY
+    )
+    return problem, train.init_state(model.init(KEY, batch.inputs), train.make_optimizer(**optimizer))
+
+
+def advanced(problem, state, num_steps):
+    return jax.jit(lambda s: jax.lax.fori_loop(0, num_steps, lambda _, s: problem.advance(s), s))(state)
+
+
+def loop_of(problem, optimizer, chosen):
+    step_fn = train.make_step(problem.loss_fn, problem.batch_fn, train.make_optimizer(**optimizer))
+    return train.make_loop(step_fn, chosen)
+
+
+def dense_hessian(problem, state):
+    matvec = operators.hessian(problem.loss_fn, state.params, problem.batch_fn(state.step), state.step)
+    return np.asarray(dense(matvec, state.params))
+
+
+def test_the_tracked_pairs_and_parts_are_those_of_dense_matrices(float64):
+    problem, state = a_problem()
+    probe = probes.tracker(problem, every=4, num=3, tol=1e-8)
+    _, _, series = loop_of(problem, SGD, {"tracker": probe})(state, {"tracker": probe.init(state)}, 41)
+    state = advanced(problem, state, 40)
+    row = {name: np.asarray(series[name])[40] for name in probe.variables}
+    values, vectors = np.linalg.eigh(dense_hessian(problem, state))
+    np.testing.assert_allclose(row["tracked_eigenvalues"], values[::-1][:3], rtol=1e-7)
+    weights, u = problem.schedule(state.step), vectors[:, -1]
+    class_losses = losses.make_class_losses(problem.apply_fn, problem.weighted_loss)
+    batch = problem.batch_fn(state.step)
+    for label in range(3):
+        matvec = operators.class_hessian(class_losses, state.params, batch, jnp.asarray(label))
+        matrix = dense(matvec, state.params)
+        expected = float(weights[label]) * (u @ np.asarray(matrix) @ u)
+        assert row["tracked_classes"][0, label] == pytest.approx(expected, rel=1e-5)
+    logits_loss = losses.make_loss(lambda logits, _: logits, problem.weighted_loss, problem.schedule)
+    parts = dict(tracked_gauss_newton=operators.ggn, tracked_residual_part=operators.residual)
+    for name, part in parts.items():
+        matvec = part(problem.apply_fn, logits_loss, state.params, batch, state.step)
+        matrix = np.asarray(dense(matvec, state.params))
+        assert row[name][0] == pytest.approx(u @ matrix @ u, rel=1e-5, abs=1e-8)
+    distances = np.abs(np.subtract.outer(values[::-1][:3], values[::-1][:3])) + np.diag([np.inf] * 3)
+    np.testing.assert_allclose(row["tracked_gap"], distances.min(axis=1), rtol=1e-4)
+    assert row["tracked_threshold"] == 4.0
+    np.testing.assert_array_equal(row["tracked_kept"], [1, *(values[::-1][1:3] > 3.0)])
+
+
+def test_the_split_is_that_of_dense_finite_differences(float64):
+    problem, state = a_problem(period=600)
+    probe = probes.tracker(problem, every=1, num=3, tol=1e-8)
+    _, _, series = loop_of(problem, SGD, {"tracker": probe})(state, {"tracker": probe.init(state)}, 30)
+    state = advanced(problem, state, 28)
+    now, later = dense_hessian(problem, state), dense_hessian(problem, state._replace(step=state.step + 1))
+    moved = np.linalg.eigvalsh(later)[-1] - np.linalg.eigvalsh(now)[-1]  # the loss alone, exactly
+    after = np.linalg.eigvalsh(dense_hessian(problem, problem.advance(state)))[-1]
+    assert series["split_valid"][29, 0] == 1
+    loss_moved, network_moved = float(series["loss_moved"][29, 0]), float(series["network_moved"][29, 0])
+    assert loss_moved == pytest.approx(moved, rel=0.01)  # first order in the change of the weights
+    assert loss_moved + network_moved == pytest.approx(after - np.linalg.eigvalsh(now)[-1], rel=1e-6)
+    assert np.isnan(series["loss_moved"][0]).all() and (series["split_valid"][0] == 0).all()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_of_adaptive_optimizers_the_preconditioned_hessian_is_tracked(float64, optimizer):
+    settings = dict(name=optimizer, learning_rate=0.01)
+    problem, state = a_problem(settings)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam
+        probe = probes.tracker(problem, every=1, num=2, tol=1e-6)
+        ratio = probes.stability(problem, every=1, tol=1e-6)
+        loop = loop_of(problem, settings, {"tracker": probe, "ratio": ratio})
+        carries = {"tracker": probe.init(state), "ratio": ratio.init(state)}
+        _, _, series = loop(state, carries, 12)
+        state = advanced(problem, state, 10)
+    second = jax.tree.leaves(state.opt_state[0].nu)
+    correction = 1 - 0.999**10 if optimizer == "adam" else 1.0
+    eps = 1e-8
+    scale = [np.sqrt(v / correction) + eps if optimizer == "adam" else np.sqrt(v + eps) for v in second]
+    flat = np.concatenate([np.ravel(p) for p in scale])
+    expected = np.linalg.eigvalsh(dense_hessian(problem, state) / np.sqrt(np.outer(flat, flat)))[-1]
+    assert series["tracked_eigenvalues"][10, 0] == pytest.approx(expected, rel=1e-4)
+    assert series["tracked_classes"][10, 0].sum() == pytest.approx(expected, rel=1e-4)
+    bound = 2 / 0.01 if optimizer == "rmsprop" else 2 * 1.9 / (0.1 * 0.01) * (1 - 0.9**11)
+    assert series["tracked_threshold"][10] == pytest.approx(bound)
+    two = series["tracked_eigenvalues"][10:12, 0] / series["tracked_threshold"][10:12]
+    assert series["stability_ratio"][10] == pytest.approx(float(two.mean()), rel=1e-3)
+    if optimizer == "adam":
+        assert np.isnan(series["tracked_eigenvalues"][0]).all() and np.isnan(series["stability_ratio"][0])
+
+
+def test_a_resumed_tracker_goes_on_with_the_same_bits(x64):
+    problem, state = a_problem()
+    chosen = {
+        "tracker": probes.tracker(problem, every=5, num=3, tol=1e-3),
+        "lyapunov": probes.lyapunov(problem, num=2),
+        "forecast": probes.forecast(problem, every=20, num=2, tol=1e-3),
+    }
+    loop = loop_of(problem, SGD, chosen)
+    carries = train.init_carries(chosen, state)
+    _, _, whole = loop(state, carries, 120)
+    parts = []
+    for num_steps in (40, 40, 40):
+        state, carries, series = loop(state, carries, num_steps)
+        parts.append(series)
+    for name in whole:
+        together = np.concatenate([part[name] for part in parts])
+        np.testing.assert_array_equal(together, whole[name], err_msg=name)
+
+
+def track(curvatures, weights_of_step, num_steps, num=3):
+    """Track a parabola whose Hessian is the diagonal of curvatures [size, classes] @ weights."""
+    curvatures = jnp.concatenate(
+        [jnp.asarray(curvatures), 0.01 * jnp.arange(1.0, 31)[:, None] * jnp.ones((1, 2))]
+    )
+    size = len(curvatures)
+    batch = Batch(curvatures, jnp.zeros(size, jnp.int32))
+    problem = train.make_problem(
+        lambda params, inputs: inputs * params[:, None] ** 2 * (size / 2),
+        lambda logits, labels, weights: logits @ weights,
+        weights_of_step,
+        lambda step: batch,
+        SGD,
+        batch,
+        KEY,
+    )
+    probe = probes.tracker(problem, every=1, num=num, tol=1e-6)
+    state = train.init_state(jnp.ones(size), train.make_optimizer(**SGD))
+
+    def body(carry, step):
+        return probe.measure(carry, state._replace(step=step))
+
+    _, rows = jax.lax.scan(body, probe.init(state), jnp.arange(num_steps, dtype=jnp.int32))
+    return {name: np.asarray(row) for name, row in rows.items()}
+
+
+def test_a_crossing_keeps_the_identities_and_is_flagged(float64):
+    def weights(step):
+        move = 0.1 * step.astype(float)
+        return jnp.stack([1.45 - move, 0.55 + move])
+
+    rows = track([[2.0, 0.0], [0.0, 2.0], [0.5, 0.5]], weights, 10)  # they pass between steps 4 and 5
+    assert rows["tracked_identity"][4].tolist() == [0, 1, 2]
+    assert rows["tracked_identity"][5].tolist() == [1, 0, 2]
+    assert rows["tracked_crossing"].sum(axis=0).tolist() == [1, 1, 0]
+    assert rows["tracked_crossing"][5, :2].tolist() == [1, 1]
+    np.testing.assert_allclose(rows["tracked_eigenvalues"][9, :2], [2.9, 1.1], rtol=1e-6)
+    assert rows["tracked_gap"][9, 0] == pytest.approx(1.8, rel=1e-5)
+    # the loss moved, the network did not; the split follows the identity through the crossing
+    np.testing.assert_allclose(rows["loss_moved"][6:, 0], 0.2, rtol=1e-5)
+    np.testing.assert_allclose(rows["network_moved"][6:, 0], 0, atol=1e-5)
+    # valid where the gap exceeds the change, not at the crossing
+    assert rows["split_valid"][[2, 5, 8], 0].tolist() == [1, 0, 1]
+
+
+def test_a_degenerate_eigenvalue_has_no_gap_and_no_valid_split(float64):
+    rows = track([[2.0, 1.0], [1.0, 2.0], [0.5, 0.5]], lambda step: jnp.ones(2), 3)
+    np.testing.assert_allclose(rows["tracked_eigenvalues"][2], [3, 3, 1], rtol=1e-6)
+    np.testing.assert_allclose(rows["tracked_gap"][2], [0, 0, 2], atol=1e-5)
+    assert rows["split_valid"][2].tolist() == [0, 0, 1]
+
+
+def test_every_tenth_measurement_is_audited_and_a_newcomer_gets_a_number(float64):
+    def weights(step):
+        return jnp.where(step >= 11, jnp.asarray([0.1, 1.9]), jnp.asarray([1.9, 0.1]))
+
+    rows = track([[1.5, 1.5], [1.0, 1.0], [0.5, 0.5], [0.0, 2.5]], weights, 31)
+    audits = np.flatnonzero(np.isfinite(rows["tracked_audit"]))
+    assert audits.tolist() == [9, 19, 29]
+    np.testing.assert_allclose(rows["tracked_audit"][audits], 0, atol=1e-6)
+    assert rows["tracked_eigenvalues"][11, 0] == pytest.approx(4.75, rel=1e-6)
+    assert rows["tracked_identity"][-1, 0] == 3  # a newcomer
+    assert (rows["tracked_matvecs"][audits] > rows["tracked_matvecs"][audits - 1]).all()
+
+
+def test_the_forecast_is_a_lower_bound_and_close_through_the_whole_cycle(float64):
+    problem, state = a_problem(amplitude=70.0)
+    state = advanced(problem, state, 300)
+    probe = probes.forecast(problem, every=1, num=3, tol=1e-6)
+    _, rows = probe.measure((), state)
+    steps = np.arange(300, 480, 6)
+    weights = np.stack([problem.schedule(jnp.asarray(step, jnp.int32)) for step in steps])
+    found = tracking.forecast(np.asarray(rows["forecast_matrices"]), weights)
+    frozen = [state._replace(step=jnp.asarray(step, jnp.int32)) for step in steps]
+    exact = np.array([np.linalg.eigvalsh(dense_hessian(problem, s))[-1] for s in frozen])
+    assert (found <= exact * (1 + 1e-9)).all()
+    assert (found >= 0.9 * exact).all()
+
+
+def test_bad_settings_get_one_line():
+    problem, _ = a_problem()
+    with pytest.raises(ValueError, match="at least 2, since a gap needs two, got 1"):
+        probes.tracker(problem, every=1, num=1, tol=1e-3)
+    with pytest.raises(ValueError, match="every must be"):
+        probes.tracker(problem, every=0, num=2, tol=1e-3)
+    with pytest.raises(ValueError, match="tol must be positive"):
+        probes.stability(problem, every=1, tol=0.0)
+    lion = problem._replace(optimizer=dict(name="lion", learning_rate=0.1))
+    with pytest.raises(ValueError, match="step_multipliers needs no formula"):
+        probes.tracker(lion, every=1, num=2, tol=1e-3)
