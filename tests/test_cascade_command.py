@@ -73,7 +73,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_others_resume_with_the_same
             found = np.asarray(series[name])[::25]
             expected = run[name].sel(tracker_step=slice(400, 499)).values
             np.testing.assert_array_equal(found, expected, err_msg=name)
-        np.testing.assert_array_equal(series["log_growth"], run["log_growth"].sel(step=slice(400, 499)))
+        np.testing.assert_array_equal(
+            series["log_growth"], run["log_growth"].sel(lyapunov_step=slice(400, 499))
+        )
         record = folder / "240.json"
         content = record.read_text()
         record.write_text(json.dumps({name: 0 for name in json.loads(content)}))

@@ -63,7 +63,8 @@ def label(
     Before that, the fast part h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16 decides: if it
     is smooth and no period fits, or at most `noise` times the largest |x| of the window, the period is 1; if
     it alternates in sign and grows by more than 2 over the window, it is GROWING, the onset of an
-    instability, also below `noise` where the following windows grow on beyond it.
+    instability, also below `noise` where the following windows grow on beyond it. A series that goes to zero
+    has no level to compare with: add one.
 
     Where no period explains three quarters of the variance, a window is CHAOS if its exponent is positive by
     more than its standard error and nearby runs part by two e-folds before a period fits again, else

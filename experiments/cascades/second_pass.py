@@ -49,7 +49,7 @@ def measure_windows(
 
 
 def nearest(experiment: Experiment, workdir: Path, step: int) -> tuple[int, Any]:
-    """Return the newest sound checkpoint of a run at or before a step, (step, state); else the first state."""
+    """Return (step, state) of the newest sound checkpoint at or before a step, else of the beginning."""
     folder = workdir / "checkpoints"
     like = experiment.state, init_carries(experiment.run.probes, experiment.state)
     for kept in checkpoints.steps(folder):
