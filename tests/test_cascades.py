@@ -9,6 +9,8 @@ import xarray as xr
 from analysis import cascades, stability
 from analysis.cascades import CHAOS, GROWING, IRREGULAR, UNDEFINED
 from dlf import train
+from experiments import build
+from experiments.configs import fig4
 
 N = np.arange(4_096)
 
@@ -157,3 +159,22 @@ def test_a_quiet_run_has_no_instability():
     none = xr.DataArray(np.zeros(0), [("step", np.zeros(0, int))])
     assert cascades.table(run, windows, none, threshold=2.0, steps_per_class=500) == []
     assert cascades.onsets(run["loss"].values, windows) == []
+
+
+def test_the_run_of_fig_4_is_unstable_at_the_ends_of_its_first_turns_and_smooth_at_its_end(float64):
+    """By features: the trajectory of a chaotic run is another one on another machine."""
+    config = fig4.get_config()
+    experiment = build.build(config)
+    loop = build.make_loop(experiment, ())
+    _, _, series = loop(experiment.replica, experiment.state, {}, config.num_steps)
+    loss = np.asarray(series["loss"])
+    windows = cascades.label(loss)
+    turn = config.schedule.period + 1
+    onsets = np.array(cascades.onsets(loss, windows)) / turn
+    for number in range(5):
+        in_turn = onsets[(onsets >= number) & (onsets < number + 1)]
+        assert len(in_turn) == 1 and in_turn[0] > number + 0.6
+    assert onsets.max() < 11
+    assert set(windows.labels[windows.first_step > 12 * turn].tolist()) == {1}
+    depths = {cascades.GROWING, 2, 4, 8}
+    assert depths <= set(windows.labels.tolist())

@@ -65,17 +65,15 @@ def find(windows: Windows) -> list[slice]:
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 
-def budget(
-    sharpness: Float[np.ndarray, " steps"], learning_rate: float
-) -> Float[np.ndarray, ""] | np.floating:
+def budget(sharpness: Float[np.ndarray, " steps"], learning_rate: float) -> float:
     """Return the growth that plain gradient descent allows along a slowly turning eigenvector, in nat.
 
         sum_t log |1 - eta lambda(t)|
 
-    >>> round(float(budget(np.asarray([3.0, 3.0]), 1.0)), 4)
+    >>> round(budget(np.asarray([3.0, 3.0]), 1.0), 4)
     1.3863
     """
-    return np.sum(np.log(np.abs(1 - learning_rate * np.asarray(sharpness))))
+    return float(np.sum(np.log(np.abs(1 - learning_rate * np.asarray(sharpness)))))
 
 
 def table(
@@ -118,7 +116,7 @@ def table(
                 name(max(windows.labels[part], key=_DEPTHS.index)),
                 peak - onset,
                 _log_ratio(loss, onset, peak),
-                np.nan if learning_rate is None else float(budget(np.array(means), learning_rate)),
+                np.nan if learning_rate is None else budget(np.array(means), learning_rate),
                 np.nan if ntk is None else 1 - _mean(ntk, *after) / _mean(ntk, *before),
                 _mean(run["accuracy"], *before),
                 _mean(run["accuracy"], *after),

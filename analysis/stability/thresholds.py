@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
@@ -19,7 +19,7 @@ _BUILDERS = {"sgd": optax.sgd, "rmsprop": optax.rmsprop, "adam": optax.adam, "em
 def threshold(
     name: str, learning_rate: float | Array | optax.Schedule, *, step: Step | None = None, **settings: Any
 ) -> float | Float[Array, ""]:
-    """Return the largest eigenvalue of the (preconditioned) Hessian at which the optimizer is stable.
+    """Return the eigenvalue of the (preconditioned) Hessian up to which the optimizer is stable.
 
         sgd                      2 / eta                             x_{n+1} = (1 - eta lambda) x_n
         sgd, momentum b          2 (1 + b) / eta                     heavy ball, v <- b v + g
@@ -55,11 +55,7 @@ def threshold(
     settled = 2 * (1 + decay) / ((1 - decay) * learning_rate)
     if step is None or not given.get("debias", True):
         return settled
-    return settled * (1 - decay ** (step + 1).astype(_float_of(settled)))
-
-
-def _float_of(value):
-    return jax.numpy.result_type(float) if isinstance(value, float) else value.dtype
+    return settled * (1 - decay ** (step + 1).astype(jnp.result_type(float)))
 
 
 def _bind(name: str, learning_rate: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -105,9 +101,9 @@ def effective_hessian(matvec: Matvec, opt_state: PyTree, name: str, **settings: 
 
     Raises ValueError and TypeError as `threshold` does.
 
-    >>> import jax.numpy as jnp
-    >>> _, opt_state = optax.adam(0.1, b2=0.75).update(jnp.asarray([2.0]), optax.adam(0.1).init(jnp.ones(1)))
-    >>> matvec = effective_hessian(lambda v: 3 * v, opt_state, "adam", learning_rate=0.1, b2=0.75)
+    >>> rmsprop = optax.rmsprop(0.1, decay=0.75)
+    >>> _, opt_state = rmsprop.update(jnp.asarray([4.0]), rmsprop.init(jnp.ones(1)))
+    >>> matvec = effective_hessian(lambda v: 3 * v, opt_state, "rmsprop", learning_rate=0.1, decay=0.75)
     >>> matvec(jnp.ones(1)).round(4).tolist()
     [1.5]
     """

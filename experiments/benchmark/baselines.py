@@ -37,8 +37,8 @@ def notebook_run(experiment: Experiment, config: ConfigDict, num_steps: int) -> 
 
     The class weights that it logs are computed without jit, and nothing waits for the device.
     """
-    apply_fn, loss_fn, batch_fn, *_ = experiment.problem
-    batch, num_classes = batch_fn(experiment.state.step), config.dataset.num_classes
+    apply_fn, loss_fn = experiment.problem.apply_fn, experiment.problem.loss_fn
+    batch, num_classes = experiment.problem.batch_fn(experiment.state.step), config.dataset.num_classes
     moving = schedules.triangular(
         num_classes, config.schedule.amplitude, config.schedule.period, config.schedule.hold_step
     )
