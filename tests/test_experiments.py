@@ -21,7 +21,7 @@ from experiments import figure, train
 
 ROOT = Path(__file__).parent.parent
 FILES = (ROOT / "experiments" / "configs").glob("[!_]*.py")
-CONFIGS = sorted(path.stem for path in FILES if not path.stem.startswith("phase_"))
+CONFIGS = sorted(path.stem for path in FILES if not path.stem.startswith(("phase_", "cascade")))
 TINY = ROOT / "experiments" / "configs" / "tiny.py"
 
 

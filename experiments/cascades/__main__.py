@@ -46,21 +46,33 @@ def train_all(scale: str, folder: Path) -> dict[str, xr.Dataset] | int:
 
 
 def measured_windows(config: ConfigDict, run: xr.Dataset, windows: Windows, folder: Path) -> xr.Dataset:
-    """Return the second pass over the onsets of a run, measured where it is not there."""
+    """Return the second pass over the onsets of a run, measured where it is not there or of another run."""
     store = folder / "windows.nc"
-    if not store.exists():
+    fine = _load(store)
+    if fine is None or not _follows(fine, run):
         with Console(stderr=True).status("second pass: the onsets at every step"):
             fine = measure.second_pass(config, folder / "run", windows)
         fine.to_netcdf(folder / "unfinished.nc", engine="scipy")
         os.replace(folder / "unfinished.nc", store)
-    fine = xr.load_dataset(store, engine="scipy")
-    if fine.sizes["step"] and (fine["loss"] != run["loss"].sel(step=fine["step"])).any():
+    if not _follows(fine, run):
         print(
             "the second pass does not follow the run to the bit: it was made on another machine or version, "
             "and its sharpness at onsets may be that of another trajectory",
             file=sys.stderr,
         )
     return fine
+
+
+def _load(store: Path) -> xr.Dataset | None:
+    try:
+        return xr.load_dataset(store, engine="scipy")
+    except (OSError, TypeError, ValueError):  # missing, or damaged
+        return None
+
+
+def _follows(fine: xr.Dataset, run: xr.Dataset) -> bool:
+    steps = fine["step"].values
+    return not len(steps) or bool((fine["loss"].values == run["loss"].sel(step=steps).values).all())
 
 
 def write_table(rows: list[Instability], path: Path) -> None:
