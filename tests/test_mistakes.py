@@ -20,7 +20,7 @@ CONFIG_FILES = {
     "config.probes.hessian = dict(every=-2, num=1, tol=0.1)": "every must be a whole number",
     # here the shape checks of the tests speak first, and name the argument too
     "config.probes.hessian = dict(every=2.5, num=1, tol=0.1)": "every",
-    "config.probes.spectrum = dict(every=2)": "unknown probe 'spectrum': one of forecast, hessian, lyapunov, ntk",
+    "config.probes.spectrum = dict(every=2)": "unknown probe 'spectrum': one of forecast, hessian",
     "1 / 0": "ZeroDivisionError",
     "config.seed = 1.5": "seed",
     "config.num_steps = None": "config.num_steps must be of type int",
