@@ -8,7 +8,7 @@ import xarray as xr
 
 from analysis import cascades, stability
 from analysis.cascades import CHAOS, GROWING, IRREGULAR, UNDEFINED
-from dlf import train
+from dlf import schedules, train
 from experiments import build
 from experiments.configs import fig4
 
@@ -99,6 +99,39 @@ def test_white_noise_is_irregular_and_no_period():
     assert np.mean(cascades.label(noise).labels == IRREGULAR) > 0.9
 
 
+@pytest.mark.parametrize("period", [40, 100, 200, 500])
+def test_a_schedule_that_moves_a_network_that_does_not_is_no_instability(period):
+    gamma = jax.vmap(schedules.triangular(3, amplitude=70.0, period=period))(jnp.arange(1_500))
+    windows = cascades.label(np.asarray(0.2 + 0.1 * gamma[:, 0]))
+    assert set(windows.labels.tolist()) == {1} and cascades.find(windows) == []
+
+
+def test_a_curved_drift_hides_no_cycle():
+    for series, period in (
+        (np.exp(-N / 100.0) * (1 + 0.01 * (-1.0) ** N), 2),
+        (np.exp(-N / 200.0) * (1 + 0.003 * (-1.0) ** N), 2),
+        (1 + 0.3 * np.sin(N / 60.0) + 0.05 * np.cos(np.pi * N / 2) + 0.1 * (-1.0) ** N, 4),
+    ):
+        assert set(cascades.label(series[:1_024]).labels.tolist()) == {period}
+
+
+def test_a_single_jump_is_no_onset():
+    assert set(cascades.label(1.0 + (N >= 1_000)).labels.tolist()) == {1}
+
+
+def test_growth_that_ends_in_divergence_is_measured_whole():
+    size = 1e-9 * np.exp(0.02 * np.arange(1_024))
+    series = 1.0 + size * (-1.0) ** np.arange(1_024)
+    series[1_000:] = np.nan
+    run = a_run(series)
+    windows = cascades.label(series)
+    none = xr.DataArray(np.zeros(0), [("step", np.zeros(0, int))])
+    (row,) = cascades.table(run, windows, none, threshold=2.0, steps_per_class=500)
+    assert row.deepest == "growing"
+    # from ten times what it was, to a hundredth of the loss
+    assert row.growth == pytest.approx(0.02 * row.growth_steps, rel=0.05) and row.growth > 3
+
+
 def test_bad_series():
     assert set(cascades.label(np.full(256, 3.0)).labels.tolist()) == {1}
     assert set(cascades.label(np.zeros(256)).labels.tolist()) == {1}
@@ -110,8 +143,12 @@ def test_bad_series():
         cascades.label(np.zeros(63))
     with pytest.raises(ValueError, match="multiple of 16"):
         cascades.label(np.zeros(500), window=100)
-    with pytest.raises(ValueError, match="log growth for each of 128 steps, got 5"):
+    with pytest.raises(ValueError, match=r"log growth for each of 128 steps, got \(5,\)"):
         cascades.label(np.zeros(128), np.zeros(5))
+    with pytest.raises(ValueError, match="real numbers of 32 or 64 bits, got int64"):
+        cascades.label(np.zeros(128, int))
+    growth = np.full(128, -np.inf)  # of a tangent that a step maps to zero
+    assert set(cascades.label(np.ones(128), growth).labels.tolist()) == {1}
 
 
 def a_run(loss, **series):

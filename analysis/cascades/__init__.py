@@ -1,6 +1,6 @@
 """Period doublings along training: which period a series has where, and a table of instabilities."""
 
-from analysis.cascades.instabilities import Instability, budget, find, onsets, table
+from analysis.cascades.instabilities import Instability, budget, find, onset_windows, onsets, table
 from analysis.cascades.periods import CHAOS, GROWING, IRREGULAR, PERIODS, UNDEFINED, Windows, label, name
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "find",
     "label",
     "name",
+    "onset_windows",
     "onsets",
     "table",
 ]

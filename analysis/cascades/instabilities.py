@@ -11,6 +11,7 @@ from analysis.cascades.periods import CHAOS, GROWING, IRREGULAR, UNDEFINED, Wind
 _MERGED = 2  # quiet windows between two parts of one instability
 _BLOCK = 8  # steps over which an amplitude is averaged
 _OUTGROWN = 10.0  # times what an alternation was before: it grows by itself
+_VISIBLE = 0.01  # of the loss: the end of the growth
 # in the order of a cascade
 _DEPTHS = (1, GROWING, IRREGULAR, 2, 4, 8, 16, CHAOS)
 
@@ -25,10 +26,10 @@ class Instability(NamedTuple):
     threshold: of the optimizer, in nat; crossing: first step measured in the instability at which the mean
     over two consecutive steps exceeds it (-1 if there is none);
     deepest: the last label of the cascade that it reached;
-    growth_steps, growth: steps from the onset to the largest amplitude before the cascade, and log of the
-    factor by which the alternation grew;
+    growth_steps, growth: steps from the onset until the alternation is a hundredth of the loss, and log of
+    the factor by which it grew;
     budget: sum of log |1 - eta lambda| over the same steps, in nat, with the mean of two consecutive steps as
-    lambda, since it alternates with the loss (NaN if one was not measured);
+    lambda: it alternates with the loss, and so does its eigenvector (NaN if one was not measured);
     ntk_drop: 1 - after / before of the NTK's largest eigenvalue; accuracies: means over the window before the
     onset, and over the one after the end.
     """
@@ -93,7 +94,7 @@ def table(
     which have no budget.
     """
     loss = run["loss"].values
-    width = _width(windows, len(loss))
+    width = windows.width
     known = dict(zip(sharpness["step"].values.tolist(), sharpness.values.tolist(), strict=True))
     ntk = run["ntk_eigenvalues"].sel(rank=0) if "ntk_eigenvalues" in run else None
     rows = []
@@ -130,34 +131,38 @@ def onsets(loss: Float[np.ndarray, " steps"], windows: Windows) -> list[int]:
     return [_onset(loss, windows, part)[0] for part in find(windows)]
 
 
+def onset_windows(windows: Windows, part: slice) -> slice:
+    """Return those windows of an instability, at least the first, in which it grows out of period 1."""
+    growing = windows.labels[part] == GROWING
+    num = len(growing) if growing.all() else max(int(np.argmin(growing)), 1)
+    return slice(part.start, part.start + num)
+
+
 def _onset(loss, windows, part):
     """Return the step of the onset of an instability, and that of the end of its growth."""
-    width = _width(windows, len(loss))
-    start = int(windows.first_step[part.start])
-    num_growing = int(np.argmax(windows.labels[part] != GROWING))
-    return _growth(loss, start, start + max(num_growing, 1) * width, width)
-
-
-def _width(windows, num_steps):
-    return int(windows.first_step[1]) if len(windows.first_step) > 1 else num_steps
+    first = onset_windows(windows, part)
+    start = int(windows.first_step[first.start])
+    return _growth(loss, start, start + (first.stop - first.start) * windows.width, windows.width)
 
 
 def _growth(loss, start, stop, width):
-    """Return the step at which an alternation is ten times what it was, and that of its largest.
+    """Return the step at which an alternation is ten times what it was, and the step at which it is visible.
 
     What it was is its median over the window before `start`. Rounding and the kinks of a ReLU drive an
     alternation that grows already as the multiplier comes near -1, by 1 / sqrt(1 - mu^2): 10 times at
-    mu = -0.995.
+    mu = -0.995. Visible is a hundredth of the loss, or the largest before `stop`: beyond, it saturates.
     """
     first = max(start - width, 2)
     size = np.abs(alternating_part(loss[first - 2 : stop + 2]))
     num = len(size) // _BLOCK
-    blocks = size[: num * _BLOCK].reshape(num, _BLOCK).mean(axis=1)
-    peak = int(np.argmax(blocks))
+    blocks = np.nan_to_num(size[: num * _BLOCK].reshape(num, _BLOCK).mean(axis=1))
+    level = loss[first : first + num * _BLOCK].reshape(num, _BLOCK).mean(axis=1)
+    visible = np.flatnonzero(blocks > _VISIBLE * np.abs(level))
+    end = int(visible[0]) if len(visible) else int(np.argmax(blocks))
     before = np.median(blocks[: width // _BLOCK])
-    small = np.flatnonzero(blocks[: peak + 1] <= _OUTGROWN * before)
+    small = np.flatnonzero(blocks[: end + 1] <= _OUTGROWN * before)
     onset = int(small[-1]) + 1 if len(small) else 0
-    return first + min(onset, peak) * _BLOCK, first + peak * _BLOCK
+    return first + min(onset, end) * _BLOCK, first + end * _BLOCK
 
 
 def _two_steps(known, step):

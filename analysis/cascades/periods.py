@@ -1,7 +1,7 @@
 """Label every window of a series with its period.
 
-A window is read as p interleaved branches, each a straight line in time: a drift, a noise and branches
-that cross change no label.
+A window is read as p interleaved branches, each a straight line in time on top of one smooth drift: drifts,
+branches that cross, and noise well below their distance change no period.
 """
 
 from typing import NamedTuple
@@ -19,17 +19,20 @@ _RESOLUTION = 0.005  # a finer splitting of branches than this part of their spr
 _LOOSE = 0.5  # of the spread: where branches explain less, they are none
 _ONSET = 2.0  # factor over a window by which an alternation grows in an onset
 _BLOCK = 16  # steps: of all periods, so that block means do not alternate
+_DRIFT = 4  # degree of the polynomial that a smooth drift is within a window
 
 
 class Windows(NamedTuple):
     """The label of every window, beside what decided it.
 
-    `first_step` counts from the beginning of the series. `amplitude` is the root mean square of the
-    alternating part of a window, in the unit of the series; `growth` the factor by which it grows over the
-    window; `spread` the standard deviation of the series about its straight line; `exponent` and
-    `exponent_error` the mean of the log growth over the window with its standard error (NaN without one).
+    `width` is the number of steps of a window; `first_step` counts from the beginning of the series.
+    `amplitude` is the root mean square of the fast part of a window, in the unit of the series; `growth` the
+    factor by which it grows over the window; `spread` the standard deviation of the series about its drift;
+    `exponent` and `exponent_error` the mean of the log growth over the window with its standard error (NaN
+    without one).
     """
 
+    width: int
     first_step: Int[np.ndarray, " windows"]
     labels: Int[np.ndarray, " windows"]
     amplitude: Float[np.ndarray, " windows"]
@@ -57,14 +60,16 @@ def label(
 ) -> Windows:
     """Label each of the consecutive windows of a series, measured at every step.
 
-        x_n = a_k + b_k n + rest,  k = n mod p        s_p: standard deviation of the rest
+        x_n = a_k + b_k n + drift(n) + rest,  k = n mod p        s_p: standard deviation of the rest
 
-    The label is the smallest p of 1, 2, 4, 8, 16 whose s_p is that of the best p, or below 0.5 % of s_1.
-    Before that, the fast part h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16 decides: if it
-    is smooth and no period fits, or at most `noise` times the largest |x| of the window, the period is 1; if
-    it alternates in sign and grows by more than 2 over the window, it is GROWING, the onset of an
-    instability, also below `noise` where the following windows grow on beyond it. A series that goes to zero
-    has no level to compare with: add one.
+    drift is one polynomial of degree 4. The label is the smallest p of 1, 2, 4, 8, 16 whose s_p is at most
+    twice that of the best p, or below 0.5 % of s_1. Before that, the fast part
+    h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16 decides: if it is smooth and no period
+    fits, or exceeds `noise` times the largest |x| of the window at fewer than 16 steps (the kink of a
+    schedule), the period is 1; if it alternates in sign and grows by more than 2 over the window, it is
+    GROWING, the onset of an instability, also below `noise` where the following windows grow on beyond it. A
+    series that goes to zero has no level to compare with: add one. Of minibatches, `noise` must exceed the
+    scatter.
 
     Where no period explains three quarters of the variance, a window is CHAOS if its exponent is positive by
     more than its standard error and nearby runs part by two e-folds before a period fits again, else
@@ -75,8 +80,8 @@ def label(
     (`analysis.stability.log_growth`); its error comes from blocks of 16 steps. Rows at the end that fill no
     window have no label.
 
-    Raises ValueError for a window below 64 or no multiple of 16, for a series shorter than a window, or a
-    log growth of another length.
+    Raises ValueError for a window below 64 or no multiple of 16, for a series shorter than a window or not of
+    32 or 64 bits, or a log growth of another shape.
 
     Source: ours.
 
@@ -86,34 +91,37 @@ def label(
     ['period 1', 'period 1', 'period 2', 'period 2']
     """
     series = np.asarray(series)
-    if window < 4 * _BLOCK or window % _BLOCK:
+    if type(window) is not int or window < 4 * _BLOCK or window % _BLOCK:
         raise ValueError(f"window must be a multiple of {_BLOCK}, at least {4 * _BLOCK}, got {window}")
     if series.ndim != 1 or len(series) < window:
         raise ValueError(
             f"need one series of at least a window, {window} steps, got {series.shape}: a smaller window?"
         )
-    if log_growth is not None and len(log_growth) != len(series):
-        raise ValueError(f"need a log growth for each of {len(series)} steps, got {len(log_growth)}")
+    if series.dtype.kind != "f" or series.dtype.itemsize < 4:
+        raise ValueError(f"need a series of real numbers of 32 or 64 bits, got {series.dtype}")
+    if log_growth is not None and np.shape(log_growth) != series.shape:
+        raise ValueError(f"need a log growth for each of {len(series)} steps, got {np.shape(log_growth)}")
     num = len(series) // window
     x = series[: num * window].reshape(num, window)
     defined = np.isfinite(x).all(axis=1)
     x = np.where(defined[:, None], x, 0)
     exponent, error = _exponents(log_growth, num, window)
-    alternating, smooth, growth, amplitude = _alternation(x)
     size = np.max(np.abs(x), axis=1)
     floor = _ROUNDING * np.finfo(x.dtype).eps * size
+    alternating, smooth, growth, h = _alternation(x)
+    amplitude = np.sqrt(np.mean(h**2, axis=1))
+    loud = np.sum(np.abs(h) > np.maximum(noise * size, floor)[:, None], axis=1) >= _BLOCK
     spreads = np.stack([_rest(x, p) for p in PERIODS])
     labels, tight = _fit(spreads, floor)
-    quiet = (smooth & (labels == IRREGULAR)) | (amplitude <= np.maximum(noise * size, floor))
-    labels = np.where(quiet, 1, labels)
+    labels = np.where((smooth & (labels == IRREGULAR)) | ~loud, 1, labels)
     labels = np.where(defined, labels, UNDEFINED)
     labels = np.where(_chaotic(labels, tight, exponent, error, window), CHAOS, labels)
     onset = defined & alternating & (growth > _ONSET) & (amplitude > floor)
     for index in reversed(np.flatnonzero(onset)):
         goes_on = index + 1 < num and labels[index + 1] not in (1, UNDEFINED)
-        if goes_on or amplitude[index] > noise * size[index]:
+        if goes_on or loud[index]:
             labels[index] = GROWING
-    return Windows(np.arange(num) * window, labels, amplitude, growth, spreads[0], exponent, error)
+    return Windows(window, np.arange(num) * window, labels, amplitude, growth, spreads[0], exponent, error)
 
 
 def _chaotic(labels, tight, exponent, error, window):
@@ -128,7 +136,8 @@ def _chaotic(labels, tight, exponent, error, window):
 def _exponents(log_growth, num, window):
     if log_growth is None:
         return np.full((2, num), np.nan)
-    blocks = np.asarray(log_growth)[: num * window].reshape(num, window // _BLOCK, _BLOCK).mean(axis=2)
+    finite = np.maximum(log_growth, np.log(np.finfo(np.asarray(log_growth).dtype).tiny))  # of zero: -inf
+    blocks = finite[: num * window].reshape(num, window // _BLOCK, _BLOCK).mean(axis=2)
     return blocks.mean(axis=1), blocks.std(axis=1, ddof=1) / np.sqrt(blocks.shape[1])
 
 
@@ -145,33 +154,31 @@ def alternating_part(x: Float[np.ndarray, "*windows steps"]) -> Float[np.ndarray
 
 
 def _alternation(x):
-    """Return whether a window alternates with one sign, is smooth, its growth factor and amplitude."""
+    """Return whether a window alternates, whether it is smooth, its growth factor, and its fast part."""
     h = alternating_part(x)
-    amplitude = np.sqrt(np.mean(h**2, axis=1))
-    tiny = np.finfo(x.dtype).tiny
-    smooth = np.sum(h[:, 1:] * h[:, :-1], axis=1) > 0
-    signed = h * (-1) ** np.arange(h.shape[1])
-    alternating = np.abs(signed.sum(axis=1)) > 0.9 * np.maximum(np.abs(h).sum(axis=1), tiny)
+    products = h[:, 1:] * h[:, :-1]
+    smooth, alternating = np.sum(products, axis=1) > 0, np.mean(products < 0, axis=1) > 0.9
     steps = np.arange(h.shape[1]) - (h.shape[1] - 1) / 2
-    slope = np.log(np.maximum(np.abs(h), tiny)) @ steps / (steps @ steps)
-    return alternating, smooth, np.exp(np.clip(slope * x.shape[1], -700, 700)), amplitude
+    slope = np.log(np.maximum(np.abs(h), np.finfo(x.dtype).tiny)) @ steps / (steps @ steps)
+    return alternating, smooth, np.exp(np.clip(slope * x.shape[1], -700, 700)), h
 
 
 def _rest(x, period):
-    """Return the standard deviation about one straight line for each of `period` interleaved branches."""
-    branches = x.reshape(len(x), -1, period)
-    centred = branches - branches.mean(axis=1, keepdims=True)
-    turns = np.arange(branches.shape[1]) - (branches.shape[1] - 1) / 2
-    slopes = np.einsum("wtb,t->wb", centred, turns) / (turns @ turns)
-    rest = centred - turns[None, :, None] * slopes[:, None]
-    return np.sqrt(np.sum(rest**2, axis=(1, 2)) / (x.shape[1] - 2 * period))
+    """Return the standard deviation about `period` interleaved straight lines and a common drift."""
+    steps = np.linspace(-1, 1, x.shape[1], dtype=x.dtype)
+    branches = np.equal.outer(np.arange(x.shape[1]) % period, np.arange(period)).astype(x.dtype)
+    drift = steps[:, None] ** np.arange(2, _DRIFT + 1)
+    basis = np.linalg.qr(np.hstack([branches, branches * steps[:, None], drift]))[0]
+    centred = x - x.mean(axis=1, keepdims=True)  # large levels cost digits
+    rest = centred - centred @ basis @ basis.T
+    return np.sqrt(np.sum(rest**2, axis=1) / (x.shape[1] - basis.shape[1]))
 
 
 def _fit(spreads, floor):
     """Return the smallest period that fits, IRREGULAR if none does, and whether it fits tightly."""
     best = spreads.min(axis=0)
     limit = np.maximum(_RESOLUTION * spreads[0], floor)
-    is_best = spreads <= np.maximum(np.sqrt(2) * best, limit)
+    is_best = spreads <= np.maximum(2 * best, limit)
     fits = is_best & (spreads <= np.maximum(_LOOSE * spreads[0], floor))
     first = np.argmax(fits, axis=0)
     found = np.where(fits.any(axis=0), np.array(PERIODS)[first], IRREGULAR)
