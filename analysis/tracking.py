@@ -32,8 +32,8 @@ class Identity(NamedTuple):
 class Split(NamedTuple):
     """A change of an eigenvalue, and what made it.
 
-    `valid` says whether the first order may be trusted: the same eigenvector before and after, its
-    distance to all others (`gap`, at both ends) larger than the change and than the errors.
+    `valid` says whether it may be trusted: the same eigenvector before and after, its distance to all others
+    (`gap`, the smaller of both ends) larger than the change and than the errors.
     """
 
     loss_moved: Float[Array, " num"]
@@ -77,32 +77,37 @@ def split_change(
     old_values: Float[Array, " num"],
     new_values: Float[Array, " num"],
     old_curvatures: Float[Array, "num classes"],
+    new_curvatures: Float[Array, "num classes"],
     change_of_weights: Float[Array, " classes"],
     previous: Int[Array, " num"],
     residuals: Float[Array, " num"],
 ) -> Split:
     """Split the changes of eigenvalues between two measurements.
 
-        loss moved = sum_c (Gamma_c(t') - Gamma_c(t)) u . H_c u,    network moved = the rest
+        loss moved = sum_c (Gamma_c(t') - Gamma_c(t)) (k_c + k'_c) / 2,    k_c = u . H_c u
+        network moved = the rest
 
-    `old_curvatures` are u . H_c u (`operators.class_curvatures`) at the first measurement, `previous` as in
-    `Identity`, `residuals` those of the new values. First order in the change of the class weights; for a
-    network that does not move the exact change is one more eigenvalue, of H at the same parameters and the
-    later step. Of a newcomer, and of a degenerate eigenvalue, nothing is valid.
+    The curvatures k of both measurements (`operators.class_curvatures`), `previous` as in `Identity`,
+    `residuals` those of the new values. It is the trapezoidal rule for the integral of sum_c k_c dGamma_c
+    along the run; what it may be off by, half the difference of its two ends, must be below a tenth of it or
+    the residual for the split to be valid. At frozen parameters the exact change is one more eigenvalue, of H
+    at the later step. Of a newcomer, and of a degenerate eigenvalue, nothing is valid.
 
     Source: ours; Hellmann-Feynman for H(t) = sum_c Gamma_c(t) H_c.
 
     >>> values, curvatures = jnp.asarray([5.0, 1.0]), jnp.asarray([[4.0, 1.0], [0.5, 0.5]])
     >>> weights, previous = jnp.asarray([0.5, -0.5]), jnp.arange(2)
-    >>> moved = split_change(values, values + 1, curvatures, weights, previous, 0 * values)
+    >>> moved = split_change(values, values + 1, curvatures, curvatures, weights, previous, 0 * values)
     >>> moved.loss_moved.tolist(), moved.network_moved.tolist(), moved.valid.tolist()
     ([1.5, 0.0], [-0.5, 1.0], [True, True])
     """
     known = previous >= 0
     change = new_values - old_values[previous]
-    loss_moved = old_curvatures[previous] @ change_of_weights
+    before, after = old_curvatures[previous] @ change_of_weights, new_curvatures @ change_of_weights
+    loss_moved, error = (before + after) / 2, jnp.abs(after - before) / 2
     gap = jnp.minimum(gaps(new_values), gaps(old_values)[previous])
     valid = known & (gap > jnp.abs(change)) & (gap > jnp.abs(loss_moved)) & (gap > 2 * residuals)
+    valid &= error <= jnp.maximum(0.1 * jnp.abs(loss_moved), residuals)
     loss_moved = jnp.where(known, loss_moved, jnp.nan)
     return Split(loss_moved, change - loss_moved, jnp.where(known, gap, gaps(new_values)), valid)
 

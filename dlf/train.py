@@ -47,7 +47,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Build an optimizer by its optax name and keyword arguments.
 
-    The learning rate may be a traced array or an optax schedule.
+    The learning rate may be a traced array or an optax schedule. Beside optax's optimizers there is "ema",
+    plain momentum as an exponential mean: `optax.ema` followed by the learning rate.
 
     Raises ValueError for a name that optax does not have or a learning rate that is not positive,
     TypeError for a setting that the optimizer does not take.
@@ -63,11 +64,13 @@ def make_optimizer(
         # building blocks, and lbfgs, whose update asks for the loss as a function
         and not candidate.startswith(("_", "scale_by_", "lbfgs"))
     ]
-    if name not in names:
-        raise ValueError(f"unknown optimizer {name!r}: one of {', '.join(names)}")
+    if name not in [*names, "ema"]:
+        raise ValueError(f"unknown optimizer {name!r}: one of {', '.join(names)}, ema")
     is_number = not (callable(learning_rate) or isinstance(learning_rate, jax.core.Tracer))
     if is_number and not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+    if name == "ema":
+        return optax.chain(optax.ema(**settings), optax.scale_by_learning_rate(learning_rate))
     return getattr(optax, name)(learning_rate=learning_rate, **settings)
 
 

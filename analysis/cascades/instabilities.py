@@ -141,8 +141,10 @@ def onset_windows(windows: Windows, part: slice) -> slice:
 def _onset(loss, windows, part):
     """Return the step of the onset of an instability, and that of the end of its growth."""
     first = onset_windows(windows, part)
-    start = int(windows.first_step[first.start])
-    return _growth(loss, start, start + (first.stop - first.start) * windows.width, windows.width)
+    start, stop = (int(windows.first_step[0]) + windows.width * i for i in (first.start, first.stop))
+    if windows.labels[first.start] != GROWING:  # a burst, which may have begun in the window before
+        start -= windows.width
+    return _growth(loss, max(start, 0), stop, windows.width)
 
 
 def _growth(loss, start, stop, width):

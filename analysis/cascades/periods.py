@@ -157,9 +157,14 @@ def _alternation(x):
     """Return whether a window alternates, whether it is smooth, its growth factor, and its fast part."""
     h = alternating_part(x)
     products = h[:, 1:] * h[:, :-1]
-    smooth, alternating = np.sum(products, axis=1) > 0, np.mean(products < 0, axis=1) > 0.9
+    smooth, tiny = np.sum(products, axis=1) > 0, np.finfo(x.dtype).tiny
+    signed = np.abs(np.sum(h * (-1) ** np.arange(h.shape[1]), axis=1)) / np.maximum(
+        np.abs(h).sum(axis=1), tiny
+    )
+    # nearly all of it has one sign, and it is not a single jump
+    alternating = (signed > 0.9) & (np.mean(products < 0, axis=1) > 0.5)
     steps = np.arange(h.shape[1]) - (h.shape[1] - 1) / 2
-    slope = np.log(np.maximum(np.abs(h), np.finfo(x.dtype).tiny)) @ steps / (steps @ steps)
+    slope = np.log(np.maximum(np.abs(h), tiny)) @ steps / (steps @ steps)
     return alternating, smooth, np.exp(np.clip(slope * x.shape[1], -700, 700)), h
 
 

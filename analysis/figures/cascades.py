@@ -32,9 +32,10 @@ def cascades(found: xr.Dataset) -> Figure:
 
     Rows: F with the period of its windows as colour; the largest Hessian eigenvalue with the optimizer's
     threshold and forecasts at frozen parameters, one from the middle of each turn to its end; the
-    finite-time Lyapunov exponent of each window, with its standard error; accumulated over a turn, how much
-    of the eigenvalue's change came from the loss that moved, and from the network (only where the split is
-    valid); accuracy. Vertical lines: onsets. The second column zooms on 1.6 to 2.1 turns.
+    finite-time Lyapunov exponent of each window, with its standard error; over each stretch of at least five
+    measurements in a turn where the split is valid, the change of the eigenvalue since the stretch began, and
+    how much of it came from the loss that moved and from the network; accuracy. Vertical lines: onsets. The
+    second column zooms on 1.6 to 2.1 turns.
 
     Source: ours; rows 1 and 5 as in Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4.
     """
@@ -58,7 +59,7 @@ def cascades(found: xr.Dataset) -> Figure:
             column[4].set(xlabel="step", xlim=(start, stop))
         labels = (
             r"loss $F$ (nat)", "Hessian\n" r"$\lambda_{\max}$ (nat)", "Lyapunov\nexponent\n(nat / step)",
-            r"change of $\lambda_{\max}$" "\nin a turn (nat)", "training\naccuracy",
+            r"change of $\lambda_{\max}$" "\nwhere valid (nat)", "training\naccuracy",
         )  # fmt: skip
         for axes, text in zip(grid[:, 0], labels, strict=True):
             axes.set_ylabel(text)
@@ -67,7 +68,9 @@ def cascades(found: xr.Dataset) -> Figure:
         grid[0, 0].set_title("whole run", fontsize=8)
         grid[0, 1].set_title("zoom", fontsize=8)
         for axes in (grid[1, 0], grid[3, 0]):
-            axes.legend(frameon=False, ncols=3, loc="upper right", borderaxespad=0.1, markerscale=3)
+            axes.legend(
+                frameon=False, ncols=4, columnspacing=1.0, loc="upper right", borderaxespad=0.1, markerscale=3
+            )
         _legend_of_periods(figure, found)
         figure.align_ylabels(grid[:, 0])
     return figure
@@ -106,7 +109,7 @@ def bifurcation(found: xr.Dataset) -> Figure:
             axes.set_title(f"turn {number + 1}", fontsize=7, pad=2)
         for number, axes in enumerate(grid[:, 0]):
             here = np.abs(np.log(ratio[8:-8][5 * number * turn : 5 * (number + 1) * turn]))
-            most = max(1.5, float(np.exp(np.quantile(here, 0.9999)))) if len(here) else 2
+            most = max(2.2, 1.1 * float(np.exp(here.max()))) if len(here) else 2
             axes.set(yscale="log", xlim=(0.5, 1.1), ylim=(1 / most, most))
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -121,7 +124,8 @@ def threshold_rate(found: xr.Dataset) -> Figure:
     """Draw the sharpness at the first onset against the learning rate, one line for each width.
 
     Above: means over seeds on log axes with the line 2 / eta; below: eta lambda / 2, with the standard
-    deviation over seeds as bars and the number of seeds with an instability beside each point.
+    deviation over seeds as bars, and at the bottom the number of seeds with an instability. Widths are moved
+    apart by 2 % along the axis.
 
     Source: ours, after the claim of Ruiz-Garcia et al. 2021 (arXiv 2102.03793) that the threshold depends on
     the learning rate and not on the width.
@@ -135,7 +139,7 @@ def threshold_rate(found: xr.Dataset) -> Figure:
         num_widths = found.sizes["width"]
         for number, (width, color) in enumerate(zip(found["width"].values, cycle(COLORS), strict=False)):
             of_width = sharpness.sel(width=width)
-            shift = 1.06 ** (number - (num_widths - 1) / 2)  # so that bars do not hide one another
+            shift = 1.02 ** (number - (num_widths - 1) / 2)  # so that bars do not hide one another
             for axes, scale in ((above, np.ones_like(rates)), (below, rates / 2)):
                 values = of_width * xr.DataArray(scale, dims="learning_rate")
                 mean, error = values.mean("seed"), values.std("seed", ddof=1)
@@ -143,21 +147,17 @@ def threshold_rate(found: xr.Dataset) -> Figure:
                     rates * shift, mean, error, color=color, linestyle="none", marker="o", markersize=3,
                     linewidth=1.0, capsize=1.5, label=f"width {width:g}",
                 )  # fmt: skip
-            for rate, count, height in zip(
-                rates, of_width.notnull().sum("seed").values,
-                (of_width.mean("seed") * rates / 2).values, strict=True,
-            ):  # fmt: skip
-                if 0 < count < found.sizes["seed"]:
-                    below.annotate(
-                        f"{count}", (rate * shift, height), xytext=(3, 3), textcoords="offset points",
-                        fontsize=6, color=color,
-                    )  # fmt: skip
+            for rate, count in zip(rates, of_width.notnull().sum("seed").values, strict=True):
+                below.annotate(
+                    f"{count}", (rate, 0.01 + 0.065 * (num_widths - 1 - number)), fontsize=6, color=color,
+                    xycoords=("data", "axes fraction"), ha="center",
+                )  # fmt: skip
         above.set(xscale="log", yscale="log")
         above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         above.yaxis.set_minor_formatter(NullFormatter())
         above.set(ylabel=r"$\lambda_{\max}$ at the onset (nat)")
-        below.set(xlabel=r"learning rate $\eta$", ylabel=r"$\eta\,\lambda_{\max} / 2$", ylim=(0.6, 1.4))
+        below.set(xlabel=r"learning rate $\eta$", ylabel=r"$\eta\,\lambda_{\max} / 2$", ylim=(0.65, 1.25))
         below.set_xticks(rates, [f"{rate:g}" for rate in rates])
         below.minorticks_off()
         above.legend(frameon=False)
@@ -168,21 +168,22 @@ def static_dynamic(found: xr.Dataset) -> Figure:
     """Draw a run under the static loss beside the same under the dynamical one.
 
     `found` has a dimension `amplitude`. Rows: F with the period of its windows as colour; largest Hessian
-    eigenvalue with the threshold; accuracy.
+    eigenvalue, mean of two consecutive steps, with the threshold; accuracy. Each run has an axis of F of its
+    own.
 
     Source: ours.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-        grid = figure.subplots(3, found.sizes["amplitude"], sharex=True, sharey="row")
+        grid = figure.subplots(3, found.sizes["amplitude"], sharex=True)
         for column, amplitude in zip(grid.T, found["amplitude"].values, strict=True):
             run = found.sel(amplitude=amplitude)
             for axes in column:
                 axes.set_rasterization_zorder(2.2)
             _draw_periods(column[0], run, 0, run.sizes["step"])
-            sharpness = run["tracked_eigenvalues"].sel(rank=0)
             dots = dict(color="#222222", linestyle="none", marker=".", markersize=1.6, markeredgewidth=0)
-            column[1].plot(run["tracker_step"], sharpness, **dots, zorder=2)
+            column[1].plot(run["stability_step"], run["sharpness"], **dots, zorder=2)
+            column[1].set_ylim(0.8 * float(found["sharpness"].min()), 1.25 * float(found["sharpness"].max()))
             label = rf"threshold $2/\eta$ = {found.attrs['threshold']:g}"
             column[1].axhline(found.attrs["threshold"], **_THRESHOLD, label=label)
             column[1].set_yscale("log")
@@ -201,7 +202,7 @@ def static_dynamic(found: xr.Dataset) -> Figure:
 
 def _per_step(found: xr.Dataset) -> np.ndarray:
     """Return the label of the window of each step; steps behind the last window have its label."""
-    width = int(found["window_step"][1])
+    width = found.attrs["window"]
     window = np.minimum(np.arange(found.sizes["step"]) // width, found.sizes["window_step"] - 1)
     return found["label"].values[window]
 
@@ -223,7 +224,8 @@ def _draw_sharpness(axes: Axes, found: xr.Dataset) -> None:
     steps, turn = found["tracker_step"].values, found.attrs["steps_per_class"]
     sharpness = found["tracked_eigenvalues"].sel(rank=0)
     dots = dict(color="#222222", linestyle="none", marker=".", markersize=1.6, markeredgewidth=0)
-    axes.plot(steps, sharpness, **dots, zorder=2, label="measured")
+    axes.plot(steps, sharpness, **dots | {"color": "#9a9a9a"}, zorder=2, label="single steps")
+    axes.plot(found["stability_step"], found["sharpness"], **dots, zorder=2.1, label="mean of two steps")
     label = "forecast"
     for number in range(found.sizes["step"] // turn):
         at = int(np.argmin(np.abs(found["forecast_step"].values - (number + 0.5) * turn)))
@@ -233,10 +235,11 @@ def _draw_sharpness(axes: Axes, found: xr.Dataset) -> None:
         label = None
     axes.axhline(found.attrs["threshold"], **_THRESHOLD, label=f"threshold {found.attrs['threshold']:g}")
     axes.set_yscale("log")
+    axes.set_ylim(top=8 * float(sharpness.max()))  # room for the legend
 
 
 def _draw_exponent(axes: Axes, found: xr.Dataset) -> None:
-    width = int(found["window_step"][1])
+    width = found.attrs["window"]
     middle, value, error = found["window_step"] + width / 2, found["exponent"], found["exponent_error"]
     axes.fill_between(middle, value - error, value + error, color="#0072B2", alpha=0.35, linewidth=0)
     axes.plot(middle, value, color="#0072B2", linewidth=0.6, zorder=2)
@@ -244,21 +247,23 @@ def _draw_exponent(axes: Axes, found: xr.Dataset) -> None:
 
 
 def _draw_split(axes: Axes, found: xr.Dataset) -> None:
+    """Accumulate both parts, and their sum, over each stretch of valid measurements of a turn."""
     steps, turn = found["tracker_step"].values, found.attrs["steps_per_class"]
+    loss, network = (found[name].sel(rank=0).values for name in ("loss_moved", "network_moved"))
     valid = found["split_valid"].sel(rank=0).values == 1
-    for key, color, label in (
-        ("loss_moved", "#CC79A7", "the loss"),
-        ("network_moved", "#0072B2", "the network"),
-    ):
-        change = np.where(valid, found[key].sel(rank=0).values, 0)
-        for number in range(-(-found.sizes["step"] // turn)):
-            inside = (steps >= number * turn) & (steps < (number + 1) * turn)
-            axes.plot(
-                steps[inside], np.cumsum(change[inside]), color=color, linewidth=1.0,
-                label=f"moved by {label}" if number == 0 else None, zorder=2,
-            )  # fmt: skip
+    ends = np.flatnonzero(np.diff(valid) | np.diff(steps // turn).astype(bool)) + 1
+    labels = dict(both="change", loss="moved by the loss", network="by the network")
+    for stretch in np.split(np.arange(len(steps)), ends):
+        if valid[stretch[0]] and len(stretch) > 4:
+            for key, color, change in (
+                ("both", "#9a9a9a", loss + network),
+                ("loss", "#CC79A7", loss),
+                ("network", "#0072B2", network),
+            ):
+                values = np.append(0, np.cumsum(change[stretch]))
+                at = np.append(2 * steps[stretch[0]] - steps[stretch[0] + 1], steps[stretch])
+                axes.plot(at, values, color=color, linewidth=1.0, label=labels.pop(key, None), zorder=2)
     axes.axhline(0, color="#222222", linewidth=0.5, zorder=1)
-    axes.set_ylim(-1.6, 1.6)  # single changes in chaos go beyond
 
 
 def _legend_of_periods(figure: Figure, found: xr.Dataset) -> None:

@@ -35,12 +35,13 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
 
     For RMSProp and Adam the preconditioned Hessian, whose threshold is known. Each measurement starts warm
     from the last one's vectors, with at least 8 products; every tenth is searched once more cold, from a
-    random vector, the better of the two is taken, and `tracked_audit` is what the cold search found above the
-    warm one, relative to it. All pairs are stored; `tracked_kept` marks those above 0.75 of the threshold,
-    and the first. A pair keeps its identity, a number, as long as its vector keeps more than half of its
-    squared length along the one before; the rank in which it stands may change, which is a crossing. Each is
-    split by class, into Gauss-Newton and residual part, and its change since the last measurement into "the
-    loss moved" and "the network moved" (`analysis.tracking.split_change`).
+    random vector, and the better of the two is taken: `tracked_audit` is by what the eigenvalue in which they
+    differ most is larger when searched cold, relative to the first. All pairs are stored; `tracked_kept`
+    marks those above 0.75 of the threshold, and the first. A pair keeps its identity, a number, as long as
+    its vector keeps more than half of its squared length along the one before; the rank in which it stands
+    may change, which is a crossing. Each is split by class, into Gauss-Newton and residual part, and its
+    change since the last measurement into "the loss moved" and "the network moved"
+    (`analysis.tracking.split_change`); let `every` be even, so that both lie on one branch of a two-cycle.
 
     Raises ValueError for `every` below 1, `num` below 2 (a gap needs two), `tol` not positive, or an
     optimizer without a formula for its threshold.
@@ -86,7 +87,7 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
         fresh = memory.next_identity + jnp.cumsum(newcomers, dtype=memory.next_identity.dtype) - 1
         identities = jnp.where(newcomers, fresh, memory.identities[identity.previous])
         moved = split_change(
-            memory.values, pairs.values, memory.class_curvatures, weights - memory.weights,
+            memory.values, pairs.values, memory.class_curvatures, curvatures, weights - memory.weights,
             identity.previous, pairs.residuals,
         )  # fmt: skip
         bound = threshold(**problem.optimizer, step=state.step)
@@ -126,9 +127,10 @@ def _search(matvec, start, state, num, tol, audit, key):
     def again(_, found):
         best, _, num_matvecs = found
         cold = top_eigenpairs(matvec, state.params, num=num, tol=tol, key=jax.random.fold_in(key, 1))
-        better = (cold.values[0] > best.values[0]) | jnp.isnan(best.values[0])
+        more = cold.values - best.values
+        better = (jnp.sum(more) > 0) | jnp.isnan(best.values[0])
         taken = jax.tree.map(lambda a, b: jnp.where(better, a, b), cold, best)
-        excess = (cold.values[0] - best.values[0]) / jnp.abs(best.values[0])
+        excess = more[jnp.argmax(jnp.abs(more))] / jnp.abs(best.values[0])
         return taken, excess, num_matvecs + cold.num_matvecs
 
     # a loop of one or no turn: a branch would not let go of the carries of the search inside
@@ -153,7 +155,9 @@ _TRACKED = {
     "tracked_threshold": Variable((), "nat", "threshold of the optimizer"),
     "tracked_converged": Variable((), "1", "1 if all residuals are below the tolerance, else 0"),
     "tracked_matvecs": Variable((), "1", "products with the Hessian"),
-    "tracked_audit": Variable((), "1", "(cold - warm) / |warm| of the largest eigenvalue, at audits"),
+    "tracked_audit": Variable(
+        (), "1", "largest difference of cold and warm eigenvalues, relative to the first, at audits"
+    ),
 }
 
 

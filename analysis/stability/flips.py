@@ -30,6 +30,7 @@ class Flip(NamedTuple):
     num_dropped: int
     dropped_share: float
     gradient_norm: float
+    direction_residual: float  # |H q - lambda q|: not small, q is no eigenvector
 
 
 def flip_coefficient(
@@ -61,8 +62,8 @@ def flip_coefficient(
     q = ravel_pytree(direction)[0]
     if flat.size > _LARGEST:
         raise ValueError(f"the flip coefficient solves a dense Hessian: at most {_LARGEST:,} parameters")
-    if not float(jnp.linalg.norm(q)) > 0:
-        raise ValueError("direction must not be zero: it is the eigenvector along which training flips")
+    if not 0 < float(jnp.linalg.norm(q)) < float("inf"):
+        raise ValueError("direction must be finite and not zero: the eigenvector along which training flips")
     q = q / jnp.linalg.norm(q)
 
     def along(order, fn):
@@ -94,4 +95,5 @@ def flip_coefficient(
         int(jnp.sum(~regular)),
         float(dropped),
         float(jnp.linalg.norm(gradient(flat))),
+        float(jnp.linalg.norm(hessian @ q - sharpness * q)),
     )

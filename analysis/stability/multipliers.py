@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigs
 
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import as_pytree, dense
@@ -19,13 +19,14 @@ _LARGEST_DENSE = 64  # up to this size of the state all multipliers from the mat
 class StepMultipliers(NamedTuple):
     """What the derivative of one training step says about its stability.
 
-    `flip` is the multiplier with the most negative real part: below -1 the step overshoots, and a period
-    doubling follows. `rotations` are the complex ones among those found whose modulus exceeds 1, one of each
-    pair: an instability that turns. `residual` is |J v - flip v| for the unit vector v, `converged` says
-    whether it is within the tolerance, `direction` is v as a flat vector of parameters and optimizer state.
+    `flip` is the most negative real multiplier: below -1 the step overshoots, and a period doubling follows;
+    NaN if no real one was found. `rotations` are the complex ones among those found whose modulus exceeds 1,
+    one of each pair, largest first: an instability that turns. `residual` is |J v - flip v| for the unit
+    vector v, `converged` says whether it is within the tolerance, `direction` is v as a flat vector of
+    parameters and optimizer state.
     """
 
-    flip: complex
+    flip: float
     rotations: tuple[complex, ...]
     residual: float
     converged: bool
@@ -50,7 +51,7 @@ def step_multipliers(
     state: TrainState,
     *,
     symmetric: bool = False,
-    num: int = 2,
+    num: int = 6,
     tol: float = 1e-6,
     key: jax.Array,
 ) -> StepMultipliers:
@@ -60,10 +61,10 @@ def step_multipliers(
 
     J acts on parameters, model state and optimizer state together, so schedules, weight decay, momentum
     and a moving preconditioner are in it. Products are forward derivatives of the step. Plain gradient
-    descent, J = 1 - eta H, is `symmetric`: Lanczos; otherwise Arnoldi (ARPACK), for the smallest real parts
-    and for the largest imaginary ones, `num` of each. States of at most 64 numbers are solved densely. The
-    spectral radius would be no criterion: each negative eigenvalue of the Hessian puts it above 1, each flat
-    direction at 1.
+    descent, J = 1 - eta H, is `symmetric`: Lanczos; otherwise Arnoldi (ARPACK), for the smallest real parts,
+    the largest imaginary parts and the largest moduli, `num` of each. States of at most 64 numbers are solved
+    densely. The spectral radius would be no criterion: each negative eigenvalue of the Hessian puts it above
+    1, each flat direction at 1.
 
     Runs outside of compiled functions. `tol` is relative to the modulus. Where Arnoldi does not converge, the
     best values are returned and `converged` is False.
@@ -78,7 +79,7 @@ def step_multipliers(
     >>> step_fn = make_step(lambda x, batch, step: jnp.sum(7 * x**2) / 2, lambda step: None, sgd)
     >>> state = init_state(jnp.ones(2), sgd)
     >>> found = step_multipliers(lambda state: step_fn(state)[0], state, key=jax.random.key(0))
-    >>> round(found.flip.real, 4)  # heavy ball is stable up to 2 (1 + 0.5) / 0.5 = 6
+    >>> round(found.flip, 4)  # heavy ball is stable up to 2 (1 + 0.5) / 0.5 = 6
     -1.7071
     """
     _check(num, tol)
@@ -87,17 +88,18 @@ def step_multipliers(
     if symmetric and flat.size > _LARGEST_DENSE:
         pairs = top_eigenpairs(product, flat, num=1, tol=tol, which="smallest", key=key)
         residual, direction = float(pairs.residuals[0]), np.asarray(pairs.vectors[0])
-        flip = complex(pairs.values[0])
-        return StepMultipliers(flip, (), residual, bool(pairs.converged), direction)
-    values, vectors, residuals = _extreme(product, flat, ("SR", "LI"), num, tol, key)
-    lowest = np.argmin(values.real)
-    turning = [complex(v) for v in values if v.imag > 10 * tol * abs(v) and abs(v) > 1]
+        return StepMultipliers(float(pairs.values[0]), (), residual, bool(pairs.converged), direction)
+    values, vectors, residuals = _extreme(product, flat, ("SR", "LI", "LM"), num, tol, key)
+    turns = np.abs(values.imag) > 10 * tol * np.abs(values)
+    turning = [complex(v) for v in values[turns & (values.imag > 0)] if abs(v) > 1]
     different = [v for i, v in enumerate(turning) if all(abs(v - w) > 10 * tol * abs(v) for w in turning[:i])]
-    converged = bool(residuals[lowest] <= 10 * tol * max(abs(values[lowest]), 1))
     rotations = tuple(sorted(different, key=abs, reverse=True))
-    return StepMultipliers(
-        complex(values[lowest]), rotations, float(residuals[lowest]), converged, vectors[:, lowest]
-    )
+    if not (~turns & np.isfinite(values)).any():
+        return StepMultipliers(np.nan, rotations, np.nan, False, np.full(flat.shape, np.nan))
+    lowest = int(np.nanargmin(np.where(turns, np.nan, values.real)))
+    flip, residual = float(values.real[lowest]), float(residuals[lowest])
+    converged = residual <= 10 * tol * max(abs(flip), 1)
+    return StepMultipliers(flip, rotations, residual, converged, vectors[:, lowest].real)
 
 
 def floquet_multipliers(
@@ -105,7 +107,8 @@ def floquet_multipliers(
     state: TrainState,
     *,
     num_steps: int,
-    num: int = 2,
+    frozen: bool = False,
+    num: int = 6,
     tol: float = 1e-6,
     key: jax.Array,
 ) -> FloquetMultipliers:
@@ -113,7 +116,8 @@ def floquet_multipliers(
 
         M = J_{T-1} ... J_1 J_0,    M v = mu v        the cycle is stable where all |mu| < 1
 
-    For periodic orbits only: a frozen or a converged cycle; along any other piece of a run use the growth
+    For periodic orbits only: a converged cycle, or one `frozen` at the parameters and the optimizer's state
+    of `state` while the step, and with it the loss, moves on; along any other piece of a run use the growth
     rates of tangents (`log_growth`). Found as in `step_multipliers`.
 
     Raises ValueError as `step_multipliers` does, or for less than one step.
@@ -127,12 +131,24 @@ def floquet_multipliers(
     _check(num, tol)
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    if frozen:
+        return _frozen_cycle(advance, state, num_steps, num, tol, key)
     cycle = Partial(_repeat, as_pytree(advance), jnp.asarray(num_steps))
     _, flat = flat_step(cycle, state)
     _, end = flat_step(cycle, cycle(state))
     size = max(float(jnp.linalg.norm(flat)), float(jnp.finfo(flat.dtype).tiny))
     closure = float(jnp.linalg.norm(end - flat)) / size
-    values, _, residuals = _extreme(Partial(_product, cycle, state), flat, ("LM",), num, tol, key)
+    return _floquet(Partial(_product, cycle, state), flat, closure, num, tol, key)
+
+
+def _frozen_cycle(advance, state, num_steps, num, tol, key):
+    _, flat = flat_step(advance, state)
+    product = Partial(_frozen_product, as_pytree(advance), state, jnp.asarray(num_steps, state.step.dtype))
+    return _floquet(product, flat, 0.0, num, tol, key)
+
+
+def _floquet(product, flat, closure, num, tol, key):
+    values, _, residuals = _extreme(product, flat, ("LM",), num, tol, key)
     order = np.argsort(-np.abs(values))[:num]
     converged = bool((residuals[order] <= 10 * tol * np.maximum(np.abs(values[order]), 1)).all())
     return FloquetMultipliers(values[order], residuals[order], converged, closure)
@@ -149,6 +165,14 @@ def _check(num: int, tol: float) -> None:
 def _product(advance, state, vector):
     step, flat = flat_step(advance, state)
     return jax.jvp(step, (flat,), (vector,))[1]
+
+
+@jax.jit
+def _frozen_product(advance, state, num_steps, vector):
+    def body(index, vector):
+        return _product(advance, state._replace(step=state.step + index), vector)
+
+    return jax.lax.fori_loop(0, num_steps, body, vector)
 
 
 @jax.jit
@@ -184,10 +208,13 @@ def _extreme(product, flat, ends, num, tol, key):
 
 
 def _arnoldi(operator, end, num, tol, start):
+    size = operator.shape[0]
+    nothing = np.full(1, np.nan + 0j), np.full((size, 1), np.nan + 0j)
     try:
-        return eigs(operator, k=num, which=end, tol=tol, v0=start, ncv=max(20, 4 * num + 1))
+        return eigs(
+            operator, k=min(num, size - 2), which=end, tol=tol, v0=start, ncv=min(size, max(20, 4 * num + 1))
+        )
     except ArpackNoConvergence as error:
-        if not len(error.eigenvalues):
-            size = operator.shape[0]
-            return np.full(1, np.nan + 0j), np.full((size, 1), np.nan + 0j)
-        return error.eigenvalues, error.eigenvectors
+        return (error.eigenvalues, error.eigenvectors) if len(error.eigenvalues) else nothing
+    except ArpackError:  # a map without any image
+        return nothing

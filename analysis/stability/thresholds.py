@@ -28,8 +28,8 @@ def threshold(
         ema, decay b             2 (1 + b) / ((1 - b) eta)           v <- b v + (1 - b) g
         adam                     as ema with b1
 
-    `name` and settings are optax's own, as a configuration holds them; "ema" stands for
-    `optax.chain(optax.ema(decay), optax.scale_by_learning_rate(learning_rate))`. For RMSProp and Adam the
+    `name` and settings are optax's own, as a configuration holds them and `dlf.train.make_optimizer` takes
+    them. For RMSProp and Adam the
     eigenvalue is that of P^(-1/2) H P^(-1/2), with the preconditioner P frozen (see `effective_hessian`).
     Beyond it the multiplier of the steepest direction is below -1: a flip. With a `step`, a learning rate
     that is an optax schedule is taken there, and the bias correction of Adam and of ema (`debias`)

@@ -9,6 +9,7 @@ and learning rate. In the work folder: instabilities.csv, four figures, and the 
 
 import argparse
 import csv
+import json
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from analysis.cascades import Instability, Windows
 from dlf import files, results
 from experiments import command_line
 from experiments.cascades import cost, measure
+from experiments.cascades.second_pass import measure_windows
 from experiments.configs import cascades
 from experiments.phase_diagram import complete
 from experiments.sweep.axes import SCALES
@@ -47,11 +49,13 @@ def train_all(scale: str, folder: Path) -> dict[str, xr.Dataset] | int:
 
 def measured_windows(config: ConfigDict, run: xr.Dataset, windows: Windows, folder: Path) -> xr.Dataset:
     """Return the second pass over the onsets of a run, measured where it is not there or of another run."""
-    store = folder / "windows.nc"
-    fine = _load(store)
-    if fine is None or not _follows(fine, run):
-        with Console(stderr=True).status("second pass: the onsets at every step"):
-            fine = measure.second_pass(config, folder / "run", windows)
+    store, spans = folder / "windows.nc", measure.onset_spans(windows, config.num_steps)
+    fine = _load(store, run, spans)
+    if fine is None:
+        num = sum(stop - start for start, stop in spans)
+        tracker = cost.estimate(config)._replace(num_measurements=num)
+        print(f"second pass, the onsets at every step: {tracker}", file=sys.stderr)
+        fine = measure_windows(config, folder / "run", spans).assign_attrs(spans=json.dumps(spans))
         fine.to_netcdf(folder / "unfinished.nc", engine="scipy")
         os.replace(folder / "unfinished.nc", store)
     if not _follows(fine, run):
@@ -63,11 +67,14 @@ def measured_windows(config: ConfigDict, run: xr.Dataset, windows: Windows, fold
     return fine
 
 
-def _load(store: Path) -> xr.Dataset | None:
+def _load(store: Path, run: xr.Dataset, spans: list[tuple[int, int]]) -> xr.Dataset | None:
+    """Return a second pass that fits the run, None where it is missing, damaged or another one."""
     try:
-        return xr.load_dataset(store, engine="scipy")
-    except (OSError, TypeError, ValueError):  # missing, or damaged
+        fine = xr.load_dataset(store, engine="scipy")
+        fits = fine.attrs["spans"] == json.dumps(spans) and _follows(fine, run)
+    except (OSError, TypeError, ValueError, LookupError):
         return None
+    return fine if fits else None
 
 
 def _follows(fine: xr.Dataset, run: xr.Dataset) -> bool:

@@ -20,12 +20,17 @@ class Cost(NamedTuple):
 
     num_measurements: int
     gradients_per_measurement: float
-    seconds: float
+    seconds_per_gradient: float
 
     @property
     def gradients(self) -> float:
-        """All measurements of the run, in gradients."""
+        """All measurements, in gradients."""
         return self.num_measurements * self.gradients_per_measurement
+
+    @property
+    def seconds(self) -> float:
+        """All measurements, in seconds."""
+        return self.gradients * self.seconds_per_gradient
 
     def __str__(self) -> str:
         return (
@@ -46,7 +51,7 @@ def estimate(config: ConfigDict, probe: str = "tracker") -> Cost:
     num_gradients = 50 * _NUM_MEASUREMENTS
     gradient = _seconds(_gradients(experiment, num_gradients), experiment) / num_gradients
     num_measurements = -(-config.num_steps // chosen.every)
-    return Cost(num_measurements, measured / gradient, num_measurements * measured)
+    return Cost(num_measurements, measured / gradient, gradient)
 
 
 def gradient_seconds(config: ConfigDict, num_gradients: int = 2_000) -> float:

@@ -1,6 +1,5 @@
 """From the runs to one data set of all that the figures of the cascades show."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,8 +11,8 @@ from rich.table import Table
 
 from analysis import cascades, stability, tracking
 from dlf import schedules
-from experiments.cascades.second_pass import measure_windows
 
+_CALM = 8  # windows of period 1 before an instability that counts
 HORIZONS = (500, 1_500, 2_500)  # steps, of a forecast whose error is told
 
 
@@ -32,18 +31,16 @@ def label(run: xr.Dataset) -> cascades.Windows:
     return cascades.label(run["loss"].values, run["log_growth"].values[:, 0])
 
 
-def second_pass(config: ConfigDict, workdir: Path, windows: cascades.Windows) -> xr.Dataset:
-    """Measure the onset of every instability of a run at every step.
-
-    From one window before it to two after its growth; an empty data set without any instability.
-    """
-    width = int(windows.first_step[1])
+def onset_spans(windows: cascades.Windows, num_steps: int) -> list[tuple[int, int]]:
+    """Return the steps [start, stop) about every onset: one window before its growth to two after it."""
     spans = []
     for part in cascades.find(windows):
-        start, growth = int(windows.first_step[part.start]), windows.labels[part] == cascades.GROWING
-        num_growing = len(growth) if growth.all() else int(np.argmin(growth))
-        spans.append((max(start - width, 0), start + (num_growing + 2) * width))
-    return measure_windows(config, workdir, spans) if spans else xr.Dataset(coords={"step": np.arange(0)})
+        first = cascades.onset_windows(windows, part)
+        start, stop = (
+            int(windows.first_step[0]) + windows.width * i for i in (first.start - 1, first.stop + 2)
+        )
+        spans.append((max(start, 0), min(stop, num_steps)))
+    return spans
 
 
 def instabilities(
@@ -91,9 +88,8 @@ def forecast_errors(run: xr.Dataset, windows: cascades.Windows, forecast: xr.Dat
 
     Only steps in windows of period 1 count, in which the sharpness does not alternate.
     """
-    width = int(windows.first_step[1])
     steps = run["tracker_step"].values
-    quiet = windows.labels[np.minimum(steps // width, len(windows.labels) - 1)] == 1
+    quiet = windows.labels[np.minimum(steps // windows.width, len(windows.labels) - 1)] == 1
     measured = run["tracked_eigenvalues"].sel(rank=0).values
     found = {}
     for horizon in HORIZONS:
@@ -109,11 +105,14 @@ def forecast_errors(run: xr.Dataset, windows: cascades.Windows, forecast: xr.Dat
 def labelled(config: ConfigDict, run: xr.Dataset) -> xr.Dataset:
     """Return the series of a run that every figure shows, with the label of each window."""
     windows = label(run)
-    found = run[["loss", "accuracy", "tracked_eigenvalues"]]
+    found = run[["loss", "accuracy", "sharpness", "tracked_eigenvalues"]]
     found["label"] = ("window_step", windows.labels)
     found = found.assign_coords(window_step=("window_step", windows.first_step, {"units": "step"}))
     return found.assign_attrs(
-        config=config.to_json(), threshold=threshold(config), steps_per_class=steps_per_class(config)
+        config=config.to_json(),
+        threshold=threshold(config),
+        steps_per_class=steps_per_class(config),
+        window=windows.width,
     )
 
 
@@ -130,11 +129,15 @@ def everything(
 
 
 def summary(run: xr.Dataset, windows: cascades.Windows, found: xr.Dataset, rates: xr.Dataset) -> Table:
-    """Lay out how good the measurements are: tracker, split, forecasts, thresholds."""
+    """Lay out how good the measurements are: tracker, split, forecasts, and the thresholds.
+
+    ηλ/2 stands for each learning rate in turn: mean ± standard error (number of seeds with an instability).
+    """
     layout = Table("quantity", "found")
     audits = run["tracked_audit"].values[np.isfinite(run["tracked_audit"].values)]
     if len(audits):
-        layout.add_row("audits of the tracker", f"{len(audits)}, at most {audits.max():.0e} above warm")
+        worst = np.abs(audits).max()
+        layout.add_row("audits of the tracker", f"{len(audits)}, cold and warm differ by at most {worst:.0e}")
     layout.add_row("Hessian products a measurement", f"{run['tracked_matvecs'].mean():.1f}")
     layout.add_row("converged measurements", f"{run['tracked_converged'].mean():.1%}")
     layout.add_row("first eigenvalue: split valid", f"{run['split_valid'].sel(rank=0).mean():.0%}")
@@ -143,22 +146,29 @@ def summary(run: xr.Dataset, windows: cascades.Windows, found: xr.Dataset, rates
             text = f"{error:.0%} in the median of {num}"
             layout.add_row(f"forecast {horizon:,} steps ahead is off by", text)
     ratio = rates["sharpness"] * rates["learning_rate"] / 2
-    if ratio.notnull().any():
-        per_width = ratio.mean(["learning_rate", "seed"]).values
-        layout.add_row(
-            "eta lambda / 2 at the onset, all cells", f"{float(ratio.mean()):.3f} +- {float(ratio.std()):.3f}"
-        )
-        pairs = zip(rates["width"].values, per_width, strict=True)
-        layout.add_row("by width", ", ".join(f"{width:g}: {value:.3f}" for width, value in pairs))
+    for width in rates["width"].values:
+        cells = ratio.sel(width=width)
+        num = cells.notnull().sum("seed")
+        error = cells.std("seed", ddof=1) / np.sqrt(num)
+        texts = [
+            f"{float(mean):.3f} ± {float(e):.3f} ({int(n)})"
+            if n > 1
+            else "none"
+            if n == 0
+            else f"{float(mean):.3f} (1)"
+            for mean, e, n in zip(cells.mean("seed"), error, num, strict=True)
+        ]
+        layout.add_row(f"ηλ/2 at the onset, width {width:g}", "; ".join(texts))
     return layout
 
 
 def rates(sweep: xr.Dataset) -> xr.Dataset:
     """Return the sharpness at the first onset of every cell, in nat: NaN where there is none.
 
-    An instability counts if the sharpness was below the threshold at the last measurement before its first
-    window, so not one into which the first parameters were drawn. The sharpness is extrapolated from the last
-    two measurements up to the onset: a burst may have begun before the next one.
+    An instability counts if it breaks at least eight windows of period 1 and the sharpness was below the
+    threshold at the last measurement before: not one into which the first parameters were drawn. The
+    sharpness is extrapolated from the last two measurements up to the onset: a burst may have begun before
+    the next one.
     """
     onset = np.full(sweep["status"].shape, np.nan)
     sharpness = np.full(sweep["status"].shape, np.nan)
@@ -171,7 +181,8 @@ def rates(sweep: xr.Dataset) -> xr.Dataset:
             windows = cascades.label(loss)
             for part, step in zip(cascades.find(windows), cascades.onsets(loss, windows), strict=True):
                 before = np.flatnonzero(steps < windows.first_step[part.start])
-                if len(before) and ratio[before[-1]] < 1:
+                calm = windows.labels[max(part.start - _CALM, 0) : part.start]
+                if len(calm) == _CALM and (calm == 1).all() and ratio[before[-1]] < 1:
                     last = max(int(np.searchsorted(steps, step, side="right")) - 1, 1)
                     slope = (measured[last] - measured[last - 1]) / (steps[last] - steps[last - 1])
                     sharpness[cell] = measured[last] + slope * (step - steps[last])

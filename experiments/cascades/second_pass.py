@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from dlf import checkpoints
 from dlf.train import VARIABLES, init_carries
 from experiments.build import Experiment, build, make_loop
+from experiments.command_line import ConfigError
 
 _BLOCK = 16  # steps of one compiled loop
 _LOSS = {"loss": VARIABLES["loss"]}
@@ -22,9 +23,19 @@ def measure_windows(
     """Return what a probe of a run measures at every step of windows [start, stop), and the `loss`.
 
     Each window starts from the newest sound checkpoint before it, or from the first step, and is rounded to
-    whole blocks of 16 steps counted from there; the probe starts without memory. On the machine that made the
-    run the loss has the bits of the run.
+    whole blocks of 16 steps counted from there; the probe starts without memory, and numbers identities anew
+    (`window` counts the windows). On the machine that made the run the loss has the bits of the run.
+
+    Raises ConfigError for a probe that the run does not have, or a window that is not inside of it.
     """
+    windows = sorted(windows)
+    if probe not in config.probes:
+        raise ConfigError(f"the run has no probe {probe!r}, only {', '.join(config.probes)}")
+    for start, stop in windows:
+        if not 0 <= start < stop <= config.num_steps:
+            raise ConfigError(f"a window must lie within 0 to {config.num_steps}, got [{start}, {stop})")
+    if not windows:
+        return xr.Dataset(coords={"step": np.arange(0)})
     experiment = build(config)
     at_every_step = config.copy_and_resolve_references()
     with at_every_step.unlocked():
@@ -33,17 +44,18 @@ def measure_windows(
     advance, measure = make_loop(experiment, ()), make_loop(tracked)
     dims = {name: of.dims for name, of in {**tracked.run.probes[probe].variables, **_LOSS}.items()}
     parts = []
-    for start, stop in sorted(windows):
+    for number, (start, stop) in enumerate(windows):
         step, state = nearest(experiment, workdir, start)
         for _ in range(step, start - _BLOCK + 1, _BLOCK):
             state, _, _ = advance(experiment.replica, state, {}, _BLOCK)
         first, carries, rows = int(state.step), init_carries(tracked.run.probes, state), []
-        for _ in range(first, min(stop, config.num_steps), _BLOCK):
+        for _ in range(first, stop, _BLOCK):
             state, carries, series = measure(tracked.replica, state, carries, _BLOCK)
             rows.append({name: np.asarray(series[name]) for name in dims})
         joined = {name: np.concatenate([row[name] for row in rows]) for name in dims}
         steps = np.arange(first, first + _BLOCK * len(rows))
         part = xr.Dataset({name: (("step", *dims[name]), joined[name]) for name in dims}, {"step": steps})
+        part["window"] = ("step", np.full(len(steps), number))
         parts.append(part.sel(step=slice(0, config.num_steps - 1)))
     return xr.concat(parts, "step").drop_duplicates("step").sortby("step")
 

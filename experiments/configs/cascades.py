@@ -37,7 +37,9 @@ def get_config(scale: str = "small") -> ConfigDict:
     config.stop_after = (num_turns - 1) * (period + 1)  # the last switch of class: quiet from here on
     config.optimizer = dict(name="sgd", learning_rate=1.0)
     config.probes = dict(
-        tracker=dict(every=25, num=3, tol=1e-3),
+        # a multiple of all periods: two measurements lie on one branch
+        tracker=dict(every=32, num=3, tol=1e-3),
+        stability=dict(every=period // 100, tol=1e-3),
         lyapunov=dict(num=1),
         ntk=dict(every=5, num=1, num_examples=50),
         forecast=dict(every=period // 10, num=2, tol=1e-3),
@@ -49,5 +51,6 @@ def static(scale: str = "small") -> ConfigDict:
     """Return the configuration of the same run under the static loss."""
     config = get_config(scale)
     config.schedule.amplitude = 1.0
-    config.probes = dict(tracker=dict(every=25, num=3, tol=1e-3), lyapunov=dict(num=1))
+    names = ("tracker", "stability", "lyapunov")
+    config.probes = {name: config.probes[name].to_dict() for name in names}
     return config
