@@ -32,6 +32,7 @@ from analysis import cascades, figures, stability
 from analysis.figures.cascades import PERIOD_COLORS
 from dlf import results, train
 from experiments.cascades import measure
+from experiments.cascades.second_pass import measure_windows
 from experiments.configs import cascades as config_cascades
 from experiments.train import train as train_config
 
@@ -119,7 +120,7 @@ state = train.init_state(jnp.full(2, 1e-6), adamw)
 for _ in range(40):
     state = step_fn(state)[0]._replace(params=jnp.full(2, 1e-6))
 found = stability.step_multipliers(lambda state: step_fn(state)[0], state, key=key)
-print(f"the most negative multiplier of AdamW here: {found.flip.real:.3f}, below -1: it flips")
+print(f"the most negative multiplier of AdamW here: {found.flip:.3f}, below -1: it flips")
 
 # %% [markdown]
 # ## Two turns of the run of Fig. 4
@@ -136,7 +137,7 @@ folder = Path(tempfile.mkdtemp())
 train_config(config, folder / "run")
 run = results.load(folder / "run")
 windows = measure.label(run)
-fine = measure.second_pass(config, folder / "run", windows)
+fine = measure_windows(config, folder / "run", measure.onset_spans(windows, config.num_steps))
 rows = measure.instabilities(config, run, windows, fine)
 pd.DataFrame(rows).set_index("onset").transpose()
 
@@ -153,8 +154,7 @@ axes.axvline(rows[1].onset, color="#222222", linestyle=":", label="onset")
 axes.set(xlabel="step", ylabel=r"Hessian $\lambda_{\max}$ (nat)", ylim=(0.8, 3.2))
 legend = axes.legend(frameon=False, ncols=2, fontsize=7)
 # %% [markdown]
-# The growth of the alternation agrees with what the sharpness allows, $\sum_t \log|1 - \eta\lambda(t)|$,
-# and everything is seen at a glance: periods in colour, the threshold, forecasts at frozen parameters, the
+# Everything is seen at a glance: periods in colour, the threshold, forecasts at frozen parameters, the
 # exponent, and who moved the sharpness.
 
 # %%

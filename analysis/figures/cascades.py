@@ -181,6 +181,8 @@ def static_dynamic(found: xr.Dataset) -> Figure:
             for axes in column:
                 axes.set_rasterization_zorder(2.2)
             _draw_periods(column[0], run, 0, run.sizes["step"])
+            if run["loss"].max() < 3 * run["loss"].min():  # less than the decade that log axes label
+                column[0].set_yscale("linear")
             dots = dict(color="#222222", linestyle="none", marker=".", markersize=1.6, markeredgewidth=0)
             column[1].plot(run["stability_step"], run["sharpness"], **dots, zorder=2)
             column[1].set_ylim(0.8 * float(found["sharpness"].min()), 1.25 * float(found["sharpness"].max()))
