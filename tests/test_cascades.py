@@ -115,6 +115,18 @@ def test_a_curved_drift_hides_no_cycle():
         assert set(cascades.label(series[:1_024]).labels.tolist()) == {period}
 
 
+@pytest.mark.parametrize("period", [3, 5, 7, 10, 12])
+def test_a_rotation_is_irregular(period):
+    assert set(cascades.label(1 + 0.9 * np.cos(2 * np.pi * N / period)).labels.tolist()) == {IRREGULAR}
+
+
+def test_short_bursts_are_not_period_one_and_relative_growth_is_no_onset():
+    bursts = 1 + 30.0 * (N % 64 < 12) * (0.5 + 0.5 * (-1.0) ** N)
+    assert set(cascades.label(bursts).labels.tolist()) == {IRREGULAR}
+    level = np.exp(N[:1_024] / 60.0) * (1 + 0.05 * (-1.0) ** N[:1_024])
+    assert set(cascades.label(level).labels.tolist()) == {2}
+
+
 def test_a_single_jump_is_no_onset():
     assert set(cascades.label(1.0 + (N >= 1_000)).labels.tolist()) == {1}
 

@@ -88,6 +88,11 @@ def test_bad_optimizers_say_what_to_do():
         stability.threshold("rmsprop", 0.1, centered=True)
     with pytest.raises(TypeError, match=r"sgd.*momentun"):
         stability.threshold("sgd", 0.1, momentun=0.9)
+    with pytest.raises(ValueError, match="learning_rate must be positive"):
+        stability.threshold("sgd", -1.0)
+    for momentum in (1.0, 1.5, "x"):
+        with pytest.raises(ValueError, match="momentum must be a number from 0 to below 1"):
+            stability.threshold("sgd", 0.1, momentum=momentum)
     with pytest.raises(ValueError, match="needs the step"):
         stability.threshold("sgd", optax.constant_schedule(0.1))
 

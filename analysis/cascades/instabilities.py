@@ -29,7 +29,8 @@ class Instability(NamedTuple):
     growth_steps, growth: steps from the onset until the alternation is a hundredth of the loss, and log of
     the factor by which it grew;
     budget: sum of log |1 - eta lambda| over the same steps, in nat, with the mean of two consecutive steps as
-    lambda: it alternates with the loss, and so does its eigenvector (NaN if one was not measured);
+    lambda, since it alternates with the loss; less than the growth where an alternation is driven, and rises
+    with the sharpness before it grows by itself (NaN if one was not measured);
     ntk_drop: 1 - after / before of the NTK's largest eigenvalue; accuracies: means over the window before the
     onset, and over the one after the end.
     """
@@ -117,7 +118,7 @@ def table(
                 name(max(windows.labels[part], key=_DEPTHS.index)),
                 peak - onset,
                 _log_ratio(loss, onset, peak),
-                np.nan if learning_rate is None else budget(np.array(means), learning_rate),
+                np.nan if learning_rate is None or not means else budget(np.array(means), learning_rate),
                 np.nan if ntk is None else 1 - _mean(ntk, *after) / _mean(ntk, *before),
                 _mean(run["accuracy"], *before),
                 _mean(run["accuracy"], *after),
@@ -176,6 +177,8 @@ def _crossing(known, start, stop, threshold):
 
 
 def _log_ratio(loss, onset, peak):
+    if peak <= onset:  # faster than can be resolved
+        return np.nan
     ends = [np.abs(alternating_part(loss[max(s - 2, 0) : s + _BLOCK + 2])).mean() for s in (onset, peak)]
     return float(np.log(ends[1] / ends[0])) if min(ends) > 0 else np.nan
 

@@ -19,6 +19,8 @@ _RESOLUTION = 0.005  # a finer splitting of branches than this part of their spr
 _LOOSE = 0.5  # of the spread: where branches explain less, they are none
 _ONSET = 2.0  # factor over a window by which an alternation grows in an onset
 _BLOCK = 16  # steps: of all periods, so that block means do not alternate
+_IN_A_ROW, _IN_ALL = 5, 8  # changes of sign that no kink, jump or spike makes
+_SMOOTH = 7  # changes of sign about a drift in 64 steps: of a rotation of period 16 there are 8
 _DRIFT = 4  # degree of the polynomial that a smooth drift is within a window
 
 
@@ -64,12 +66,13 @@ def label(
 
     drift is one polynomial of degree 4. The label is the smallest p of 1, 2, 4, 8, 16 whose s_p is at most
     twice that of the best p, or below 0.5 % of s_1. Before that, the fast part
-    h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16 decides: if it is smooth and no period
-    fits, or exceeds `noise` times the largest |x| of the window at fewer than 16 steps (the kink of a
-    schedule), the period is 1; if it alternates in sign and grows by more than 2 over the window, it is
-    GROWING, the onset of an instability, also below `noise` where the following windows grow on beyond it. A
-    series that goes to zero has no level to compare with: add one. Of minibatches, `noise` must exceed the
-    scatter.
+    h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16 decides. Unless it exceeds `noise` times
+    the largest |x| of the window and changes sign there 5 times in a row or 8 times in all (a kink of a
+    schedule does twice), the period is 1; or unless x leaves its drift by as much and crosses it 8 times or
+    more. If h alternates in sign and grows, relative to x, by more than 2 over the window, it is GROWING, the
+    onset of an instability, also below `noise` where the following windows grow on beyond it, but not within
+    a cascade. A series that goes to zero has no level to compare with: add one. Of minibatches, `noise` must
+    exceed the scatter.
 
     Where no period explains three quarters of the variance, a window is CHAOS if its exponent is positive by
     more than its standard error and nearby runs part by two e-folds before a period fits again, else
@@ -108,19 +111,27 @@ def label(
     exponent, error = _exponents(log_growth, num, window)
     size = np.max(np.abs(x), axis=1)
     floor = _ROUNDING * np.finfo(x.dtype).eps * size
-    alternating, smooth, growth, h = _alternation(x)
+    alternating, growth, h = _alternation(x)
     amplitude = np.sqrt(np.mean(h**2, axis=1))
-    loud = np.sum(np.abs(h) > np.maximum(noise * size, floor)[:, None], axis=1) >= _BLOCK
-    spreads = np.stack([_rest(x, p) for p in PERIODS])
+    limit = np.maximum(noise * size, floor)
+    loud = _loud(h, limit)
+    rest = _rest(x, 1)
+    smooth = np.sum(rest[:, 1:] * rest[:, :-1] < 0, axis=1) <= _SMOOTH * window / 64
+    spreads = np.stack([_spread(x, p) for p in PERIODS])
     labels, tight = _fit(spreads, floor)
-    labels = np.where((smooth & (labels == IRREGULAR)) | ~loud, 1, labels)
+    still = ~loud & (smooth | (spreads[0] <= limit))
+    labels = np.where((smooth & (labels == IRREGULAR) & ~loud) | still, 1, labels)
     labels = np.where(defined, labels, UNDEFINED)
     labels = np.where(_chaotic(labels, tight, exponent, error, window), CHAOS, labels)
+    cycles = labels.copy()
     onset = defined & alternating & (growth > _ONSET) & (amplitude > floor)
     for index in reversed(np.flatnonzero(onset)):
         goes_on = index + 1 < num and labels[index + 1] not in (1, UNDEFINED)
         if goes_on or loud[index]:
             labels[index] = GROWING
+    for index in range(1, num):  # within a cascade it is no onset
+        if labels[index] == GROWING and labels[index - 1] not in (1, GROWING, UNDEFINED):
+            labels[index] = cycles[index]
     return Windows(window, np.arange(num) * window, labels, amplitude, growth, spreads[0], exponent, error)
 
 
@@ -153,30 +164,45 @@ def alternating_part(x: Float[np.ndarray, "*windows steps"]) -> Float[np.ndarray
     return sum(k * x[..., i : x.shape[-1] - 4 + i] for i, k in enumerate(kernel))
 
 
+def _loud(h, limit):
+    """Return the windows where h exceeds a limit and changes sign 8 times in all, or 5 times in a row.
+
+    At a kink of a smooth series it does so twice, at a jump three times, at a single spike four times.
+    """
+    beyond = np.abs(h) > limit[:, None]
+    changes = (h[:, 1:] * h[:, :-1] < 0) & beyond[:, 1:] & beyond[:, :-1]
+    in_a_row = np.lib.stride_tricks.sliding_window_view(changes, _IN_A_ROW, axis=1).all(axis=2)
+    return (changes.sum(axis=1) >= _IN_ALL) | in_a_row.any(axis=1)
+
+
 def _alternation(x):
-    """Return whether a window alternates, whether it is smooth, its growth factor, and its fast part."""
-    h = alternating_part(x)
-    products = h[:, 1:] * h[:, :-1]
-    smooth, tiny = np.sum(products, axis=1) > 0, np.finfo(x.dtype).tiny
+    """Return whether a window alternates, by what factor it grows relative to its level, its fast part."""
+    h, tiny = alternating_part(x), np.finfo(x.dtype).tiny
     signed = np.abs(np.sum(h * (-1) ** np.arange(h.shape[1]), axis=1)) / np.maximum(
         np.abs(h).sum(axis=1), tiny
     )
     # nearly all of it has one sign, and it is not a single jump
-    alternating = (signed > 0.9) & (np.mean(products < 0, axis=1) > 0.5)
+    alternating = (signed > 0.9) & (np.mean(h[:, 1:] * h[:, :-1] < 0, axis=1) > 0.5)
+    level = np.abs(x[:, 2:-2] - h)  # without its fast part
     steps = np.arange(h.shape[1]) - (h.shape[1] - 1) / 2
-    slope = np.log(np.maximum(np.abs(h), tiny)) @ steps / (steps @ steps)
-    return alternating, smooth, np.exp(np.clip(slope * x.shape[1], -700, 700)), h
+    slope = (np.log(np.maximum(np.abs(h), tiny)) - np.log(np.maximum(level, tiny))) @ steps / (steps @ steps)
+    return alternating, np.exp(np.clip(slope * x.shape[1], -700, 700)), h
 
 
 def _rest(x, period):
-    """Return the standard deviation about `period` interleaved straight lines and a common drift."""
+    """Return what is left beside `period` interleaved straight lines and a common drift."""
     steps = np.linspace(-1, 1, x.shape[1], dtype=x.dtype)
     branches = np.equal.outer(np.arange(x.shape[1]) % period, np.arange(period)).astype(x.dtype)
     drift = steps[:, None] ** np.arange(2, _DRIFT + 1)
     basis = np.linalg.qr(np.hstack([branches, branches * steps[:, None], drift]))[0]
     centred = x - x.mean(axis=1, keepdims=True)  # large levels cost digits
-    rest = centred - centred @ basis @ basis.T
-    return np.sqrt(np.sum(rest**2, axis=1) / (x.shape[1] - basis.shape[1]))
+    return centred - centred @ basis @ basis.T
+
+
+def _spread(x, period):
+    """Return the standard deviation of that rest."""
+    num_coefficients = 2 * period + _DRIFT - 1
+    return np.sqrt(np.sum(_rest(x, period) ** 2, axis=1) / (x.shape[1] - num_coefficients))
 
 
 def _fit(spreads, floor):

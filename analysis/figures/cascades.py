@@ -33,7 +33,7 @@ def cascades(found: xr.Dataset) -> Figure:
     Rows: F with the period of its windows as colour; the largest Hessian eigenvalue with the optimizer's
     threshold and forecasts at frozen parameters, one from the middle of each turn to its end; the
     finite-time Lyapunov exponent of each window, with its standard error; over each stretch of at least five
-    measurements in a turn where the split is valid, the change of the eigenvalue since the stretch began, and
+    measurements in a turn where the split is valid and the loss has period 1, the change of the eigenvalue since the stretch began, and
     how much of it came from the loss that moved and from the network; accuracy. Vertical lines: onsets. The
     second column zooms on 1.6 to 2.1 turns.
 
@@ -68,9 +68,11 @@ def cascades(found: xr.Dataset) -> Figure:
         grid[0, 0].set_title("whole run", fontsize=8)
         grid[0, 1].set_title("zoom", fontsize=8)
         for axes in (grid[1, 0], grid[3, 0]):
-            axes.legend(
-                frameon=False, ncols=4, columnspacing=1.0, loc="upper right", borderaxespad=0.1, markerscale=3
-            )
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(
+                    frameon=False, ncols=4, columnspacing=1.0, loc="upper right", borderaxespad=0.1,
+                    markerscale=3,
+                )  # fmt: skip
         _legend_of_periods(figure, found)
         figure.align_ylabels(grid[:, 0])
     return figure
@@ -252,7 +254,9 @@ def _draw_split(axes: Axes, found: xr.Dataset) -> None:
     """Accumulate both parts, and their sum, over each stretch of valid measurements of a turn."""
     steps, turn = found["tracker_step"].values, found.attrs["steps_per_class"]
     loss, network = (found[name].sel(rank=0).values for name in ("loss_moved", "network_moved"))
-    valid = found["split_valid"].sel(rank=0).values == 1
+    # in a cycle both parts are those of one branch, whose sign says nothing of the mean
+    calm = np.isin(_per_step(found)[steps], (1, GROWING))
+    valid = (found["split_valid"].sel(rank=0).values == 1) & calm
     ends = np.flatnonzero(np.diff(valid) | np.diff(steps // turn).astype(bool)) + 1
     labels = dict(both="change", loss="moved by the loss", network="by the network")
     for stretch in np.split(np.arange(len(steps)), ends):

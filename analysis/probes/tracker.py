@@ -37,11 +37,12 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
     from the last one's vectors, with at least 8 products; every tenth is searched once more cold, from a
     random vector, and the better of the two is taken: `tracked_audit` is by what the eigenvalue in which they
     differ most is larger when searched cold, relative to the first. All pairs are stored; `tracked_kept`
-    marks those above 0.75 of the threshold, and the first. A pair keeps its identity, a number, as long as
-    its vector keeps more than half of its squared length along the one before; the rank in which it stands
-    may change, which is a crossing. Each is split by class, into Gauss-Newton and residual part, and its
-    change since the last measurement into "the loss moved" and "the network moved"
-    (`analysis.tracking.split_change`); let `every` be even, so that both lie on one branch of a two-cycle.
+    marks those above 0.75 of the threshold, and the first; if it marks the last, there may be more. A pair
+    keeps its identity, a number, as long as its vector keeps more than half of its squared length along the
+    one before; the rank in which it stands may change, which is a crossing. Each is split by class, into
+    Gauss-Newton and residual part, and its change since the last measurement into "the loss moved" and "the
+    network moved" (`analysis.tracking.split_change`). Let `every` be even, so that in a two-cycle both lie on
+    one branch; there the change is that of this branch, which the mean of two steps need not share.
 
     Raises ValueError for `every` below 1, `num` below 2 (a gap needs two), `tol` not positive, or an
     optimizer without a formula for its threshold.

@@ -91,6 +91,10 @@ def step_multipliers(
         return StepMultipliers(float(pairs.values[0]), (), residual, bool(pairs.converged), direction)
     values, vectors, residuals = _extreme(product, flat, ("SR", "LI", "LM"), num, tol, key)
     turns = np.abs(values.imag) > 10 * tol * np.abs(values)
+    while turns[:num].all() and 2 * num < flat.size - 2:
+        num *= 2  # a real one lies behind all complex ones found
+        values, vectors, residuals = _extreme(product, flat, ("SR", "LI", "LM"), num, tol, key)
+        turns = np.abs(values.imag) > 10 * tol * np.abs(values)
     turning = [complex(v) for v in values[turns & (values.imag > 0)] if abs(v) > 1]
     different = [v for i, v in enumerate(turning) if all(abs(v - w) > 10 * tol * abs(v) for w in turning[:i])]
     rotations = tuple(sorted(different, key=abs, reverse=True))

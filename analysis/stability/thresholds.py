@@ -1,8 +1,10 @@
 """The sharpness above which an optimizer is unstable, in closed form."""
 
 import inspect
+from numbers import Real
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
@@ -17,7 +19,11 @@ _BUILDERS = {"sgd": optax.sgd, "rmsprop": optax.rmsprop, "adam": optax.adam, "em
 
 
 def threshold(
-    name: str, learning_rate: float | Array | optax.Schedule, *, step: Step | None = None, **settings: Any
+    name: str,
+    learning_rate: float | Array | optax.Schedule,
+    *,
+    step: Step | int | None = None,
+    **settings: Any,
 ) -> float | Float[Array, ""]:
     """Return the eigenvalue of the (preconditioned) Hessian up to which the optimizer is stable.
 
@@ -35,7 +41,8 @@ def threshold(
     that is an optax schedule is taken there, and the bias correction of Adam and of ema (`debias`)
     multiplies by 1 - b^(step + 1), its factor in the next update; without one it has died out.
 
-    Raises ValueError for an optimizer or a setting without a formula, and for a schedule without a step;
+    Raises ValueError for an optimizer or a setting without a formula, for a schedule without a step, and for a
+    learning rate that is not positive or a momentum outside of [0, 1) where they are known as numbers;
     TypeError for a setting that the optimizer does not have.
 
     Source: Cohen et al. 2021 (arXiv 2103.00065); Cohen et al. 2022 (arXiv 2207.14484).
@@ -44,6 +51,7 @@ def threshold(
     (4.0, 6.0, 3800.0)
     """
     given = _bind(name, learning_rate, settings)
+    step = None if step is None else jnp.asarray(step)
     if callable(learning_rate):
         if step is None:
             raise ValueError("a learning rate that is a schedule needs the step at which it is meant")
@@ -73,6 +81,12 @@ def _bind(name: str, learning_rate: Any, settings: dict[str, Any]) -> dict[str, 
     known = {"learning_rate", "momentum", "nesterov", "b1", "debias"} | _NEUTRAL
     if name == "adam":
         known -= {"nesterov"}
+    averaging = {"sgd": "momentum", "rmsprop": "momentum", "ema": "decay", "adam": "b1"}[name]
+    if isinstance(learning_rate, Real) and not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+    decay = bound.arguments[averaging] or 0.0
+    if not isinstance(decay, jax.Array) and not (isinstance(decay, Real) and 0 <= decay < 1):
+        raise ValueError(f"{name}: {averaging} must be a number from 0 to below 1, got {decay!r}")
     for key, value in bound.arguments.items():
         if key not in known and value != defaults[key]:
             raise ValueError(f"no formula for {name} with {key}={value}: {_MULTIPLIER}")

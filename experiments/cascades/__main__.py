@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
 from rich.box import SIMPLE_HEAD
@@ -51,6 +52,8 @@ def measured_windows(config: ConfigDict, run: xr.Dataset, windows: Windows, fold
     """Return the second pass over the onsets of a run, measured where it is not there or of another run."""
     store, spans = folder / "windows.nc", measure.onset_spans(windows, config.num_steps)
     fine = _load(store, run, spans)
+    if not spans:
+        return measure_windows(config, folder / "run", spans)
     if fine is None:
         num = sum(stop - start for start, stop in spans)
         tracker = cost.estimate(config)._replace(num_measurements=num)
@@ -71,7 +74,10 @@ def _load(store: Path, run: xr.Dataset, spans: list[tuple[int, int]]) -> xr.Data
     """Return a second pass that fits the run, None where it is missing, damaged or another one."""
     try:
         fine = xr.load_dataset(store, engine="scipy")
-        fits = fine.attrs["spans"] == json.dumps(spans) and _follows(fine, run)
+        steps = {*fine["step"].values.tolist()}
+        covered = all({*range(start, stop)} <= steps for start, stop in spans)
+        measured = bool(np.isfinite(fine["tracked_eigenvalues"].values).all())
+        fits = fine.attrs["spans"] == json.dumps(spans) and covered and measured and _follows(fine, run)
     except (OSError, TypeError, ValueError, LookupError):
         return None
     return fine if fits else None
