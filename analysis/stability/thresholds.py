@@ -41,8 +41,8 @@ def threshold(
     that is an optax schedule is taken there, and the bias correction of Adam and of ema (`debias`)
     multiplies by 1 - b^(step + 1), its factor in the next update; without one it has died out.
 
-    Raises ValueError for an optimizer or a setting without a formula, for a schedule without a step, and for a
-    learning rate that is not positive or a momentum outside of [0, 1) where they are known as numbers;
+    Raises ValueError for an optimizer or a setting without a formula, for a schedule without a step, and for
+    a learning rate that is not positive or a momentum outside of [0, 1) where they are known as numbers;
     TypeError for a setting that the optimizer does not have.
 
     Source: Cohen et al. 2021 (arXiv 2103.00065); Cohen et al. 2022 (arXiv 2207.14484).
