@@ -33,8 +33,7 @@ def cascades(found: xr.Dataset) -> Figure:
     Rows: F with the period of its windows as colour; the largest Hessian eigenvalue with the optimizer's
     threshold and forecasts at frozen parameters, one from the middle of each turn to its end; the
     finite-time Lyapunov exponent of each window, with its standard error; over each stretch of at least five
-    measurements in a turn where the split is valid and the loss has period 1 or leaves it, the change of the
-    eigenvalue since the stretch began, and how much of it came from the loss that moved and from the network;
+    measurements in a turn where the split is valid and the loss has period 1, the change of the eigenvalue since the stretch began, and how much of it came from the loss that moved and from the network;
     accuracy. Vertical lines: onsets. The second column zooms on 1.6 to 2.1 turns.
 
     Source: ours; rows 1 and 5 as in Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4.
@@ -255,7 +254,7 @@ def _draw_split(axes: Axes, found: xr.Dataset) -> None:
     steps, turn = found["tracker_step"].values, found.attrs["steps_per_class"]
     loss, network = (found[name].sel(rank=0).values for name in ("loss_moved", "network_moved"))
     # in a cycle both parts are those of one branch, whose sign says nothing of the mean
-    calm = np.isin(_per_step(found)[steps], (1, GROWING))
+    calm = _per_step(found)[steps] == 1
     valid = (found["split_valid"].sel(rank=0).values == 1) & calm
     ends = np.flatnonzero(np.diff(valid) | np.diff(steps // turn).astype(bool)) + 1
     labels = dict(both="change", loss="moved by the loss", network="by the network")
