@@ -33,8 +33,9 @@ def cascades(found: xr.Dataset) -> Figure:
     Rows: F with the period of its windows as colour; the largest Hessian eigenvalue with the optimizer's
     threshold and forecasts at frozen parameters, one from the middle of each turn to its end; the
     finite-time Lyapunov exponent of each window, with its standard error; over each stretch of at least five
-    measurements in a turn where the split is valid and the loss has period 1, the change of the eigenvalue since the stretch began, and how much of it came from the loss that moved and from the network;
-    accuracy. Vertical lines: onsets. The second column zooms on 1.6 to 2.1 turns.
+    measurements in a turn where the split is valid and the loss has period 1, the change of the eigenvalue
+    since the stretch began, and how much of it came from the loss that moved and from the network; accuracy.
+    Vertical lines: onsets. The second column zooms on 1.6 to 2.1 turns.
 
     Source: ours; rows 1 and 5 as in Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4.
     """
