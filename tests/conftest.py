@@ -4,6 +4,7 @@ Shapes in the signatures are checked at run time here, and only here. Dtype prom
 and rank promotion an error: a silent cast is how a step counter loses its precision.
 """
 
+import gc
 import sys
 
 import jax
@@ -18,6 +19,14 @@ with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for what is sharded
+
+
+@pytest.fixture(autouse=True, scope="module")
+def released():
+    """Let compiled programs go after each module: each holds memory maps, of which a process has 65,530."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(params=[False, True], ids=["float32", "float64"])
