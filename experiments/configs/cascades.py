@@ -39,7 +39,7 @@ def get_config(scale: str = "small") -> ConfigDict:
     config.probes = dict(
         # a multiple of all periods: two measurements lie on one branch
         tracker=dict(every=32, num=3, tol=1e-3),
-        stability=dict(every=period // 100, tol=1e-3),
+        stability=dict(every=max(period // 100, 10), tol=1e-3),
         lyapunov=dict(num=1),
         ntk=dict(every=5, num=1, num_examples=50),
         forecast=dict(every=period // 10, num=2, tol=1e-3),
