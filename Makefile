@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: fig4 curvature phase-diagram cascades test benchmark lock clean
+.PHONY: fig4 curvature phase-diagram cascades lazy test benchmark lock clean
 
 fig4: $(VENV)/ready  ## train the run of Fig. 4 (or go on with it), draw it, check its numbers
 	$(RUN) -m experiments.figure fig4
@@ -16,6 +16,9 @@ phase-diagram: $(VENV)/ready  ## fill, reduce and draw the papers' phase diagram
 
 cascades: $(VENV)/ready  ## find, measure and draw the instabilities of the run of Fig. 4, on all cores
 	$(RUN) -m experiments.cascades --launcher=local
+
+lazy: $(VENV)/ready  ## what survives in the linearised network, and how lazy a width is, on all cores
+	$(RUN) -m experiments.lazy --launcher=local
 
 test: $(VENV)/ready  ## every check
 	$(VENV)/bin/ruff check .
@@ -31,11 +34,13 @@ benchmark: $(VENV)/ready  ## speed, memory and other solvers; those in PyTorch w
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dlf needs Python 3.11 or later: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,notebooks,ntk]'
+	@# without its dependencies, which bring 1.8 GB of TensorFlow for a part that is not used
+	$(RUN) -m pip install --quiet --no-deps neural-tangents==0.6.5
 	@touch $@
 
 lock:  ## renew constraints.txt for all supported versions of Python (needs uv)
-	uv pip compile --universal --python-version 3.11 --extra dev --extra notebooks \
+	uv pip compile --universal --python-version 3.11 --extra dev --extra notebooks --extra ntk \
 		--no-annotate --no-emit-index-url --custom-compile-command 'make lock' \
 		--upgrade setup.cfg --output-file constraints.txt
 

@@ -49,13 +49,27 @@ def load() -> ModuleType:
         raise ImportError(f"neural-tangents {version} is installed, not {_VERSION}: {_INSTALL}")
     if importlib.util.find_spec("frozendict") is None:
         raise ImportError(f"frozendict, which neural-tangents needs, is not installed: {_INSTALL}")
-    # An empty module in place of the part that imports TensorFlow.
-    sys.modules["neural_tangents.experimental"] = ModuleType("neural_tangents.experimental")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "neural_tangents"]:
+        del sys.modules[name]  # what is left of an import by hand, which fails on today's JAX
+    sys.modules["neural_tangents.experimental"] = _without_tensorflow()
     with _former_names():
         import neural_tangents
         from neural_tangents._src import empirical, predict
     _mend(empirical, predict)
     return neural_tangents
+
+
+def _without_tensorflow() -> ModuleType:
+    """Return an empty module in place of the part that imports TensorFlow, installed or not."""
+    stand_in = ModuleType("neural_tangents.experimental")
+
+    def __getattr__(name: str):
+        if name.startswith("__"):  # asked for by Python and its tools
+            raise AttributeError(name)
+        raise AttributeError(f"neural_tangents.experimental.{name} is left out: it would import TensorFlow")
+
+    stand_in.__getattr__ = __getattr__
+    return stand_in
 
 
 @contextlib.contextmanager

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from analysis import probes
+from analysis import neural_tangents_import, probes
 from dlf import data, losses, models, schedules
 from dlf import train as training
 from dlf.ensembles import Run
-from dlf.types import Batch, Dataset, Model, Params, Problem, TrainState
+from dlf.types import ApplyFn, Batch, Dataset, Model, Params, Problem, TrainState
 from experiments.command_line import ConfigError
 
 # What a config holds, see experiments/configs/fig4.py: numbers, and sections that name a function.
@@ -99,6 +99,7 @@ def check(config: ConfigDict) -> None:
     check_precision(config)
     _call(schedules, "schedule", config.schedule, num_classes=2)
     _find(losses, "loss", config.loss.name)
+    _check_linearized(config.model)
     with _blaming("optimizer"):
         training.make_optimizer(**config.optimizer)
     with _blaming("seed"):
@@ -167,7 +168,15 @@ def _params(seed: int, model: str, dataset: str, float64: bool) -> Params:
 
 
 def _model(section: Mapping[str, Any], num_classes: int) -> Model:
-    return _call(models, "model", _tuples(section), num_classes=num_classes)
+    network = {key: value for key, value in section.items() if key != "linearized"}
+    return _call(models, "model", _tuples(network), num_classes=num_classes)
+
+
+def _apply_fn(section: Mapping[str, Any], model: Model, params: Params) -> ApplyFn:
+    """Return the logits of a network, or with `model.linearized` those of its tangent at `params`."""
+    if not section.get("linearized", False):
+        return model.apply
+    return neural_tangents_import.load().linearize(model.apply, params)
 
 
 def _tuples(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,16 +187,16 @@ def _tuples(section: Mapping[str, Any]) -> dict[str, Any]:
 def _assemble(config: ConfigDict, num_classes: int, replica: Replica) -> tuple[Run, Problem]:
     """Turn a configuration, with the numbers of a replica, into functions and a first state."""
     settings = replica.settings
-    model = _model(config.model, num_classes)
+    apply_fn = _apply_fn(config.model, _model(config.model, num_classes), replica.params)
     moving = _call(schedules, "schedule", _with(config, "schedule", settings), num_classes=num_classes)
     schedule = schedules.stop_after(moving, settings["stop_after"])
     weighted_loss = _find(losses, "loss", config.loss.name)
     chain = _with(config, "optimizer", settings)
     optimizer = training.make_optimizer(**chain)
     batch_fn = data.full_batch(replica.train)
-    metrics_fn = training.make_metrics(model.apply, weighted_loss, schedule, batch_fn)
+    metrics_fn = training.make_metrics(apply_fn, weighted_loss, schedule, batch_fn)
     problem = training.make_problem(
-        model.apply, weighted_loss, schedule, batch_fn, chain, replica.test, replica.key
+        apply_fn, weighted_loss, schedule, batch_fn, chain, replica.test, replica.key
     )
     step_fn = training.make_step(problem.loss_fn, batch_fn, optimizer, metrics_fn)
     chosen = {}
@@ -227,6 +236,15 @@ def _check_keys(config: ConfigDict) -> None:
         raise ConfigError(f"config.loss takes a name only, got {config.loss.to_dict()}")
 
 
+def _check_linearized(section: Mapping[str, Any]) -> None:
+    linearized = section.get("linearized", False)
+    if type(linearized) is not bool:
+        raise ConfigError(f"model.linearized must be True or False, got {linearized!r}")
+    if linearized:
+        with _blaming("model.linearized"):
+            neural_tangents_import.load()
+
+
 def _find(catalogue: Any, kind: str, name: str) -> Callable[..., Any]:
     if name not in catalogue.__all__:
         raise ConfigError(f"unknown {kind} {name!r}: one of {', '.join(catalogue.__all__)}")
@@ -244,5 +262,5 @@ def _call(catalogue: Any, kind: str, section: Mapping[str, Any], **settings: Any
 def _blaming(setting: str) -> Iterator[None]:
     try:
         yield
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, ImportError) as error:
         raise ConfigError(f"{setting}: {error}") from error

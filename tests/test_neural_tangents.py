@@ -18,13 +18,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from analysis.neural_tangents_import import load
-from analysis.ntk import empirical_ntk
+from analysis.ntk import diagonal_ntk, empirical_ntk, full_ntk, ntk_operator, per_class_ntk
 from dlf import models
 
 INSTALL = "pip install --no-deps neural-tangents==0.6.5 frozendict"
-needs_library = pytest.mark.skipif(
-    importlib.util.find_spec("neural_tangents") is None, reason=f"neural-tangents is not installed: {INSTALL}"
-)
+ROOT = Path(__file__).parent.parent
+IMPLEMENTATIONS = ("JACOBIAN_CONTRACTION", "NTK_VECTOR_PRODUCTS", "STRUCTURED_DERIVATIVES")
 
 
 def draw(seed, *shape):
@@ -86,18 +85,87 @@ assert not added & {"jax.util", "tensorflow", "tests", "examples"} and not hasat
 """
 
 
-@needs_library
-def test_importing_it_leaves_everything_else_as_it_was():
-    # A process of its own, since here the library may be imported already.
-    command = [sys.executable, "-W", "error", "-c", BEFORE_AND_AFTER]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        command, cwd=root, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
-    )
+# Packages called tensorflow and tf2jax, which may not be touched.
+UNTOUCHED = """
+import pathlib, sys, tempfile
+folder = tempfile.mkdtemp()
+for name in ("tensorflow", "tf2jax"):
+    pathlib.Path(folder, name + ".py").write_text("raise SystemExit('TensorFlow was imported')")
+sys.path.insert(0, folder)
+"""
+
+# By hand it must fail, or there would be nothing to mend; what that leaves behind must not matter.
+FAILED_BEFORE = """
+try:
+    import neural_tangents
+    raise SystemExit("neural-tangents imports by itself")
+except (ImportError, AttributeError):
+    pass
+"""
+
+STILL_RIGHT = """
+from analysis.infinite_width import infinite_ntk
+import jax.numpy as jnp
+kernel = infinite_ntk((8,), "relu", "original", True)(jnp.asarray([[2.0, 0.0], [0.0, 0.0]]))
+assert kernel.tolist() == [[11.5, 1.0], [1.0, 1.0]], kernel
+"""
+
+# What a machine without the library finds: everything imports, and a request for it is one line.
+WITHOUT = """
+import importlib.metadata, sys
+sys.modules["neural_tangents"] = sys.modules["frozendict"] = None
+version = importlib.metadata.version
+def absent(name):
+    if name == "neural-tangents":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = absent
+import analysis.probes, analysis.figures, experiments.train, experiments.benchmark.ntk, experiments.lazy
+sys.argv = ["lazy", "--scale=smoke", "--workdir=" + __import__("tempfile").mkdtemp()]
+experiments.lazy.main()
+"""
+
+
+def run_python(*parts):
+    """Run a program of its own, since here the library may be imported already."""
+    command = [sys.executable, "-W", "error", "-c", "".join(parts)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [(BEFORE_AND_AFTER,), (UNTOUCHED, BEFORE_AND_AFTER.replace(', "tests"', ', "tf2jax", "tests"'))],
+    ids=["without TensorFlow", "with TensorFlow"],
+)
+def test_importing_it_leaves_everything_else_as_it_was(parts):
+    done = run_python(*parts)
     assert done.returncode == 0, done.stderr
 
 
-@needs_library
+def test_an_import_by_hand_that_failed_before_does_not_matter():
+    done = run_python(FAILED_BEFORE, STILL_RIGHT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_it_everything_imports_and_a_request_for_it_gets_one_line():
+    done = run_python(WITHOUT)
+    assert (done.returncode, done.stderr) == (2, f"error: neural-tangents is not installed: {INSTALL}\n")
+
+
+def test_what_needs_tensorflow_says_that_it_is_left_out():
+    with pytest.raises(AttributeError) as error:
+        load().experimental.get_apply_fn_and_params  # noqa: B018, the access is what is tested
+    name = "neural_tangents.experimental.get_apply_fn_and_params"
+    assert str(error.value) == f"{name} is left out: it would import TensorFlow"
+
+
+def test_the_set_up_installs_it_as_the_message_says():
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"--no-deps {INSTALL.split()[3]}\n" in makefile
+    assert "ntk = frozendict\n" in (ROOT / "setup.cfg").read_text()
+
+
 def test_infinite_relu_network_has_arc_cosine_kernels(x64):
     stax = load().stax
     inputs, (w, b) = draw(0, 6, 4), (1.5, 0.3)
@@ -132,20 +200,15 @@ def check_kernels(implementation, apply_fn, params, inputs, tolerance):
         np.testing.assert_allclose(kernel, value, rtol=tolerance, atol=tolerance * np.abs(value).max())
 
 
-@needs_library
-@pytest.mark.parametrize(
-    "implementation", ["JACOBIAN_CONTRACTION", "NTK_VECTOR_PRODUCTS", "STRUCTURED_DERIVATIVES"]
-)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_empirical_ntk_is_the_contraction_of_explicit_jacobians(implementation, x64):
     check_kernels(implementation, *perceptron(), tolerance(x64))
 
 
-@needs_library
 def test_the_implementation_can_be_left_to_the_library(float64):
     check_kernels("AUTO", *perceptron(), tolerance(True))
 
 
-@needs_library
 def test_structured_derivatives_of_a_convolution_with_normalisation(float64):
     stax, inputs = load().stax, draw(0, 5, 4, 4, 2)
     layers = stax.Conv(4, (3, 3), padding="SAME", b_std=0.3), stax.Relu(), stax.LayerNorm(), stax.Flatten()
@@ -154,19 +217,64 @@ def test_structured_derivatives_of_a_convolution_with_normalisation(float64):
     check_kernels("STRUCTURED_DERIVATIVES", apply_fn, params, inputs, tolerance(True))
 
 
-@needs_library
-def test_structured_derivatives_of_our_network_give_our_kernel(x64):
-    nt, inputs = load(), draw(0, 7, 2)
-    model = models.mlp(3, (16,), activation="relu", initialization="updated", use_bias=True)
-    params = model.init(jax.random.PRNGKey(0), inputs)
-    structured = nt.NtkImplementation.STRUCTURED_DERIVATIVES
-    kernel_fn = nt.empirical_ntk_fn(model.apply, implementation=structured)
+NETWORKS = {
+    "perceptron": (models.mlp(3, (16,), "relu", "updated", True), (2,)),
+    "deep": (models.mlp(3, (7, 6), "tanh", "original", False), (2,)),
+    "convolutions": (models.myrtle(3, (3, 4), "gelu"), (4, 4, 2)),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def ours(request, x64):
+    """(apply_fn, params, inputs) of one of our networks."""
+    model, shape = NETWORKS[request.param]
+    inputs = draw(0, 5, *shape)
+    return model.apply, model.init(jax.random.PRNGKey(0), inputs), inputs
+
+
+def close(found, expected, x64):
+    """Compare kernels that are summed in another order."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(x64) * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_our_kernels_are_theirs(implementation, ours, x64):
+    nt, (apply_fn, params, inputs) = load(), ours
+    choice = dict(implementation=nt.NtkImplementation[implementation], vmap_axes=0)
+
+    @jax.jit
+    def theirs(params, inputs):
+        traced = nt.empirical_ntk_fn(apply_fn, **choice)
+        full = nt.empirical_ntk_fn(apply_fn, trace_axes=(), **choice)
+        of_classes = nt.empirical_ntk_fn(apply_fn, trace_axes=(), diagonal_axes=(1,), **choice)
+        return [kernel_fn(inputs, None, params) for kernel_fn in (traced, full, of_classes)]
+
+    kernels = [
+        jax.jit(partial(form, apply_fn))(params, inputs) for form in (empirical_ntk, full_ntk, per_class_ntk)
+    ]
+    traced, full, of_classes = map(np.asarray, theirs(params, inputs))
+    close(kernels[0], traced, x64)
+    close(kernels[1], full.transpose(0, 2, 1, 3).reshape(15, 15), x64)  # [example, other, class, other class]
+    close(kernels[2], of_classes.transpose(2, 0, 1), x64)
+    close(jax.jit(partial(diagonal_ntk, apply_fn))(params, inputs), traced.diagonal(), x64)
+
+
+def test_our_weighted_kernel_is_theirs_of_the_weighted_logits(ours, x64):
+    apply_fn, params, inputs = ours
+    weights = jnp.abs(draw(3, 5, 3))  # one for each output
+    kernel_fn = load().empirical_ntk_fn(lambda p, x: jnp.sqrt(weights) * apply_fn(p, x), trace_axes=())
     theirs = jax.jit(lambda p, x: kernel_fn(x, None, p))(params, inputs)
-    ours = jax.jit(partial(empirical_ntk, model.apply))(params, inputs)
-    np.testing.assert_allclose(theirs, ours, rtol=tolerance(x64), atol=tolerance(x64))
+    found = jax.jit(partial(full_ntk, apply_fn))(params, inputs, weights=weights)
+    close(found, np.asarray(theirs).transpose(0, 2, 1, 3).reshape(15, 15), x64)
 
 
-@needs_library
+def test_our_operator_is_their_product_without_a_kernel(ours, x64):
+    apply_fn, params, inputs = ours
+    vector = draw(4, 5, 3)
+    product = load().empirical_ntk_vp_fn(apply_fn, inputs, None, params)
+    close(ntk_operator(apply_fn, params, inputs)(vector), product(vector), x64)
+
+
 def test_linearized_network_is_the_tangent(x64):
     apply_fn, params, inputs = perceptron()
     flat, unravel = ravel_pytree(params)
@@ -177,7 +285,6 @@ def test_linearized_network_is_the_tangent(x64):
         np.testing.assert_allclose(found, apply_fn(params, inputs) + tangent, rtol=10 * tolerance(x64))
 
 
-@needs_library
 def test_predicted_training_is_the_linear_flow(x64):
     nt = load()
     apply_fn, params, inputs = perceptron()

@@ -4,6 +4,7 @@
 """
 
 from analysis.figures.cascades import bifurcation, cascades, static_dynamic, threshold_rate
+from analysis.figures.lazy import kernel_width, lazy_rich
 from analysis.figures.phases import amplitude_period, losses_width, static_width_rate, width_rate
 from analysis.figures.runs import curvature, fig4
 
@@ -13,6 +14,8 @@ __all__ = [
     "cascades",
     "curvature",
     "fig4",
+    "kernel_width",
+    "lazy_rich",
     "losses_width",
     "static_dynamic",
     "static_width_rate",

@@ -21,6 +21,21 @@ def spectrum(kernel: Float[Array, "size size"]) -> Float[Array, " size"]:
     return jnp.linalg.eigvalsh(kernel)[::-1]
 
 
+def relative_distance(
+    kernel: Float[Array, "*kernels size other"], reference: Float[Array, "size other"]
+) -> Float[Array, "*kernels"]:
+    """Return the distance of kernels from another one, relative to that one.
+
+        d = |K - R| / |R|        Frobenius norm
+
+    >>> reference = 4 * jnp.eye(4)
+    >>> relative_distance(reference + 1, reference).item()
+    0.5
+    """
+    apart = reference.reshape(*[1] * (kernel.ndim - 2), *reference.shape)
+    return jnp.linalg.norm(kernel - apart, axis=(-2, -1)) / jnp.linalg.norm(reference)
+
+
 def kernel_target_alignment(kernel: Float[Array, "examples examples"], labels: Labels) -> Float[Array, ""]:
     """Return the centred alignment of a traced kernel with the labels' Gram matrix, from -1 to 1.
 

@@ -1,7 +1,8 @@
-"""Probes of spectra and of the accuracy on the test set."""
+"""Probes of spectra, of the kernel, and of the accuracy on the test set."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
@@ -64,6 +65,36 @@ def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
 
     variables = {"ntk_eigenvalues": Variable(("rank",), "1", "largest eigenvalues of the NTK")}
     return Probe(every, lambda state: (), measure, variables)
+
+
+def kernel(problem: Problem, every: int, num_examples: int) -> Probe:
+    """Measure the empirical NTK itself on examples spread evenly over the batch (see `evenly`).
+
+    Traced over the logits and divided by their number, so every pair of examples has one value.
+
+    Raises ValueError for `every` or `num_examples` below 1, or `num_examples` above the size of the batch.
+    """
+    check_positive(every=every, num_examples=num_examples)
+
+    def measure(carry, state: TrainState):
+        inputs = evenly(problem.batch_fn(state.step).inputs, num_examples)
+        return carry, {"empirical_ntk": empirical_ntk(problem.apply_fn, state.params, inputs)}
+
+    variables = {"empirical_ntk": Variable(("example", "other_example"), "1", "empirical NTK")}
+    return Probe(every, lambda state: (), measure, variables)
+
+
+def evenly(inputs: Float[Array, "examples ..."], num_examples: int) -> Float[Array, "num_examples ..."]:
+    """Return `num_examples` of the inputs, every k-th, k = examples // num_examples, from the first on.
+
+    Raises ValueError for more than there are.
+
+    >>> evenly(jnp.arange(8.0), 3).tolist()
+    [0.0, 2.0, 4.0]
+    """
+    if num_examples > len(inputs):
+        raise ValueError(f"num_examples must be at most {len(inputs)}, got {num_examples}")
+    return inputs[:: len(inputs) // num_examples][:num_examples]
 
 
 def validation(problem: Problem, every: int) -> Probe:

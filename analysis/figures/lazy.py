@@ -1,0 +1,124 @@
+"""Figures of infinite width and of the linearised network."""
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from analysis.figures.style import COLORS, STYLE
+
+_RATES = {
+    "fixed": r"learning rate $\eta = 1$ at every width",
+    "scaled": r"learning rate $\eta = 100\,/\,$width",
+}
+_STATIC, _DYNAMICAL = "#9a9a9a", COLORS[0]
+
+
+def kernel_width(found: xr.Dataset) -> Figure:
+    """Draw the relative distance of the empirical NTK from that of infinite width, over the width.
+
+    One panel for each way in which the learning rate goes with the width, one line for each number of
+    cycles; means and standard deviations over seeds, on both logarithmic axes, beside the slope -1/2.
+
+    Source: ours.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 3.1), layout="constrained")
+        panels = figure.subplots(1, len(_RATES), sharex=True, sharey=True)
+        for axes, (rate, title) in zip(panels, _RATES.items(), strict=True):
+            rows = found.sel(rate=rate)
+            for cycles, color, marker in zip(found["cycles"].values, COLORS, "osD", strict=False):
+                row = rows.sel(cycles=cycles)
+                words = {0: "first parameters", 1: "after 1 cycle"}.get(int(cycles), f"after {cycles} cycles")
+                label = f"{words}: slope {float(row['slope']):.2f} ± {float(row['slope_error']):.2f}"
+                axes.errorbar(
+                    found["width"], row["distance"].mean("seed"), row["distance"].std("seed", ddof=1),
+                    color=color, marker=marker, markersize=4, linewidth=1, capsize=2, label=label,
+                )  # fmt: skip
+            first = rows["distance"].sel(cycles=0).mean("seed")
+            guide = first.values[0] * np.sqrt(found["width"].values[0] / found["width"].values)
+            axes.plot(found["width"], 0.6 * guide, color="#222222", linestyle=":", label="slope $-1/2$")
+            axes.set(xscale="log", yscale="log", xlabel="width $N$ (hidden units)")
+            axes.set_title(title, fontsize=8)
+            axes.legend(frameon=False, loc="upper right", borderaxespad=0.1)
+        panels[0].set_ylabel(r"$|\Theta_N - \Theta_\infty|\,/\,|\Theta_\infty|$")
+        top = float(found["distance"].mean("seed").max())
+        panels[0].set_ylim(top=30 * top)  # room for the legends
+    return figure
+
+
+def lazy_rich(found: xr.Dataset) -> Figure:
+    """Draw the real network beside the linearised one, under the dynamical and the static loss.
+
+    One column for each network and learning rate. Aligned rows against the step, of the first seed: F,
+    training accuracy, the largest Hessian eigenvalue (mean of two steps) with 2 / learning rate, and the
+    largest NTK eigenvalue relative to the first one. Below: the final training accuracy of every seed, with
+    mean and standard error.
+
+    Source: ours; rows as in Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4.
+    """
+    columns = [(bool(kind), float(rate)) for rate in found["learning_rate"] for kind in found["linearized"]]
+    titles = [f"{'linearised' if kind else 'real'}, $\\eta$ = {rate:g}" for kind, rate in columns]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 7.2), layout="constrained")
+        upper, lower = figure.subfigures(2, 1, height_ratios=[4.2, 1.5])
+        grid = upper.subplots(4, len(columns), sharex=True, sharey="row")
+        for axes, title, (kind, rate) in zip(grid.T, titles, columns, strict=True):
+            axes[0].set_title(title, fontsize=8)
+            _draw_rows(axes, found.sel(linearized=kind, learning_rate=rate).isel(seed=0), rate)
+        labels = (
+            r"loss $F$ (nat)", "training\naccuracy", "Hessian\n" r"$\lambda_{\max}$ (nat)",
+            "NTK\n" r"$\lambda_{\max}(t)\,/\,\lambda_{\max}(0)$",
+        )  # fmt: skip
+        for axes, text in zip(grid[:, 0], labels, strict=True):
+            axes.set_ylabel(text)
+        for axes in grid[(0, 2, 3), 0]:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        upper.align_ylabels(grid[:, 0])
+        _draw_final(lower.subplots(), found, columns, titles)
+    return figure
+
+
+def _draw_rows(axes: np.ndarray, run: xr.Dataset, rate: float) -> None:
+    for amplitude, color in zip(run["amplitude"].values, (_STATIC, _DYNAMICAL), strict=True):
+        one = run.sel(amplitude=amplitude)
+        dots = dict(
+            linestyle="none", marker=".", markersize=0.7, color=color, markeredgewidth=0, rasterized=True
+        )
+        axes[0].plot(one["step"], one["loss"], **dots)
+        axes[1].plot(one["step"], one["accuracy"], **dots)
+        axes[2].plot(one["stability_step"], one["sharpness"], color=color, linewidth=0.7)
+        ntk = one["ntk_eigenvalues"].isel(rank=0)
+        axes[3].plot(one["ntk_step"], ntk / ntk[0], color=color, linewidth=1.0)
+    axes[2].axhline(2 / rate, color=COLORS[1], linewidth=1.0, linestyle="--")
+    axes[1].set_ylim(0, 1.03)
+    axes[3].set(xlabel="step", xlim=(0, int(run["step"][-1]) + 1))
+
+
+def _draw_final(axes: Axes, found: xr.Dataset, columns: list, titles: list[str]) -> None:
+    num_seeds = found.sizes["seed"]
+    losses = dict(
+        zip(found["amplitude"].values, (("static", _STATIC), ("dynamical", _DYNAMICAL)), strict=True)
+    )
+    for place, (kind, rate) in enumerate(columns):
+        for shift, (amplitude, (name, color)) in zip((-0.12, 0.12), losses.items(), strict=True):
+            accuracy = found["final_accuracy"].sel(linearized=kind, learning_rate=rate, amplitude=amplitude)
+            axes.plot(np.full(num_seeds, place + shift), accuracy, ".", color=color, markersize=3, alpha=0.5)
+            error = float(accuracy.std(ddof=1)) / np.sqrt(num_seeds)
+            axes.errorbar(
+                place + shift + 0.05, float(accuracy.mean()), error, color=color, marker="_", markersize=9,
+                capsize=3, label=None if place else f"{name} loss",
+            )  # fmt: skip
+        chosen = found.sel(linearized=kind, learning_rate=rate)
+        text = f"gain {float(chosen['accuracy_gain']):+.2f} ± {float(chosen['accuracy_gain_error']):.2f}"
+        axes.annotate(text, (place, 1.1), ha="center", va="top", fontsize=7)
+    axes.set(
+        xticks=range(len(columns)), xticklabels=titles, ylim=(0.2, 1.12), xlim=(-0.5, len(columns) - 0.5)
+    )
+    axes.set_ylabel(f"final training accuracy\n({num_seeds} seeds)")
+    axes.legend(frameon=False, loc="lower left", ncols=2)

@@ -1,0 +1,87 @@
+"""What neural-tangents knows of our networks: the kernel of infinite width, and training in closed form."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from analysis import neural_tangents_import
+from dlf.types import Labels, Logits
+
+_LAYERS = {"relu": "Relu"}  # our activations of which its `stax` holds the kernel in closed form
+_OTHERS = "neural_tangents.stax.ElementwiseNumerical integrates others, of inputs that are not zero"
+
+
+def infinite_ntk(
+    hidden_widths: Sequence[int], activation: str, initialization: str, use_bias: bool
+) -> Callable[[Float[Array, "examples ..."]], Float[Array, "examples examples"]]:
+    """Return inputs -> the NTK that `empirical_ntk` of such a network tends to as its widths N grow.
+
+        Theta = lim E[Theta_N] / Theta_N -> 1,    |Theta_N - Theta| / |Theta| ~ N^(-1/2)
+
+    The arguments are those of `dlf.models.mlp`, but for the number of classes, on which nothing depends:
+    the logits of a wide network are alike and independent. Standard parametrisation (weights of variance
+    1 / fan_in, learned as they are), so the kernel keeps the widths as factors and grows as N; with one
+    hidden layer it is the mean over initial parameters at any width. Biases start at zero and are learned.
+    An input of zeros leaves all units at 0, where the derivative of our ReLU is 0: its kernel with any
+    other is that of the last bias alone, 1, where the library's formula divides zero by zero.
+
+    Raises ValueError for an activation without a kernel, or an initialization other than "original" (the
+    first layer of "updated" is not normal), ImportError without neural-tangents.
+
+    Source: Jacot et al. 2018 (arXiv 1806.07572); by `stax` of Novak et al. 2020 (arXiv 1912.02803).
+
+    >>> kernel_fn = infinite_ntk((8,), "relu", "original", use_bias=True)
+    >>> kernel_fn(jnp.asarray([[2.0, 0.0], [0.0, 0.0]])).tolist()  # N x.x / 4 + (x.x + 1) / 2 + 1
+    [[11.5, 1.0], [1.0, 1.0]]
+    """
+    if activation not in _LAYERS:
+        known = ", ".join(_LAYERS)
+        raise ValueError(f"no kernel of infinite width for activation {activation!r}: {known}; {_OTHERS}")
+    if initialization != "original":
+        raise ValueError(f"no kernel of infinite width for initialization {initialization!r}: original")
+    stax = neural_tangents_import.load().stax
+
+    def dense(width: int):  # None means no bias, 0.0 one that starts at zero
+        return stax.Dense(width, W_std=1.0, b_std=0.0 if use_bias else None, parameterization="standard")
+
+    hidden = [
+        layer for width in hidden_widths for layer in (dense(width), getattr(stax, _LAYERS[activation])())
+    ]
+    *_, kernel_fn = stax.serial(*hidden, dense(1))
+
+    def kernel(inputs):
+        rows = inputs.reshape(len(inputs), -1)
+        zero = ~jnp.any(rows != 0, axis=1) if hidden else jnp.zeros(len(rows), bool)
+        theta = kernel_fn(rows, None, "ntk")
+        return jnp.where(zero[:, None] | zero[None, :], jnp.full_like(theta, float(use_bias)), theta)
+
+    return kernel
+
+
+def squared_loss_flow(
+    kernel: Float[Array, "rows rows"], labels: Labels, start: Logits
+) -> Callable[[Float[Array, ""]], Logits]:
+    """Return time -> logits of a linearised network under the static squared loss, in closed form.
+
+        d theta / ds = -grad L,    L = (1/P) sum_j sum_i (f_i(x_j) - delta_{i, y_j})^2
+        f(s) = y + exp(-(2 s / P) Theta) (f(0) - y)        Theta = J J^T, `full_ntk` of the same examples
+
+    L is `dmse1`, or `dmse2`, with weights of one. Time s is learning rate times step: gradient descent with
+    rate eta follows f(eta step) up to O(eta). `start` are the logits f(0).
+
+    Raises ImportError without neural-tangents.
+
+    Source: `predict` of neural-tangents; Lee et al. 2019 (arXiv 1902.06720), whose loss has a factor
+    1 / (2 P C) in place of 1 / P.
+
+    >>> flow = squared_loss_flow(jnp.eye(2), jnp.asarray([1]), jnp.zeros((1, 2)))
+    >>> [round(float(f), 4) for f in flow(jnp.asarray(0.5))[0]]  # 1 - exp(-1)
+    [0.0, 0.6321]
+    """
+    num_classes = start.shape[1]
+    targets = jax.nn.one_hot(labels, num_classes, dtype=start.dtype)
+    blocks = kernel.reshape(2 * start.shape).transpose(0, 2, 1, 3)  # [example, other, class, other class]
+    predict = neural_tangents_import.load().predict.gradient_descent_mse(blocks, targets, trace_axes=())
+    return lambda time: predict(2 * num_classes * time, start)

@@ -1,0 +1,246 @@
+"""Measure what of a dynamical loss's effect survives in the linearised network, and how lazy a width is.
+
+    python -m experiments.lazy [--scale=smoke|small|paper] [--workdir=results/lazy] \\
+        [--launcher=here|local|slurm] [--jobs=N] [--memory=MiB] [--slurm=PARAMETER=VALUE ...]
+
+Runs what is not there of the sweeps in experiments/configs/lazy_rich.py and kernel_width.py. In the work
+folder: lazy_rich and kernel_width as PNG and PDF, and the sweeps.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from ml_collections import ConfigDict
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from analysis import cascades, figures, neural_tangents_import
+from analysis.infinite_width import infinite_ntk, squared_loss_flow
+from analysis.ntk import full_ntk, relative_distance
+from analysis.phase_diagrams import paired_gain
+from analysis.probes.spectra import evenly
+from dlf import data, files, losses, schedules
+from dlf import train as training
+from experiments import build, command_line
+from experiments.command_line import ConfigError
+from experiments.configs import kernel_width, lazy_rich
+from experiments.phase_diagram import complete
+from experiments.sweep.axes import SCALES
+from experiments.sweep.launch import Settings, add_options, settings
+
+RATES = {"fixed": "main", "scaled": "scaled"}  # how the learning rate goes with the width: its sweep
+_WIDEST = 3  # widths that give the slope of trained networks, which is not the same over all
+_EFFECTS = {
+    "instabilities": "instabilities of a run",
+    "unstable": "  part of the time",
+    "longest_period": "  longest period",
+    "peak": "largest ηλ/2",
+    "narrowing": "λ mid-turn, last : first",
+    "ntk_change": "NTK, last : first",
+}
+_FLOW_RATES, _FLOW_TIME = (0.02, 0.01), 20.0  # learning rates, and their product with the last step
+
+
+def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """Return the relative distance of each empirical kernel from that of infinite width, and its slopes.
+
+    `distance` [rate, cycles, width, seed] after so many cycles of the loss; `slope` [rate, cycles] of its
+    logarithm over that of the width with `slope_error`, the standard error of the regression over all
+    seeds: at the first parameters over all widths, later over the three widest.
+    """
+    network = {key: value for key, value in config.model.items() if key not in ("name", "hidden_widths")}
+    every, num_examples = config.probes.kernel.every, config.probes.kernel.num_examples
+    inputs = evenly(build.draw(config).train.inputs, num_examples)
+    steps = [cycles * every for cycles in kernel_width.CYCLES]
+    found = []
+    for sweep in RATES.values():
+        kernels = sweeps[sweep]["empirical_ntk"].sel(kernel_step=steps)
+        of_width = [
+            relative_distance(
+                jnp.asarray(kernels.sel(width=width).transpose("kernel_step", "seed", ...).values),
+                infinite_ntk(hidden_widths=(int(width),), **network)(inputs),
+            )
+            for width in kernels["width"].values
+        ]
+        found.append(np.stack(of_width, axis=1))
+    fits = [
+        [_slope(kernels["width"].values, d if cycles == 0 else d[-_WIDEST:]) for cycles, d in rows]
+        for rows in (zip(kernel_width.CYCLES, of_rate, strict=True) for of_rate in found)
+    ]
+    slopes = ("rate", "cycles")
+    return xr.Dataset(
+        {
+            "distance": (("rate", "cycles", "width", "seed"), np.stack(found), {"units": "1"}),
+            "slope": (slopes, [[fit.slope for fit in row] for row in fits]),
+            "slope_error": (slopes, [[fit.stderr for fit in row] for row in fits]),
+        },
+        {"rate": list(RATES), "cycles": list(kernel_width.CYCLES), "width": kernels["width"].values},
+        {"num_widths": _WIDEST},
+    )
+
+
+def _slope(widths, distance):
+    """Fit log distance [widths, seeds] over the log of the last of the widths."""
+    logs = np.log(widths[-len(distance) :].astype(float))
+    return stats.linregress(np.repeat(logs, distance.shape[1]), np.log(distance).ravel())
+
+
+def surviving(config: ConfigDict, sweep: xr.Dataset) -> xr.Dataset:
+    """Return what each network, real or linearised, shows of a dynamical loss's effects.
+
+    Per cell: `final_` accuracies; `instabilities`, the number of departures of F from period 1, `unstable`,
+    the part of the time that they take, and `longest_period`; `peak`, the largest sharpness in units of
+    2 / learning rate; `narrowing`, the mean mid-turn sharpness of the last cycle over that of the first;
+    `ntk_change`, the largest NTK eigenvalue at the end over that at the start. `<accuracy>_gain`, with
+    `_gain_error`, is that over the static twin, paired over seeds.
+    """
+    turn, num_classes = config.schedule.period + int(config.schedule.hold_step), config.dataset.num_classes
+    num_turns = config.stop_after // turn // num_classes * num_classes
+    middles = (turn * (np.arange(num_turns) + 0.5)).astype(int)
+    sharpness = sweep["sharpness"].sel(stability_step=middles, method="nearest")
+    last, first = (
+        sharpness.isel(stability_step=part) for part in (slice(-num_classes, None), slice(num_classes))
+    )
+    ntk = sweep["ntk_eigenvalues"].isel(rank=0, drop=True)
+    dims = sweep["status"].dims
+    windows = [
+        cascades.label(loss)
+        for loss in sweep["loss"].transpose(*dims, "step").values.reshape(-1, sweep.sizes["step"])
+    ]
+    counts = {
+        "instabilities": [len(cascades.find(found)) for found in windows],
+        "unstable": [float(np.mean(found.labels != 1)) for found in windows],
+        "longest_period": [int(found.labels.max()) for found in windows],
+    }
+    found = xr.Dataset(
+        {
+            "peak": sweep["stability_ratio"].max("stability_step"),
+            "narrowing": last.mean("stability_step") / first.mean("stability_step"),
+            "ntk_change": ntk.isel(ntk_step=-1, drop=True) / ntk.isel(ntk_step=0, drop=True),
+            **{
+                name: (dims, np.reshape(of_cells, sweep["status"].shape)) for name, of_cells in counts.items()
+            },
+        }
+    )
+    for name, step in {"accuracy": "step", "validation_accuracy": "validation_step"}.items():
+        final = sweep[name].isel({step: -1}, drop=True)
+        gain = paired_gain(final.sel(amplitude=config.schedule.amplitude), final.sel(amplitude=1.0))
+        found = found.assign(
+            {f"final_{name}": final, f"{name}_gain": gain["gain"], f"{name}_gain_error": gain["gain_error"]}
+        )
+    return found
+
+
+def flow_differences(config: ConfigDict) -> dict[float, float]:
+    """Return how far training by steps is from the closed form, for two learning rates, the second half.
+
+    The linearised network of a configuration under the static squared loss, up to one time; the largest
+    difference of a logit relative to the largest change of one. It must halve with the learning rate.
+    """
+    experiment = build.build(config)
+    apply_fn, batch = experiment.problem.apply_fn, experiment.replica.train
+    start = apply_fn(experiment.state.params, batch.inputs)
+    kernel = full_ntk(apply_fn, experiment.state.params, batch.inputs)
+    logits = squared_loss_flow(kernel, batch.labels, start)(jnp.asarray(_FLOW_TIME, start.dtype))
+    loss_fn = losses.make_loss(apply_fn, losses.dmse1, schedules.constant(config.dataset.num_classes))
+    found = {}
+    for rate in _FLOW_RATES:
+        optimizer = training.make_optimizer("sgd", rate)
+        loop = training.make_loop(training.make_step(loss_fn, data.full_batch(batch), optimizer))
+        state, _, _ = loop(
+            training.init_state(experiment.state.params, optimizer), {}, round(_FLOW_TIME / rate)
+        )
+        apart = jnp.max(jnp.abs(apply_fn(state.params, batch.inputs) - logits))
+        found[rate] = float(apart / jnp.max(jnp.abs(logits - start)))
+    return found
+
+
+def tables(found: xr.Dataset, kernels: xr.Dataset, differences: Mapping[float, float]) -> tuple[Table, Table]:
+    """Lay out what survives linearisation, mean ± standard error over seeds; and the slopes and the check."""
+    survives = Table(
+        "", title=f"dynamical loss, {found.sizes['seed']} seeds", box=SIMPLE_HEAD, padding=(0, 0)
+    )
+    cells = [
+        dict(learning_rate=rate, linearized=linearized)
+        for rate in found["learning_rate"].values
+        for linearized in (False, True)
+    ]
+    for cell in cells:
+        network = "linearised" if cell["linearized"] else "real"
+        survives.add_column(f"{network}\nη = {cell['learning_rate']:g}", justify="right")
+    static = found.sel(amplitude=1.0)
+    dynamic = found.sel(amplitude=found["amplitude"] > 1).squeeze("amplitude")
+    for name, words in {"accuracy": "training accuracy", "validation_accuracy": "validation acc."}.items():
+        survives.add_row(f"{words}, static", *(_mean(static[f"final_{name}"].sel(cell)) for cell in cells))
+        survives.add_row("  dynamical", *(_mean(dynamic[f"final_{name}"].sel(cell)) for cell in cells))
+        gains = (found.sel(cell)[[f"{name}_gain", f"{name}_gain_error"]].values() for cell in cells)
+        survives.add_row("  gain", *(f"{gain:+.3f} ± {error:.3f}" for gain, error in gains))
+    for name, words in _EFFECTS.items():
+        survives.add_row(words, *(_mean(dynamic[name].sel(cell)) for cell in cells))
+    checks = Table("", *(f"{n} cycles" for n in kernels["cycles"].values), box=SIMPLE_HEAD, padding=(0, 1))
+    for rate, words in {"fixed": "η = 1", "scaled": "η = 100 / width"}.items():
+        row = kernels.sel(rate=rate)
+        slopes = zip(row["slope"].values, row["slope_error"].values, strict=True)
+        checks.add_row(f"slope over the width, {words}", *(f"{s:.2f} ± {error:.2f}" for s, error in slopes))
+    for rate, difference in differences.items():
+        checks.add_row(f"squared loss from the closed form, η = {rate:g}", f"{difference:.1e}")
+    return survives, checks
+
+
+def _mean(values: xr.DataArray) -> str:
+    error = float(values.std("seed", ddof=1)) / np.sqrt(values.sizes["seed"])
+    return f"{float(values.mean('seed')):.3g} ± {error:.1g}"
+
+
+def main() -> None:
+    """Run `python -m experiments.lazy`."""
+    command_line.run(_main)
+
+
+def _main() -> int:
+    parser = command_line.Parser(
+        prog="python -m experiments.lazy", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--workdir", type=Path, default="results/lazy")
+    add_options(parser)
+    options = parser.parse_args()
+    folder, how = options.workdir / options.scale, settings(options)
+    try:
+        neural_tangents_import.load()
+        folder.mkdir(parents=True, exist_ok=True)
+        return _all(options.scale, folder, how)
+    except ImportError as error:
+        raise ConfigError(error) from error
+    except OSError as error:
+        raise files.StoreError(f"cannot use {folder}: {error}") from error
+
+
+def _all(scale: str, folder: Path, how: Settings) -> int:
+    sweeps = complete("kernel_width", scale, folder / "kernel_width", how)
+    if isinstance(sweeps, int):
+        return sweeps
+    kernels = kernel_distances(kernel_width.get_config(scale), sweeps)
+    sweeps = complete("lazy_rich", scale, folder / "lazy_rich", how)
+    if isinstance(sweeps, int):
+        return sweeps
+    config = lazy_rich.get_config(scale)
+    found = surviving(config, sweeps["main"])
+    for name, shown in {"kernel_width": kernels, "lazy_rich": sweeps["main"].merge(found)}.items():
+        figure = getattr(figures, name)(shown)
+        for suffix in ("png", "pdf"):
+            figure.savefig(folder / f"{name}.{suffix}", dpi=300)
+    Console().print(*tables(found, kernels, flow_differences(config)))
+    print(f"{folder}: kernel_width, lazy_rich .png and .pdf")
+    return 0
+
+
+if __name__ == "__main__":
+    main()
