@@ -35,14 +35,13 @@ from experiments.sweep.axes import SCALES
 from experiments.sweep.launch import Settings, add_options, settings
 
 RATES = {"fixed": "main", "scaled": "scaled"}  # how the learning rate goes with the width: its sweep
-_WIDEST = 3  # widths that give the slope of trained networks, which is not the same over all
 _EFFECTS = {
-    "instabilities": "instabilities of a run",
+    "instabilities": "instabilities a run",
     "unstable": "  part of the time",
     "longest_period": "  longest period",
     "peak": "largest ηλ/2",
-    "narrowing": "λ mid-turn, last : first",
-    "ntk_change": "NTK, last : first",
+    "narrowing": "λ mid-turn, change",
+    "ntk_change": "NTK, change",
 }
 _FLOW_RATES, _FLOW_TIME = (0.02, 0.01), 20.0  # learning rates, and their product with the last step
 
@@ -50,16 +49,18 @@ _FLOW_RATES, _FLOW_TIME = (0.02, 0.01), 20.0  # learning rates, and their produc
 def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Return the relative distance of each empirical kernel from that of infinite width, and its slopes.
 
-    `distance` [rate, cycles, width, seed] after so many cycles of the loss; `slope` [rate, cycles] of its
-    logarithm over that of the width with `slope_error`, the standard error of the regression over all
-    seeds: at the first parameters over all widths, later over the three widest.
+    `distance` [rate, cycles, width, seed] after so many cycles of the loss, and `initial_distance`
+    [initial_width, draw]. `slope` and `initial_slope` are those of log distance over log width, with the
+    standard error of the regression over all seeds: of trained networks over the two widest; at the first
+    parameters over all but the two narrowest, where the part of the kernel that does not grow with the
+    width still counts.
     """
     network = {key: value for key, value in config.model.items() if key not in ("name", "hidden_widths")}
-    every, num_examples = config.probes.kernel.every, config.probes.kernel.num_examples
-    inputs = evenly(build.draw(config).train.inputs, num_examples)
-    steps = [cycles * every for cycles in kernel_width.CYCLES]
-    found = []
-    for sweep in RATES.values():
+    inputs = evenly(build.draw(config).train.inputs, config.probes.kernel.num_examples)
+    steps = [cycles * config.probes.kernel.every for cycles in kernel_width.CYCLES]
+
+    def distances(sweep: str, steps: list[int]) -> np.ndarray:
+        """[step, width, seed]"""
         kernels = sweeps[sweep]["empirical_ntk"].sel(kernel_step=steps)
         of_width = [
             relative_distance(
@@ -68,27 +69,34 @@ def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr
             )
             for width in kernels["width"].values
         ]
-        found.append(np.stack(of_width, axis=1))
-    fits = [
-        [_slope(kernels["width"].values, d if cycles == 0 else d[-_WIDEST:]) for cycles, d in rows]
-        for rows in (zip(kernel_width.CYCLES, of_rate, strict=True) for of_rate in found)
-    ]
-    slopes = ("rate", "cycles")
+        return np.stack(of_width, axis=1)
+
+    sweeps = {**sweeps, "initial": sweeps["initial"].squeeze("length", drop=True)}
+    widths, further = (sweeps[name]["width"].values for name in ("main", "initial"))
+    trained, (initial,) = (
+        np.stack([distances(sweep, steps) for sweep in RATES.values()]),
+        distances("initial", [0]),
+    )
+    fits = np.array([[_slope(widths[-2:], d[-2:]) for d in of_rate] for of_rate in trained])
+    first = _slope(further[2:], initial[2:])
     return xr.Dataset(
         {
-            "distance": (("rate", "cycles", "width", "seed"), np.stack(found), {"units": "1"}),
-            "slope": (slopes, [[fit.slope for fit in row] for row in fits]),
-            "slope_error": (slopes, [[fit.stderr for fit in row] for row in fits]),
+            "distance": (("rate", "cycles", "width", "seed"), trained, {"units": "1"}),
+            "slope": (("rate", "cycles"), fits[..., 0]),
+            "slope_error": (("rate", "cycles"), fits[..., 1]),
+            "initial_distance": (("initial_width", "draw"), initial, {"units": "1"}),
+            "initial_slope": first[0],
+            "initial_slope_error": first[1],
         },
-        {"rate": list(RATES), "cycles": list(kernel_width.CYCLES), "width": kernels["width"].values},
-        {"num_widths": _WIDEST},
+        {"rate": list(RATES), "cycles": list(kernel_width.CYCLES), "width": widths, "initial_width": further},
     )
 
 
-def _slope(widths, distance):
-    """Fit log distance [widths, seeds] over the log of the last of the widths."""
-    logs = np.log(widths[-len(distance) :].astype(float))
-    return stats.linregress(np.repeat(logs, distance.shape[1]), np.log(distance).ravel())
+def _slope(widths: np.ndarray, distance: np.ndarray) -> tuple[float, float]:
+    """Return the slope of log distance [widths, seeds] over log width, and its standard error."""
+    logs = np.repeat(np.log(widths.astype(float)), distance.shape[1])
+    fit = stats.linregress(logs, np.log(distance).ravel())
+    return fit.slope, fit.stderr
 
 
 def surviving(config: ConfigDict, sweep: xr.Dataset) -> xr.Dataset:
@@ -176,20 +184,24 @@ def tables(found: xr.Dataset, kernels: xr.Dataset, differences: Mapping[float, f
         survives.add_column(f"{network}\nη = {cell['learning_rate']:g}", justify="right")
     static = found.sel(amplitude=1.0)
     dynamic = found.sel(amplitude=found["amplitude"] > 1).squeeze("amplitude")
-    for name, words in {"accuracy": "training accuracy", "validation_accuracy": "validation acc."}.items():
+    for name, words in {"accuracy": "training acc.", "validation_accuracy": "validation acc."}.items():
         survives.add_row(f"{words}, static", *(_mean(static[f"final_{name}"].sel(cell)) for cell in cells))
         survives.add_row("  dynamical", *(_mean(dynamic[f"final_{name}"].sel(cell)) for cell in cells))
         gains = (found.sel(cell)[[f"{name}_gain", f"{name}_gain_error"]].values() for cell in cells)
         survives.add_row("  gain", *(f"{gain:+.3f} ± {error:.3f}" for gain, error in gains))
     for name, words in _EFFECTS.items():
         survives.add_row(words, *(_mean(dynamic[name].sel(cell)) for cell in cells))
-    checks = Table("", *(f"{n} cycles" for n in kernels["cycles"].values), box=SIMPLE_HEAD, padding=(0, 1))
+    checks = Table(
+        "", "first parameters", *(f"{n} cycles" for n in kernels["cycles"].values), box=SIMPLE_HEAD
+    )
+    initial = f"{float(kernels['initial_slope']):.3f} ± {float(kernels['initial_slope_error']):.3f}"
     for rate, words in {"fixed": "η = 1", "scaled": "η = 100 / width"}.items():
         row = kernels.sel(rate=rate)
         slopes = zip(row["slope"].values, row["slope_error"].values, strict=True)
-        checks.add_row(f"slope over the width, {words}", *(f"{s:.2f} ± {error:.2f}" for s, error in slopes))
+        trained = (f"{slope:.3f} ± {error:.3f}" for slope, error in slopes)
+        checks.add_row(f"slope, {words}", initial, *trained)
     for rate, difference in differences.items():
-        checks.add_row(f"squared loss from the closed form, η = {rate:g}", f"{difference:.1e}")
+        checks.add_row(f"closed form, η = {rate:g}", f"{difference:.1e}")
     return survives, checks
 
 

@@ -20,7 +20,8 @@ def kernel_width(found: xr.Dataset) -> Figure:
     """Draw the relative distance of the empirical NTK from that of infinite width, over the width.
 
     One panel for each way in which the learning rate goes with the width, one line for each number of
-    cycles; means and standard deviations over seeds, on both logarithmic axes, beside the slope -1/2.
+    cycles, 0 among them; means and standard deviations over seeds, beside the slope -1/2 through the widest
+    network at its first parameters.
 
     Source: ours.
     """
@@ -28,25 +29,38 @@ def kernel_width(found: xr.Dataset) -> Figure:
         figure = Figure(figsize=(7.0, 3.1), layout="constrained")
         panels = figure.subplots(1, len(_RATES), sharex=True, sharey=True)
         for axes, (rate, title) in zip(panels, _RATES.items(), strict=True):
-            rows = found.sel(rate=rate)
-            for cycles, color, marker in zip(found["cycles"].values, COLORS, "osD", strict=False):
+            rows, initial = found.sel(rate=rate), found["initial_distance"].rename(draw="seed")
+            slope = found["initial_slope"], found["initial_slope_error"]
+            _draw_distance(axes, found["initial_width"], initial, "first parameters", slope, 0)
+            for number, cycles in enumerate(found["cycles"].values, start=1):
                 row = rows.sel(cycles=cycles)
-                words = {0: "first parameters", 1: "after 1 cycle"}.get(int(cycles), f"after {cycles} cycles")
-                label = f"{words}: slope {float(row['slope']):.2f} ± {float(row['slope_error']):.2f}"
-                axes.errorbar(
-                    found["width"], row["distance"].mean("seed"), row["distance"].std("seed", ddof=1),
-                    color=color, marker=marker, markersize=4, linewidth=1, capsize=2, label=label,
-                )  # fmt: skip
-            first = rows["distance"].sel(cycles=0).mean("seed")
-            guide = first.values[0] * np.sqrt(found["width"].values[0] / found["width"].values)
-            axes.plot(found["width"], 0.6 * guide, color="#222222", linestyle=":", label="slope $-1/2$")
+                words = f"after {cycles} cycle{'s' * int(cycles > 1)}"
+                slope = row["slope"], row["slope_error"]
+                _draw_distance(axes, found["width"], row["distance"], words, slope, number)
+            widths = found["initial_width"].values
+            guide = float(initial.mean("seed")[-1]) * np.sqrt(widths[-1] / widths)
+            axes.plot(
+                widths, guide, color="#222222", linestyle=":", linewidth=1, label="slope $-1/2$", zorder=1
+            )
             axes.set(xscale="log", yscale="log", xlabel="width $N$ (hidden units)")
             axes.set_title(title, fontsize=8)
             axes.legend(frameon=False, loc="upper right", borderaxespad=0.1)
-        panels[0].set_ylabel(r"$|\Theta_N - \Theta_\infty|\,/\,|\Theta_\infty|$")
-        top = float(found["distance"].mean("seed").max())
-        panels[0].set_ylim(top=30 * top)  # room for the legends
+        panels[0].set_ylabel(
+            "relative distance from the kernel\nof infinite width, "
+            r"$|\Theta_N - \Theta_\infty|\,/\,|\Theta_\infty|$"
+        )
+        panels[0].set_ylim(top=30 * float(found["distance"].mean("seed").max()))  # room for the legends
     return figure
+
+
+def _draw_distance(
+    axes: Axes, widths: xr.DataArray, distance: xr.DataArray, words: str, slope: tuple, number: int
+) -> None:
+    label = rf"{words}: slope ${float(slope[0]):.3f} \pm {float(slope[1]):.3f}$"
+    axes.errorbar(
+        widths, distance.mean("seed"), distance.std("seed", ddof=1), color=COLORS[number],
+        marker="osD"[number], markersize=4, linewidth=1, capsize=2, label=label,
+    )  # fmt: skip
 
 
 def lazy_rich(found: xr.Dataset) -> Figure:
@@ -88,7 +102,7 @@ def _draw_rows(axes: np.ndarray, run: xr.Dataset, rate: float) -> None:
     for amplitude, color in zip(run["amplitude"].values, (_STATIC, _DYNAMICAL), strict=True):
         one = run.sel(amplitude=amplitude)
         dots = dict(
-            linestyle="none", marker=".", markersize=0.7, color=color, markeredgewidth=0, rasterized=True
+            linestyle="none", marker=".", markersize=1.0, color=color, markeredgewidth=0, rasterized=True
         )
         axes[0].plot(one["step"], one["loss"], **dots)
         axes[1].plot(one["step"], one["accuracy"], **dots)

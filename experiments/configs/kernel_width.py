@@ -11,19 +11,19 @@ from ml_collections import ConfigDict
 
 from experiments.sweep.axes import axis, record
 
-CYCLES = (0, 1, 5)  # of the dynamical loss, after which the kernels are compared
+CYCLES = (1, 5)  # of the dynamical loss, after which the kernels are compared
 
-# scale: widths, seeds, steps of a turn, examples of the kernel
+# scale: widths, seeds, further widths and seeds at the first parameters, steps of a turn, examples
 _SIZES = {
-    "smoke": ((8, 16, 32), 3, 20, 15),
-    "small": ((30, 100, 300, 1000, 3000), 10, 1_000, 100),
-    "paper": ((30, 100, 300, 1000, 3000, 10000), 20, 5_000, 100),
+    "smoke": ((8, 16, 32), 3, (64,), 20, 20, 15),
+    "small": ((30, 100, 300, 1000, 3000), 10, (10000,), 100, 1_000, 100),
+    "paper": ((30, 100, 300, 1000, 3000, 10000), 20, (30000,), 100, 5_000, 100),
 }
 
 
 def get_config(scale: str = "small") -> ConfigDict:
     """Return the configuration that the sweeps vary."""
-    _, _, period, num_examples = _SIZES[scale]
+    *_, period, num_examples = _SIZES[scale]
     num_classes = 3
     config = ConfigDict()
     config.seed = 0
@@ -50,9 +50,7 @@ def get_config(scale: str = "small") -> ConfigDict:
     return config
 
 
-def _axes(scale: str, power: float):
-    widths, num_seeds, *_ = _SIZES[scale]
-
+def _axes(widths, num_seeds, power=0.0):
     def of_width(width):
         return {"model.hidden_widths": (width,), "optimizer.learning_rate": (100 / width) ** power}
 
@@ -63,9 +61,18 @@ def _axes(scale: str, power: float):
 
 def sweep(scale: str):
     """Vary the width and the first parameters at one learning rate."""
-    yield from _axes(scale, power=0.0)
+    widths, num_seeds, *_ = _SIZES[scale]
+    yield from _axes(widths, num_seeds)
 
 
 def sweep_scaled(scale: str):
     """Vary the width and the first parameters, with a learning rate that falls as 1 / width."""
-    yield from _axes(scale, power=1.0)
+    widths, num_seeds, *_ = _SIZES[scale]
+    yield from _axes(widths, num_seeds, power=1.0)
+
+
+def sweep_initial(scale: str):
+    """Vary the width and the first parameters more, without training."""
+    widths, _, further, num_seeds, *_ = _SIZES[scale]
+    yield from _axes((*widths, *further), num_seeds)
+    yield axis("length", (1,), "num_steps")

@@ -1,0 +1,189 @@
+"""The linearised network through the configuration, `make lazy` at its smallest scale, and mistakes."""
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+from jax.flatten_util import ravel_pytree
+
+from analysis import figures, neural_tangents_import
+from dlf import results
+from experiments import build, lazy, train
+from experiments.configs import kernel_width, lazy_rich
+
+
+def linearized(num_steps=400):
+    config = lazy_rich.get_config("smoke")
+    config.num_steps = num_steps
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("linearized")
+    with jax.enable_x64(True):
+        train.train(linearized(), workdir)
+    return results.load(workdir)
+
+
+def test_a_linearised_run_is_gradient_descent_on_the_explicit_tangent(run, float64):
+    config = linearized()
+    config.model.linearized = False
+    experiment = build.build(config)
+    flat, unravel = ravel_pytree(experiment.state.params)
+    inputs, labels = experiment.replica.train
+
+    def logits(p):
+        return experiment.problem.apply_fn(unravel(p), inputs)
+
+    start, jacobian = np.asarray(logits(flat)), np.asarray(jax.jacobian(logits)(flat))
+    one_hot, delta, losses = np.eye(3)[np.asarray(labels)], np.zeros(flat.size), []
+    for weights in run["class_weights"].values:
+        f = start + jacobian @ delta
+        p = np.exp(f - f.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        gamma = weights[np.asarray(labels)]
+        losses.append(-np.mean(gamma * np.log((p * one_hot).sum(axis=1))))
+        gradient = np.einsum("jc,jcp->p", gamma[:, None] * (p - one_hot), jacobian) / len(labels)
+        delta -= config.optimizer.learning_rate * gradient
+    np.testing.assert_allclose(run["loss"], losses, rtol=1e-9)
+
+
+def test_the_kernel_of_a_linearised_run_stands_still_and_that_of_the_real_one_does_not(run, tmp_path):
+    ntk = run["ntk_eigenvalues"].sel(rank=0)
+    np.testing.assert_allclose(ntk, ntk[0], rtol=1e-12)
+    with jax.enable_x64(True):
+        config = linearized()
+        config.model.linearized = False
+        train.train(config, tmp_path)
+    real = results.load(tmp_path)["ntk_eigenvalues"].sel(rank=0)
+    np.testing.assert_allclose(real[0], ntk[0], rtol=1e-12)
+    assert abs(real[-1] / real[0] - 1) > 0.5
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("lazy")
+
+
+def test_it_trains_compares_and_draws_and_then_only_draws(workdir, command):
+    status, out, err = command(lazy.main, "--scale=smoke", f"--workdir={workdir}")
+    assert status == 0, err
+    folder = workdir / "smoke"
+    for name in ("kernel_width", "lazy_rich"):
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+        assert (folder / f"{name}.pdf").exists()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("cells.zarr/**/*") if path.is_file()}
+    status, again, _ = command(lazy.main, "--scale=smoke", f"--workdir={workdir}")
+    assert status == 0 and again == out
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("cells.zarr/**/*") if p.is_file()}
+
+
+def test_distances_and_slopes_are_those_of_the_stored_kernels(workdir):
+    stored = {
+        name: results.load(workdir / "smoke/kernel_width" / name) for name in ("main", "scaled", "initial")
+    }
+    config = kernel_width.get_config("smoke")
+    found = lazy.kernel_distances(config, stored)
+    # at the first parameters all three sweeps have the same networks
+    for name in ("main", "scaled"):
+        same = (
+            stored["initial"]["empirical_ntk"]
+            .isel(kernel_step=0, length=0)
+            .sel(width=[8, 16, 32], seed=[0, 1, 2])
+        )
+        np.testing.assert_array_equal(stored[name]["empirical_ntk"].isel(kernel_step=0), same)
+    kernel = stored["scaled"]["empirical_ntk"].sel(width=16, seed=2, kernel_step=300).values
+    inputs = build.draw(config).train.inputs[::2][:15]
+    settings = {k: v for k, v in config.model.items() if k not in ("name", "hidden_widths")}
+    reference = np.asarray(lazy.infinite_ntk(hidden_widths=(16,), **settings)(inputs))
+    expected = np.linalg.norm(kernel - reference) / np.linalg.norm(reference)
+    distance = found["distance"].sel(rate="scaled", cycles=5, width=16).values[2]
+    assert distance == pytest.approx(expected, rel=1e-5)
+    logs = np.log(found["distance"].sel(rate="fixed", cycles=1).values[-2:]).mean(axis=1)
+    slope = (logs[1] - logs[0]) / np.log(2)  # of the means, since both widths have as many seeds
+    assert found["slope"].sel(rate="fixed", cycles=1).item() == pytest.approx(slope)
+
+
+def test_a_slope_and_its_error_are_those_of_a_power_law():
+    widths, rng = np.array([10, 100, 1000]), np.random.default_rng(0)
+    slope, error = lazy._slope(widths, 3 * widths[:, None] ** -0.5 * np.exp(0.1 * rng.normal(size=(3, 200))))
+    assert slope == pytest.approx(-0.5, abs=4 * error) and 0 < error < 0.01
+    assert lazy._slope(widths, 3 * widths[:, None] ** -0.5 * np.ones((3, 2)))[0] == pytest.approx(-0.5)
+
+
+def test_effects_are_read_off_the_series(workdir):
+    config, sweep = lazy_rich.get_config("smoke"), results.load(workdir / "smoke/lazy_rich/main")
+    found = lazy.surviving(config, sweep)
+    one = dict(linearized=True, learning_rate=1.0, amplitude=70.0, seed=1)
+    assert found["ntk_change"].sel(one).item() == pytest.approx(1, abs=1e-12)
+    assert found["final_accuracy"].sel(one).item() == sweep["accuracy"].sel(one).values[-1]
+    assert found["peak"].sel(one).item() == sweep["stability_ratio"].sel(one).values.max()
+    # the middles of turns of 101 steps, where it is measured every 10
+    mid = sweep["sharpness"].sel(one).sel(stability_step=[50, 150, 250, 350, 450, 560]).values
+    assert found["narrowing"].sel(one).item() == pytest.approx(mid[3:].mean() / mid[:3].mean())
+    final = sweep["accuracy"].isel(step=-1).sel(linearized=False, learning_rate=2.0)
+    gains = final.sel(amplitude=70.0).values - final.sel(amplitude=1.0).values
+    real = found.sel(linearized=False, learning_rate=2.0)
+    assert real["accuracy_gain"].item() == pytest.approx(gains.mean())
+    assert real["accuracy_gain_error"].item() == pytest.approx(gains.std(ddof=1) / 2**0.5)
+    figures.lazy_rich(sweep.merge(found))
+
+
+def test_a_run_with_two_instabilities_counts_two():
+    n = np.arange(6_400)
+    bursts = ((n >= 1_000) & (n < 1_400)) | ((n >= 4_000) & (n < 4_300))
+    loss = 1 + 0.2 * bursts * (-1.0) ** n
+    dims = ("linearized", "learning_rate", "amplitude", "seed")
+    config = lazy_rich.get_config("small")
+    steps = np.arange(0, 70_000, 100)
+    cells = xr.DataArray(np.ones((1, 1, 2, 2)), dims=dims)
+    sweep = xr.Dataset(
+        {
+            "status": cells,
+            "loss": cells * xr.DataArray(loss, dims="step"),
+            "accuracy": cells * xr.DataArray(loss, dims="step"),
+            "validation_accuracy": cells * xr.DataArray(loss, dims="validation_step"),
+            "sharpness": cells * xr.DataArray(np.ones(700), dims="stability_step"),
+            "stability_ratio": cells * xr.DataArray(np.ones(700), dims="stability_step"),
+            "ntk_eigenvalues": cells * xr.DataArray(np.ones((700, 1)), dims=("ntk_step", "rank")),
+        },
+        {"amplitude": [1.0, 70.0], "stability_step": steps},
+    )
+    found = lazy.surviving(config, sweep)
+    assert (found["instabilities"] == 2).all() and (found["longest_period"] == 2).all()
+    assert found["unstable"].values[0, 0, 0, 0] == pytest.approx(700 / 6_400, abs=3 / 100)
+
+
+def test_a_linearised_network_that_is_no_yes_or_no_is_refused(tmp_path, float64):
+    config = lazy_rich.get_config("smoke")
+    with config.ignore_type():
+        config.model.linearized = "perhaps"
+    with pytest.raises(build.ConfigError, match=r"model\.linearized must be True or False"):
+        build.build(config)
+
+
+def test_without_the_library_a_linearised_run_and_make_lazy_say_so_in_one_line(
+    monkeypatch, tmp_path, command
+):
+    def absent():
+        raise ImportError("neural-tangents is not installed: pip install it")
+
+    monkeypatch.setattr(neural_tangents_import, "load", absent)
+    path = lazy_rich.__file__
+    status, _, err = command(train.main, f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert (status, err) == (
+        2,
+        "error: model.linearized: neural-tangents is not installed: pip install it\n",
+    )
+    status, _, err = command(lazy.main, "--scale=smoke", f"--workdir={tmp_path / 'lazy'}")
+    assert (status, err) == (2, "error: neural-tangents is not installed: pip install it\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_get_one_line(tmp_path, command):
+    status, _, err = command(lazy.main, f"--workdir={tmp_path}", "--scale=large")
+    assert status == 2 and "invalid choice: 'large'" in err and err.count("\n") == 1
+    (tmp_path / "file").write_text("")
+    status, _, err = command(lazy.main, "--scale=smoke", f"--workdir={tmp_path / 'file'}")
+    assert status == 2 and "cannot use" in err and err.count("\n") == 1
