@@ -25,7 +25,7 @@ def infinite_ntk(
     1 / fan_in, learned as they are), so the kernel keeps the widths as factors and grows as N; with one
     hidden layer it is the mean over initial parameters at any width. Biases start at zero and are learned.
     An input of zeros leaves all units at 0, where the derivative of our ReLU is 0: its kernel with any
-    other is that of the last bias alone, 1, where the library's formula divides zero by zero.
+    other is that of the last bias alone, 1; the library takes the signs of such units for independent.
 
     Raises ValueError for an activation without a kernel, or an initialization other than "original" (the
     first layer of "updated" is not normal), ImportError without neural-tangents.
