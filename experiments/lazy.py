@@ -27,6 +27,7 @@ from analysis.phase_diagrams import paired_gain
 from analysis.probes.spectra import evenly
 from dlf import data, files, losses, schedules
 from dlf import train as training
+from dlf.results.cells import DIVERGED
 from experiments import build, command_line
 from experiments.command_line import ConfigError
 from experiments.configs import kernel_width, lazy_rich
@@ -36,7 +37,7 @@ from experiments.sweep.launch import Settings, add_options, settings
 
 RATES = {"fixed": "main", "scaled": "scaled"}  # how the learning rate goes with the width: its sweep
 _EFFECTS = {
-    "instabilities": "instabilities a run",
+    "instabilities": "instabilities",
     "unstable": "  part of the time",
     "longest_period": "  longest period",
     "peak": "largest ηλ/2",
@@ -62,6 +63,7 @@ def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr
     def distances(sweep: str, steps: list[int]) -> np.ndarray:
         """[step, width, seed]"""
         kernels = sweeps[sweep]["empirical_ntk"].sel(kernel_step=steps)
+        kernels = kernels.isel({dim: 0 for dim in kernels.dims if dim == "length"})
         of_width = [
             relative_distance(
                 jnp.asarray(kernels.sel(width=width).transpose("kernel_step", "seed", ...).values),
@@ -71,12 +73,9 @@ def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr
         ]
         return np.stack(of_width, axis=1)
 
-    sweeps = {**sweeps, "initial": sweeps["initial"].squeeze("length", drop=True)}
     widths, further = (sweeps[name]["width"].values for name in ("main", "initial"))
-    trained, (initial,) = (
-        np.stack([distances(sweep, steps) for sweep in RATES.values()]),
-        distances("initial", [0]),
-    )
+    trained = np.stack([distances(sweep, steps) for sweep in RATES.values()])
+    (initial,) = distances("initial", [0])
     fits = np.array([[_slope(widths[-2:], d[-2:]) for d in of_rate] for of_rate in trained])
     first = _slope(further[2:], initial[2:])
     return xr.Dataset(
@@ -106,7 +105,8 @@ def surviving(config: ConfigDict, sweep: xr.Dataset) -> xr.Dataset:
     the part of the time that they take, and `longest_period`; `peak`, the largest sharpness in units of
     2 / learning rate; `narrowing`, the mean mid-turn sharpness of the last cycle over that of the first;
     `ntk_change`, the largest NTK eigenvalue at the end over that at the start. `<accuracy>_gain`, with
-    `_gain_error`, is that over the static twin, paired over seeds.
+    `_gain_error`, is that over the static twin, paired over seeds. A diverged run counts with the accuracy
+    of guessing, and elsewhere not at all.
     """
     turn, num_classes = config.schedule.period + int(config.schedule.hold_step), config.dataset.num_classes
     num_turns = config.stop_after // turn // num_classes * num_classes
@@ -136,8 +136,10 @@ def surviving(config: ConfigDict, sweep: xr.Dataset) -> xr.Dataset:
             },
         }
     )
+    whole = sweep["status"] != DIVERGED
+    found = found.where(whole)
     for name, step in {"accuracy": "step", "validation_accuracy": "validation_step"}.items():
-        final = sweep[name].isel({step: -1}, drop=True)
+        final = sweep[name].isel({step: -1}, drop=True).where(whole, 1 / num_classes)
         gain = paired_gain(final.sel(amplitude=config.schedule.amplitude), final.sel(amplitude=1.0))
         found = found.assign(
             {f"final_{name}": final, f"{name}_gain": gain["gain"], f"{name}_gain_error": gain["gain_error"]}
@@ -184,7 +186,7 @@ def tables(found: xr.Dataset, kernels: xr.Dataset, differences: Mapping[float, f
         survives.add_column(f"{network}\nη = {cell['learning_rate']:g}", justify="right")
     static = found.sel(amplitude=1.0)
     dynamic = found.sel(amplitude=found["amplitude"] > 1).squeeze("amplitude")
-    for name, words in {"accuracy": "training acc.", "validation_accuracy": "validation acc."}.items():
+    for name, words in {"accuracy": "accuracy", "validation_accuracy": "validation"}.items():
         survives.add_row(f"{words}, static", *(_mean(static[f"final_{name}"].sel(cell)) for cell in cells))
         survives.add_row("  dynamical", *(_mean(dynamic[f"final_{name}"].sel(cell)) for cell in cells))
         gains = (found.sel(cell)[[f"{name}_gain", f"{name}_gain_error"]].values() for cell in cells)
@@ -206,7 +208,7 @@ def tables(found: xr.Dataset, kernels: xr.Dataset, differences: Mapping[float, f
 
 
 def _mean(values: xr.DataArray) -> str:
-    error = float(values.std("seed", ddof=1)) / np.sqrt(values.sizes["seed"])
+    error = float(values.std("seed", ddof=1)) / np.sqrt(int(values.count("seed")))
     return f"{float(values.mean('seed')):.3g} ± {error:.1g}"
 
 
