@@ -76,16 +76,18 @@ def table(comparisons: list[Comparison]) -> Table:
     return layout
 
 
+def names() -> list[str]:
+    """Return the figures of this command: configurations that say which numbers to expect."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py") if "\nEXPECTED = " in path.read_text())
+
+
 def main() -> None:
     """Run `python -m experiments.figure`."""
     command_line.run(_main)
 
 
 def _main() -> int:
-    # phase diagrams and cascades have commands of their own
-    choices = sorted(
-        path.stem for path in CONFIGS.glob("[!_]*.py") if not path.stem.startswith(("phase_", "cascade"))
-    )
+    choices = names()
     name = next(iter(sys.argv[1:]), "")
     if name in ("-h", "--help"):
         print(__doc__.strip())

@@ -23,7 +23,7 @@ from scipy import stats
 from analysis import cascades, figures, neural_tangents_import
 from analysis.infinite_width import infinite_ntk, squared_loss_flow
 from analysis.ntk import full_ntk, relative_distance
-from analysis.phase_diagrams import paired_gain
+from analysis.phase_diagrams import ACCURACIES, paired_gain
 from analysis.probes.spectra import evenly
 from dlf import data, files, losses, schedules
 from dlf import train as training
@@ -35,26 +35,29 @@ from experiments.phase_diagram import complete
 from experiments.sweep.axes import SCALES
 from experiments.sweep.launch import Settings, add_options, settings
 
-RATES = {"fixed": "main", "scaled": "scaled"}  # how the learning rate goes with the width: its sweep
 _EFFECTS = {
-    "instabilities": "instabilities",
-    "unstable": "  part of the time",
-    "longest_period": "  longest period",
-    "peak": "largest ηλ/2",
-    "narrowing": "λ mid-turn, change",
+    "unstable": "unstable",
+    "instabilities": "onsets",
+    "peak": "peak ηλ/2",
+    "narrowing": "λ, change",
     "ntk_change": "NTK, change",
 }
+_CAPTION = (
+    "mean ± standard error over {} seeds; unstable: part of the time in which F has not period 1; "
+    "onsets: how often that begins; peak: largest after the first turn; changes: of mid-turn λ from the "
+    "first to the last cycle, of the largest NTK eigenvalue over the run"
+)
 _FLOW_RATES, _FLOW_TIME = (0.02, 0.01), 20.0  # learning rates, and their product with the last step
 
 
 def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Return the relative distance of each empirical kernel from that of infinite width, and its slopes.
 
-    `distance` [rate, cycles, width, seed] after so many cycles of the loss, and `initial_distance`
-    [initial_width, draw]. `slope` and `initial_slope` are those of log distance over log width, with the
-    standard error of the regression over all seeds: of trained networks over the two widest; at the first
-    parameters over all but the two narrowest, where the part of the kernel that does not grow with the
-    width still counts.
+    `distance` [rate, cycles, width, seed] after so many cycles of the loss, at `learning_rate`
+    [rate, width], and `initial_distance` [initial_width, draw]. `slope` and `initial_slope` are those of
+    log distance over log width, with the standard error of the regression over all seeds: of trained
+    networks between the two widest; at the first parameters over all but the two narrowest, where the part
+    of the kernel that does not grow with the width still counts.
     """
     network = {key: value for key, value in config.model.items() if key not in ("name", "hidden_widths")}
     inputs = evenly(build.draw(config).train.inputs, config.probes.kernel.num_examples)
@@ -63,7 +66,6 @@ def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr
     def distances(sweep: str, steps: list[int]) -> np.ndarray:
         """[step, width, seed]"""
         kernels = sweeps[sweep]["empirical_ntk"].sel(kernel_step=steps)
-        kernels = kernels.isel({dim: 0 for dim in kernels.dims if dim == "length"})
         of_width = [
             relative_distance(
                 jnp.asarray(kernels.sel(width=width).transpose("kernel_step", "seed", ...).values),
@@ -74,12 +76,14 @@ def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr
         return np.stack(of_width, axis=1)
 
     widths, further = (sweeps[name]["width"].values for name in ("main", "initial"))
-    trained = np.stack([distances(sweep, steps) for sweep in RATES.values()])
+    trained = np.stack([distances(sweep, steps) for sweep in kernel_width.POWERS])
     (initial,) = distances("initial", [0])
     fits = np.array([[_slope(widths[-2:], d[-2:]) for d in of_rate] for of_rate in trained])
     first = _slope(further[2:], initial[2:])
+    rates = [[kernel_width.learning_rate(w, power) for w in widths] for power in kernel_width.POWERS.values()]
     return xr.Dataset(
         {
+            "learning_rate": (("rate", "width"), np.array(rates), {"units": "1"}),
             "distance": (("rate", "cycles", "width", "seed"), trained, {"units": "1"}),
             "slope": (("rate", "cycles"), fits[..., 0]),
             "slope_error": (("rate", "cycles"), fits[..., 1]),
@@ -87,7 +91,12 @@ def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr
             "initial_slope": first[0],
             "initial_slope_error": first[1],
         },
-        {"rate": list(RATES), "cycles": list(kernel_width.CYCLES), "width": widths, "initial_width": further},
+        {
+            "rate": list(kernel_width.POWERS),
+            "cycles": list(kernel_width.CYCLES),
+            "width": widths,
+            "initial_width": further,
+        },
     )
 
 
@@ -101,34 +110,31 @@ def _slope(widths: np.ndarray, distance: np.ndarray) -> tuple[float, float]:
 def surviving(config: ConfigDict, sweep: xr.Dataset) -> xr.Dataset:
     """Return what each network, real or linearised, shows of a dynamical loss's effects.
 
-    Per cell: `final_` accuracies; `instabilities`, the number of departures of F from period 1, `unstable`,
-    the part of the time that they take, and `longest_period`; `peak`, the largest sharpness in units of
-    2 / learning rate; `narrowing`, the mean mid-turn sharpness of the last cycle over that of the first;
-    `ntk_change`, the largest NTK eigenvalue at the end over that at the start. `<accuracy>_gain`, with
-    `_gain_error`, is that over the static twin, paired over seeds. A diverged run counts with the accuracy
-    of guessing, and elsewhere not at all.
+    Beside `final_accuracies`, per cell: while the loss of the dynamical twin moves, `instabilities`, the
+    number of departures of F from period 1, and `unstable`, the part of the time that they take; `peak`,
+    the largest sharpness measured after the first turn, in units of 2 / learning rate; `narrowing`, the
+    mean mid-turn sharpness of the last cycle over that of the first; `ntk_change`, the largest NTK
+    eigenvalue at the end over that at the start. A diverged run does not count.
     """
     turn, num_classes = config.schedule.period + int(config.schedule.hold_step), config.dataset.num_classes
     num_turns = config.stop_after // turn // num_classes * num_classes
     middles = (turn * (np.arange(num_turns) + 0.5)).astype(int)
     sharpness = sweep["sharpness"].sel(stability_step=middles, method="nearest")
+    moving = slice(turn, config.stop_after - 1)
     last, first = (
         sharpness.isel(stability_step=part) for part in (slice(-num_classes, None), slice(num_classes))
     )
     ntk = sweep["ntk_eigenvalues"].isel(rank=0, drop=True)
     dims = sweep["status"].dims
-    windows = [
-        cascades.label(loss)
-        for loss in sweep["loss"].transpose(*dims, "step").values.reshape(-1, sweep.sizes["step"])
-    ]
+    series = sweep["loss"].sel(step=slice(None, config.stop_after - 1)).transpose(*dims, "step")
+    windows = [cascades.label(loss) for loss in series.values.reshape(-1, series.sizes["step"])]
     counts = {
         "instabilities": [len(cascades.find(found)) for found in windows],
         "unstable": [float(np.mean(found.labels != 1)) for found in windows],
-        "longest_period": [int(found.labels.max()) for found in windows],
     }
     found = xr.Dataset(
         {
-            "peak": sweep["stability_ratio"].max("stability_step"),
+            "peak": sweep["stability_ratio"].sel(stability_step=moving).max("stability_step"),
             "narrowing": last.mean("stability_step") / first.mean("stability_step"),
             "ntk_change": ntk.isel(ntk_step=-1, drop=True) / ntk.isel(ntk_step=0, drop=True),
             **{
@@ -136,10 +142,20 @@ def surviving(config: ConfigDict, sweep: xr.Dataset) -> xr.Dataset:
             },
         }
     )
-    whole = sweep["status"] != DIVERGED
-    found = found.where(whole)
-    for name, step in {"accuracy": "step", "validation_accuracy": "validation_step"}.items():
-        final = sweep[name].isel({step: -1}, drop=True).where(whole, 1 / num_classes)
+    return found.where(sweep["status"] != DIVERGED).merge(final_accuracies(config, sweep))
+
+
+def final_accuracies(config: ConfigDict, sweep: xr.Dataset) -> xr.Dataset:
+    """Return `final_accuracy` and `final_validation_accuracy` of every cell, and what the loss gains.
+
+    `<accuracy>_gain`, with `_gain_error`, is that over the static twin, paired over seeds. A diverged run
+    counts with the accuracy of guessing.
+    """
+    found = xr.Dataset()
+    for name in ACCURACIES:
+        last = {dim: -1 for dim in sweep[name].dims if dim.endswith("step")}
+        final = sweep[name].isel(last, drop=True)
+        final = final.where(sweep["status"] != DIVERGED, 1 / config.dataset.num_classes)
         gain = paired_gain(final.sel(amplitude=config.schedule.amplitude), final.sel(amplitude=1.0))
         found = found.assign(
             {f"final_{name}": final, f"{name}_gain": gain["gain"], f"{name}_gain_error": gain["gain_error"]}
@@ -171,45 +187,51 @@ def flow_differences(config: ConfigDict) -> dict[float, float]:
     return found
 
 
-def tables(found: xr.Dataset, kernels: xr.Dataset, differences: Mapping[float, float]) -> tuple[Table, Table]:
-    """Lay out what survives linearisation, mean ± standard error over seeds; and the slopes and the check."""
-    survives = Table(
-        "", title=f"dynamical loss, {found.sizes['seed']} seeds", box=SIMPLE_HEAD, padding=(0, 0)
-    )
+def tables(
+    found: xr.Dataset, easier: xr.Dataset, kernels: xr.Dataset, differences: Mapping[float, float]
+) -> tuple[Table, Table, Table]:
+    """Lay out what both losses do, what they do on the easier data, and the slopes with the check."""
+    effects = Table("", box=SIMPLE_HEAD, padding=0, caption=_CAPTION.format(found.sizes["seed"]))
     cells = [
-        dict(learning_rate=rate, linearized=linearized)
+        found.sel(learning_rate=rate, linearized=linearized)
         for rate in found["learning_rate"].values
         for linearized in (False, True)
     ]
     for cell in cells:
         network = "linearised" if cell["linearized"] else "real"
-        survives.add_column(f"{network}\nη = {cell['learning_rate']:g}", justify="right")
-    static = found.sel(amplitude=1.0)
-    dynamic = found.sel(amplitude=found["amplitude"] > 1).squeeze("amplitude")
-    for name, words in {"accuracy": "accuracy", "validation_accuracy": "validation"}.items():
-        survives.add_row(f"{words}, static", *(_mean(static[f"final_{name}"].sel(cell)) for cell in cells))
-        survives.add_row("  dynamical", *(_mean(dynamic[f"final_{name}"].sel(cell)) for cell in cells))
-        gains = (found.sel(cell)[[f"{name}_gain", f"{name}_gain_error"]].values() for cell in cells)
-        survives.add_row("  gain", *(f"{gain:+.3f} ± {error:.3f}" for gain, error in gains))
-    for name, words in _EFFECTS.items():
-        survives.add_row(words, *(_mean(dynamic[name].sel(cell)) for cell in cells))
-    checks = Table(
-        "", "first parameters", *(f"{n} cycles" for n in kernels["cycles"].values), box=SIMPLE_HEAD
-    )
+        effects.add_column(f"{network}\nη = {float(cell['learning_rate']):g}", justify="right")
+    accuracies = dict(zip(ACCURACIES, ("accuracy", "validation"), strict=True))
+    for name, words in (accuracies | _EFFECTS).items():
+        variable = f"final_{name}" if name in accuracies else name
+        for loss, amplitude in ((f"{words}, static", 0), ("  dynamical", -1)):
+            effects.add_row(loss, *(_mean(cell[variable].isel(amplitude=amplitude)) for cell in cells))
+        if name in accuracies:
+            effects.add_row("  gain", *(_gain(cell, name) for cell in cells))
+    learnt = Table("linearised, one turn", "static", "dynamical", "gain", box=SIMPLE_HEAD)
+    for name, words in accuracies.items():
+        both = (_mean(easier[f"final_{name}"].isel(amplitude=amplitude)) for amplitude in (0, -1))
+        learnt.add_row(words, *both, _gain(easier, name))
+    cycles = (f"{n} cycle{'s' * int(n > 1)}" for n in kernels["cycles"].values)
+    checks = Table("", "first parameters", *cycles, box=SIMPLE_HEAD)
     initial = f"{float(kernels['initial_slope']):.3f} ± {float(kernels['initial_slope_error']):.3f}"
-    for rate, words in {"fixed": "η = 1", "scaled": "η = 100 / width"}.items():
+    for rate in kernels["rate"].values:
         row = kernels.sel(rate=rate)
         slopes = zip(row["slope"].values, row["slope_error"].values, strict=True)
         trained = (f"{slope:.3f} ± {error:.3f}" for slope, error in slopes)
-        checks.add_row(f"slope, {words}", initial, *trained)
+        rates = row["learning_rate"].values
+        checks.add_row(f"slope, η {rates[0]:.2g} to {rates[-1]:.2g}", initial, *trained)
     for rate, difference in differences.items():
         checks.add_row(f"closed form, η = {rate:g}", f"{difference:.1e}")
-    return survives, checks
+    return effects, learnt, checks
 
 
 def _mean(values: xr.DataArray) -> str:
     error = float(values.std("seed", ddof=1)) / np.sqrt(int(values.count("seed")))
     return f"{float(values.mean('seed')):.3g} ± {error:.1g}"
+
+
+def _gain(cell: xr.Dataset, name: str) -> str:
+    return f"{float(cell[f'{name}_gain']):+.3f} ± {float(cell[f'{name}_gain_error']):.1g}"
 
 
 def main() -> None:
@@ -247,11 +269,12 @@ def _all(scale: str, folder: Path, how: Settings) -> int:
         return sweeps
     config = lazy_rich.get_config(scale)
     found = surviving(config, sweeps["main"])
+    easier = final_accuracies(config, sweeps["easier"].squeeze("num_turns"))
     for name, shown in {"kernel_width": kernels, "lazy_rich": sweeps["main"].merge(found)}.items():
         figure = getattr(figures, name)(shown)
         for suffix in ("png", "pdf"):
             figure.savefig(folder / f"{name}.{suffix}", dpi=300)
-    Console().print(*tables(found, kernels, flow_differences(config)))
+    Console().print(*tables(found, easier, kernels, flow_differences(config)))
     print(f"{folder}: kernel_width, lazy_rich .png and .pdf")
     return 0
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import baselines, curvature, fig4, solvers, spread
+from experiments.benchmark import baselines, curvature, fig4, ntk, solvers, spread
 from experiments.configs import fig4 as config_fig4
 from experiments.configs import tiny
 
@@ -85,3 +85,10 @@ def test_solvers_are_measured_at_their_true_residual(float64):
         raise RuntimeError
 
     assert curvature.measure(case, "foreign", [fails], repeats=1).noticed == "RuntimeError"
+
+
+def test_the_networks_in_plain_operations_are_ours(float64):
+    for words, network in ntk.networks():
+        params = network.model.init(jax.random.key(0), network.inputs)
+        found, expected = network.plain(params, network.inputs), network.model.apply(params, network.inputs)
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12, err_msg=words)

@@ -20,8 +20,6 @@ from dlf import results
 from experiments import figure, train
 
 ROOT = Path(__file__).parent.parent
-FILES = (ROOT / "experiments" / "configs").glob("[!_]*.py")
-CONFIGS = sorted(path.stem for path in FILES if not path.stem.startswith(("phase_", "cascade")))
 TINY = ROOT / "experiments" / "configs" / "tiny.py"
 
 
@@ -60,7 +58,7 @@ def committed(workdir):
         return -1
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", figure.names())
 def test_every_config_builds_takes_two_steps_and_names_its_figure(float64, tmp_path, name):
     meta = train.train(get_config(name, num_steps=2), tmp_path)
     assert meta["status"] == "done"

@@ -80,19 +80,16 @@ def test_no_hidden_layer_is_the_linear_kernel_also_at_the_origin(x64):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(activation="tanh"), "no kernel of infinite width for activation 'tanh': relu; neural_tangents"),
-        (dict(activation="rellu"), "no kernel of infinite width for activation 'rellu': relu;"),
-        (
-            dict(initialization="updated"),
-            "no kernel of infinite width for initialization 'updated': original",
-        ),
+        (dict(activation="tanh"), "activation 'tanh': 'relu' has one"),
+        (dict(activation="rellu"), "activation 'rellu': 'relu' has one"),
+        (dict(initialization="updated"), "initialization 'updated': 'original' has one"),
     ],
 )
 def test_what_has_no_kernel_is_said_in_one_line(change, message):
     settings = dict(hidden_widths=(4,), activation="relu", initialization="original", use_bias=True)
     with pytest.raises(ValueError) as error:
         infinite_ntk(**{**settings, **change})
-    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert str(error.value) == f"no kernel of infinite width for {message}"
 
 
 def linearised():

@@ -73,11 +73,15 @@ import sys
 import jax.core, jax.interpreters.ad, jax.numpy, scipy.linalg
 from analysis import neural_tangents_import
 modules = jax.core, jax.interpreters.ad, jax.numpy, jax.extend.source_info_util, scipy.linalg
-before, loaded = [dict(vars(module)) for module in modules], set(sys.modules)
+before, loaded, namespace = [dict(vars(module)) for module in modules], set(sys.modules), dict(vars(jax))
 nt = neural_tangents_import.load()
 assert nt.__version__ == "0.6.5" and nt is neural_tangents_import.load()
 for names, module in zip(before, modules):
     assert names == vars(module), module.__name__
+# jax itself: the same names, and those of its own submodules that the library imports
+new = {name for name in vars(jax) if vars(jax)[name] is not namespace.get(name)}
+assert new <= {name.split(".")[1] for name in sys.modules if name.startswith("jax.")}, new
+assert namespace.keys() <= vars(jax).keys()
 # what no file was read for is a stand-in
 added = set(sys.modules) - loaded
 assert {name for name in added if sys.modules[name].__spec__ is None} == {"neural_tangents.experimental"}

@@ -5,14 +5,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis.figures.style import COLORS, STYLE
 
-_RATES = {
-    "fixed": r"learning rate $\eta = 1$ at every width",
-    "scaled": r"learning rate $\eta = 100\,/\,$width",
-}
 _STATIC, _DYNAMICAL = "#9a9a9a", COLORS[0]
 
 
@@ -27,23 +24,25 @@ def kernel_width(found: xr.Dataset) -> Figure:
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 3.1), layout="constrained")
-        panels = figure.subplots(1, len(_RATES), sharex=True, sharey=True)
-        for axes, (rate, title) in zip(panels, _RATES.items(), strict=True):
+        panels = figure.subplots(1, found.sizes["rate"], sharex=True, sharey=True)
+        for axes, rate in zip(panels, found["rate"].values, strict=True):
             rows, initial = found.sel(rate=rate), found["initial_distance"].rename(draw="seed")
             slope = found["initial_slope"], found["initial_slope_error"]
-            _draw_distance(axes, found["initial_width"], initial, "first parameters", slope, 0)
+            widths = found["initial_width"].values
+            words = f"first parameters: $N^{{%s}}$ from {widths[2]:,} on"
+            _draw_distance(axes, widths, initial, words, slope, 0)
+            widest = "{:,} to {:,}".format(*found["width"].values[-2:])
             for number, cycles in enumerate(found["cycles"].values, start=1):
                 row = rows.sel(cycles=cycles)
-                words = f"after {cycles} cycle{'s' * int(cycles > 1)}"
+                words = f"after {cycles} cycle{'s' * int(cycles > 1)}: $N^{{%s}}$ from {widest}"
                 slope = row["slope"], row["slope_error"]
-                _draw_distance(axes, found["width"], row["distance"], words, slope, number)
-            widths = found["initial_width"].values
+                _draw_distance(axes, found["width"].values, row["distance"], words, slope, number)
             guide = float(initial.mean("seed")[-1]) * np.sqrt(widths[-1] / widths)
             axes.plot(
-                widths, guide, color="#222222", linestyle=":", linewidth=1, label="slope $-1/2$", zorder=1
+                widths, guide, color="#222222", linestyle=":", linewidth=1, label="$N^{-1/2}$", zorder=1
             )
             axes.set(xscale="log", yscale="log", xlabel="width $N$ (hidden units)")
-            axes.set_title(title, fontsize=8)
+            axes.set_title(_rate_in_words(rows["learning_rate"].values), fontsize=8)
             axes.legend(frameon=False, loc="upper right", borderaxespad=0.1)
         panels[0].set_ylabel(
             "relative distance from the kernel\nof infinite width, "
@@ -53,13 +52,19 @@ def kernel_width(found: xr.Dataset) -> Figure:
     return figure
 
 
+def _rate_in_words(rates: np.ndarray) -> str:
+    if np.ptp(rates) == 0:
+        return rf"learning rate $\eta = {rates[0]:g}$ at every width"
+    return rf"learning rate $\eta$ from {rates[0]:.2g} to {rates[-1]:.2g}, as $1\,/\,N$"
+
+
 def _draw_distance(
-    axes: Axes, widths: xr.DataArray, distance: xr.DataArray, words: str, slope: tuple, number: int
+    axes: Axes, widths: np.ndarray, distance: xr.DataArray, words: str, slope: tuple, number: int
 ) -> None:
-    label = rf"{words}: slope ${float(slope[0]):.3f} \pm {float(slope[1]):.3f}$"
     axes.errorbar(
         widths, distance.mean("seed"), distance.std("seed", ddof=1), color=COLORS[number],
-        marker="osD"[number], markersize=4, linewidth=1, capsize=2, label=label,
+        marker="osD"[number], markersize=4, linewidth=1, capsize=2,
+        label=words % rf"{float(slope[0]):.3f} \pm {float(slope[1]):.3f}",
     )  # fmt: skip
 
 
@@ -90,10 +95,13 @@ def lazy_rich(found: xr.Dataset) -> Figure:
             axes.set_ylabel(text)
         for axes in grid[(0, 2, 3), 0]:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator())
+            axes.yaxis.set_major_locator(LogLocator(numticks=9))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         upper.align_ylabels(grid[:, 0])
+        handles = [Line2D([], [], color=_STATIC), Line2D([], [], color=_DYNAMICAL)]
+        words = "static loss", "dynamical loss"
+        upper.legend(handles, words, loc="outside upper center", ncols=2, frameon=False)
         _draw_final(lower.subplots(), found, columns, titles)
     return figure
 
@@ -110,23 +118,24 @@ def _draw_rows(axes: np.ndarray, run: xr.Dataset, rate: float) -> None:
         ntk = one["ntk_eigenvalues"].isel(rank=0)
         axes[3].plot(one["ntk_step"], ntk / ntk[0], color=color, linewidth=1.0)
     axes[2].axhline(2 / rate, color=COLORS[1], linewidth=1.0, linestyle="--")
+    axes[2].annotate(r"$2/\eta$", (0.99, 2 / rate), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                     textcoords="offset points", ha="right", color=COLORS[1], fontsize=7,
+                     bbox=dict(facecolor="white", edgecolor="none", pad=0.5, alpha=0.8))  # fmt: skip
     axes[1].set_ylim(0, 1.03)
     axes[3].set(xlabel="step", xlim=(0, int(run["step"][-1]) + 1))
 
 
 def _draw_final(axes: Axes, found: xr.Dataset, columns: list, titles: list[str]) -> None:
     num_seeds = found.sizes["seed"]
-    losses = dict(
-        zip(found["amplitude"].values, (("static", _STATIC), ("dynamical", _DYNAMICAL)), strict=True)
-    )
+    colors = dict(zip(found["amplitude"].values, (_STATIC, _DYNAMICAL), strict=True))
     for place, (kind, rate) in enumerate(columns):
-        for shift, (amplitude, (name, color)) in zip((-0.12, 0.12), losses.items(), strict=True):
+        for shift, (amplitude, color) in zip((-0.12, 0.12), colors.items(), strict=True):
             accuracy = found["final_accuracy"].sel(linearized=kind, learning_rate=rate, amplitude=amplitude)
             axes.plot(np.full(num_seeds, place + shift), accuracy, ".", color=color, markersize=3, alpha=0.5)
             error = float(accuracy.std(ddof=1)) / np.sqrt(num_seeds)
             axes.errorbar(
                 place + shift + 0.05, float(accuracy.mean()), error, color=color, marker="_", markersize=9,
-                capsize=3, label=None if place else f"{name} loss",
+                capsize=3,
             )  # fmt: skip
         chosen = found.sel(linearized=kind, learning_rate=rate)
         text = f"gain {float(chosen['accuracy_gain']):+.2f} ± {float(chosen['accuracy_gain_error']):.2f}"
@@ -135,4 +144,3 @@ def _draw_final(axes: Axes, found: xr.Dataset, columns: list, titles: list[str])
         xticks=range(len(columns)), xticklabels=titles, ylim=(0.2, 1.12), xlim=(-0.5, len(columns) - 0.5)
     )
     axes.set_ylabel(f"final training accuracy\n({num_seeds} seeds)")
-    axes.legend(frameon=False, loc="lower left", ncols=2)

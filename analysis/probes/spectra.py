@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from analysis import operators
@@ -85,16 +86,16 @@ def kernel(problem: Problem, every: int, num_examples: int) -> Probe:
 
 
 def evenly(inputs: Float[Array, "examples ..."], num_examples: int) -> Float[Array, "num_examples ..."]:
-    """Return `num_examples` of the inputs, every k-th, k = examples // num_examples, from the first on.
+    """Return `num_examples` of the inputs, spread evenly from the first on: number k is floor(k P / num).
 
     Raises ValueError for more than there are.
 
-    >>> evenly(jnp.arange(8.0), 3).tolist()
-    [0.0, 2.0, 4.0]
+    >>> evenly(jnp.arange(8.0), 5).tolist()
+    [0.0, 1.0, 3.0, 4.0, 6.0]
     """
     if num_examples > len(inputs):
         raise ValueError(f"num_examples must be at most {len(inputs)}, got {num_examples}")
-    return inputs[:: len(inputs) // num_examples][:num_examples]
+    return inputs[np.arange(num_examples) * len(inputs) // num_examples]
 
 
 def validation(problem: Problem, every: int) -> Probe:

@@ -13,9 +13,11 @@ from experiments.sweep.axes import axis, record
 
 CYCLES = (1, 5)  # of the dynamical loss, after which the kernels are compared
 
+POWERS = {"main": 0.0, "scaled": 1.0}  # sweep: the power of 1 / width with which the learning rate goes
+
 # scale: widths, seeds, further widths and seeds at the first parameters, steps of a turn, examples
 _SIZES = {
-    "smoke": ((8, 16, 32), 3, (64,), 20, 20, 15),
+    "smoke": ((8, 16), 3, (32, 64), 20, 20, 15),
     "small": ((30, 100, 300, 1000, 3000), 10, (10000,), 100, 1_000, 100),
     "paper": ((30, 100, 300, 1000, 3000, 10000), 20, (30000,), 100, 5_000, 100),
 }
@@ -50,9 +52,15 @@ def get_config(scale: str = "small") -> ConfigDict:
     return config
 
 
-def _axes(widths, num_seeds, power=0.0):
+def learning_rate(width: int, power: float) -> float:
+    """Return the learning rate of a width: that of `get_config` at a width of 100."""
+    return (100 / width) ** power * get_config().optimizer.learning_rate
+
+
+def _axes(widths, num_seeds, power, **further):
     def of_width(width):
-        return {"model.hidden_widths": (width,), "optimizer.learning_rate": (100 / width) ** power}
+        rate = learning_rate(width, power)
+        return {"model.hidden_widths": (width,), "optimizer.learning_rate": rate, **further}
 
     yield axis("width", widths, of_width)
     yield axis("seed", range(num_seeds), "seed")  # of the first parameters; the data are those of Fig. 4
@@ -62,17 +70,16 @@ def _axes(widths, num_seeds, power=0.0):
 def sweep(scale: str):
     """Vary the width and the first parameters at one learning rate."""
     widths, num_seeds, *_ = _SIZES[scale]
-    yield from _axes(widths, num_seeds)
+    yield from _axes(widths, num_seeds, POWERS["main"])
 
 
 def sweep_scaled(scale: str):
     """Vary the width and the first parameters, with a learning rate that falls as 1 / width."""
     widths, num_seeds, *_ = _SIZES[scale]
-    yield from _axes(widths, num_seeds, power=1.0)
+    yield from _axes(widths, num_seeds, POWERS["scaled"])
 
 
 def sweep_initial(scale: str):
     """Vary the width and the first parameters more, without training."""
     widths, _, further, num_seeds, *_ = _SIZES[scale]
-    yield from _axes((*widths, *further), num_seeds)
-    yield axis("length", (1,), "num_steps")
+    yield from _axes((*widths, *further), num_seeds, POWERS["main"], num_steps=1)

@@ -63,3 +63,11 @@ def sweep(scale: str):
     yield record(
         "series", "loss", "accuracy", "sharpness", "stability_ratio", "ntk_eigenvalues", "validation_accuracy"
     )
+
+
+def sweep_easier(scale: str):
+    """Vary loss and seed of the linearised network on a spiral of one turn, which it can learn."""
+    yield axis("num_turns", (1.0,), "dataset.num_turns")
+    yield axis("amplitude", (1.0, 70.0), "schedule.amplitude")
+    yield axis("seed", range(_SIZES[scale][0]), "seed", "dataset.seed")
+    yield record("final", "accuracy", "validation_accuracy")
