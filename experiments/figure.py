@@ -77,7 +77,7 @@ def table(comparisons: list[Comparison]) -> Table:
 
 
 def names() -> list[str]:
-    """Return the figures of this command: configurations that say which numbers to expect."""
+    """Return the figures of this command: configurations with a line that begins `EXPECTED = `."""
     return sorted(path.stem for path in CONFIGS.glob("*.py") if "\nEXPECTED = " in path.read_text())
 
 

@@ -39,7 +39,7 @@ _EFFECTS = {
     "unstable": "unstable",
     "instabilities": "onsets",
     "peak": "peak ηλ/2",
-    "narrowing": "λ, change",
+    "sharpness_change": "λ, change",
     "ntk_change": "NTK, change",
 }
 _CAPTION = (
@@ -47,6 +47,7 @@ _CAPTION = (
     "onsets: how often that begins; peak: largest after the first turn; changes: of mid-turn λ from the "
     "first to the last cycle, of the largest NTK eigenvalue over the run"
 )
+_WIDEST, _WIDE = slice(-2, None), slice(2, None)  # widths between which trained and first slopes are taken
 _FLOW_RATES, _FLOW_TIME = (0.02, 0.01), 20.0  # learning rates, and their product with the last step
 
 
@@ -63,9 +64,9 @@ def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr
     inputs = evenly(build.draw(config).train.inputs, config.probes.kernel.num_examples)
     steps = [cycles * config.probes.kernel.every for cycles in kernel_width.CYCLES]
 
-    def distances(sweep: str, steps: list[int]) -> np.ndarray:
+    def distances(sweep: str, at: list[int]) -> np.ndarray:
         """[step, width, seed]"""
-        kernels = sweeps[sweep]["empirical_ntk"].sel(kernel_step=steps)
+        kernels = sweeps[sweep]["empirical_ntk"].sel(kernel_step=at)
         of_width = [
             relative_distance(
                 jnp.asarray(kernels.sel(width=width).transpose("kernel_step", "seed", ...).values),
@@ -75,27 +76,27 @@ def kernel_distances(config: ConfigDict, sweeps: Mapping[str, xr.Dataset]) -> xr
         ]
         return np.stack(of_width, axis=1)
 
-    widths, further = (sweeps[name]["width"].values for name in ("main", "initial"))
+    widths, initial_widths = (sweeps[name]["width"].values for name in ("main", "initial"))
     trained = np.stack([distances(sweep, steps) for sweep in kernel_width.POWERS])
     (initial,) = distances("initial", [0])
-    fits = np.array([[_slope(widths[-2:], d[-2:]) for d in of_rate] for of_rate in trained])
-    first = _slope(further[2:], initial[2:])
+    fits = np.array([[_slope(widths[_WIDEST], d[_WIDEST]) for d in of_rate] for of_rate in trained])
+    first = _slope(initial_widths[_WIDE], initial[_WIDE])
     rates = [[kernel_width.learning_rate(w, power) for w in widths] for power in kernel_width.POWERS.values()]
     return xr.Dataset(
         {
             "learning_rate": (("rate", "width"), np.array(rates), {"units": "1"}),
             "distance": (("rate", "cycles", "width", "seed"), trained, {"units": "1"}),
-            "slope": (("rate", "cycles"), fits[..., 0]),
+            "slope": (("rate", "cycles"), fits[..., 0], {"widths": widths[_WIDEST]}),
             "slope_error": (("rate", "cycles"), fits[..., 1]),
             "initial_distance": (("initial_width", "draw"), initial, {"units": "1"}),
-            "initial_slope": first[0],
+            "initial_slope": ((), first[0], {"widths": initial_widths[_WIDE]}),
             "initial_slope_error": first[1],
         },
         {
             "rate": list(kernel_width.POWERS),
             "cycles": list(kernel_width.CYCLES),
             "width": widths,
-            "initial_width": further,
+            "initial_width": initial_widths,
         },
     )
 
@@ -112,13 +113,14 @@ def surviving(config: ConfigDict, sweep: xr.Dataset) -> xr.Dataset:
 
     Beside `final_accuracies`, per cell: while the loss of the dynamical twin moves, `instabilities`, the
     number of departures of F from period 1, and `unstable`, the part of the time that they take; `peak`,
-    the largest sharpness measured after the first turn, in units of 2 / learning rate; `narrowing`, the
-    mean mid-turn sharpness of the last cycle over that of the first; `ntk_change`, the largest NTK
-    eigenvalue at the end over that at the start. A diverged run does not count.
+    the largest sharpness measured after the first turn, in units of 2 / learning rate; over all steps
+    `sharpness_change`, the mean mid-turn sharpness of the last cycle over that of the first, and
+    `ntk_change`, the largest NTK eigenvalue at the end over that at the start. A diverged run does not
+    count.
     """
     turn, num_classes = config.schedule.period + int(config.schedule.hold_step), config.dataset.num_classes
-    num_turns = config.stop_after // turn // num_classes * num_classes
-    middles = (turn * (np.arange(num_turns) + 0.5)).astype(int)
+    whole_cycles = config.stop_after // turn // num_classes
+    middles = (turn * (np.arange(whole_cycles * num_classes) + 0.5)).astype(int)
     sharpness = sweep["sharpness"].sel(stability_step=middles, method="nearest")
     moving = slice(turn, config.stop_after - 1)
     last, first = (
@@ -130,12 +132,14 @@ def surviving(config: ConfigDict, sweep: xr.Dataset) -> xr.Dataset:
     windows = [cascades.label(loss) for loss in series.values.reshape(-1, series.sizes["step"])]
     counts = {
         "instabilities": [len(cascades.find(found)) for found in windows],
-        "unstable": [float(np.mean(found.labels != 1)) for found in windows],
+        "unstable": [
+            float(np.mean((found.labels != 1) & (found.labels != cascades.UNDEFINED))) for found in windows
+        ],
     }
     found = xr.Dataset(
         {
             "peak": sweep["stability_ratio"].sel(stability_step=moving).max("stability_step"),
-            "narrowing": last.mean("stability_step") / first.mean("stability_step"),
+            "sharpness_change": last.mean("stability_step") / first.mean("stability_step"),
             "ntk_change": ntk.isel(ntk_step=-1, drop=True) / ntk.isel(ntk_step=0, drop=True),
             **{
                 name: (dims, np.reshape(of_cells, sweep["status"].shape)) for name, of_cells in counts.items()
@@ -207,7 +211,7 @@ def tables(
             effects.add_row(loss, *(_mean(cell[variable].isel(amplitude=amplitude)) for cell in cells))
         if name in accuracies:
             effects.add_row("  gain", *(_gain(cell, name) for cell in cells))
-    learnt = Table("linearised, one turn", "static", "dynamical", "gain", box=SIMPLE_HEAD)
+    learnt = Table("linearised, easier spiral", "static", "dynamical", "gain", box=SIMPLE_HEAD)
     for name, words in accuracies.items():
         both = (_mean(easier[f"final_{name}"].isel(amplitude=amplitude)) for amplitude in (0, -1))
         learnt.add_row(words, *both, _gain(easier, name))
@@ -251,10 +255,11 @@ def _main() -> int:
     folder, how = options.workdir / options.scale, settings(options)
     try:
         neural_tangents_import.load()
-        folder.mkdir(parents=True, exist_ok=True)
-        return _all(options.scale, folder, how)
     except ImportError as error:
         raise ConfigError(error) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _all(options.scale, folder, how)
     except OSError as error:
         raise files.StoreError(f"cannot use {folder}: {error}") from error
 

@@ -136,7 +136,7 @@ for axes, label in zip(grid[:, 0], labels, strict=True):
 # %% [markdown]
 # The real network sharpens, crosses 2/η at the ends of the turns, and its kernel grows from turn to turn. In
 # the linearised one the sharpness falls in each turn and comes back at each switch of class, where all class
-# weights are one, to what it is under the static loss; it stays below 2/η, and little is learned.
+# weights are one, to about what it is under the static loss; it stays below 2/η, and little is learned.
 #
 # `make lazy` does this for ten seeds, two learning rates and the static twins:
 #

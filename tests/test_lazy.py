@@ -120,13 +120,39 @@ def test_effects_are_read_off_the_series(workdir):
     assert after.sizes["stability_step"] == 50 and found["peak"].sel(one).item() == after.values.max()
     # the middles of turns of 101 steps, where it is measured every 10
     mid = sweep["sharpness"].sel(one).sel(stability_step=[50, 150, 250, 350, 450, 560]).values
-    assert found["narrowing"].sel(one).item() == pytest.approx(mid[3:].mean() / mid[:3].mean())
+    assert found["sharpness_change"].sel(one).item() == pytest.approx(mid[3:].mean() / mid[:3].mean())
     final = sweep["accuracy"].isel(step=-1).sel(linearized=False, learning_rate=2.0)
     gains = final.sel(amplitude=70.0).values - final.sel(amplitude=1.0).values
     real = found.sel(linearized=False, learning_rate=2.0)
     assert real["accuracy_gain"].item() == pytest.approx(gains.mean())
     assert real["accuracy_gain_error"].item() == pytest.approx(gains.std(ddof=1) / 2**0.5)
     figures.lazy_rich(sweep.merge(found))
+
+
+def test_the_closed_form_is_met_to_first_order_and_the_table_shows_what_was_found(workdir, float64):
+    config = lazy_rich.get_config("smoke")
+    differences = lazy.flow_differences(config)
+    assert differences[0.02] / differences[0.01] == pytest.approx(2, rel=0.02)
+    stored = {n: results.load(workdir / "smoke/kernel_width" / n) for n in ("main", "scaled", "initial")}
+    sweep, easier = (results.load(workdir / "smoke/lazy_rich" / name) for name in ("main", "easier"))
+    found = lazy.surviving(config, sweep)
+    easy = lazy.final_accuracies(config, easier.squeeze("num_turns"))
+    with jax.enable_x64(False):
+        kernels = lazy.kernel_distances(kernel_width.get_config("smoke"), stored)
+    effects, learnt, checks = lazy.tables(found, easy, kernels, differences)
+    rows = {}
+    for label, *cells in zip(*(column.cells for column in effects.columns), strict=True):
+        rows.setdefault(label, []).append(cells)
+    third = dict(learning_rate=2.0, linearized=False)  # after both networks at a rate of 1
+    for label, amplitude in (("accuracy, static", 1.0), ("  dynamical", 70.0)):
+        expected = found["final_accuracy"].sel(third, amplitude=amplitude)
+        assert rows[label][0][2] == lazy._mean(expected)
+    gain, error = (found[f"accuracy_{name}"].sel(third).item() for name in ("gain", "gain_error"))
+    assert rows["  gain"][0][2] == f"{gain:+.3f} ± {error:.1g}"
+    assert rows["peak ηλ/2, static"][0][2] == lazy._mean(found["peak"].sel(third, amplitude=1.0))
+    assert next(iter(learnt.columns[1].cells)) == lazy._mean(easy["final_accuracy"].sel(amplitude=1.0))
+    slope = kernels["slope"].sel(rate="scaled", cycles=5).item()
+    assert list(checks.columns[3].cells)[1].startswith(f"{slope:.3f} ± ")
 
 
 def test_a_run_with_two_instabilities_counts_two():

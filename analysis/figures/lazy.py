@@ -29,9 +29,9 @@ def kernel_width(found: xr.Dataset) -> Figure:
             rows, initial = found.sel(rate=rate), found["initial_distance"].rename(draw="seed")
             slope = found["initial_slope"], found["initial_slope_error"]
             widths = found["initial_width"].values
-            words = f"first parameters: $N^{{%s}}$ from {widths[2]:,} on"
+            words = f"first parameters: $N^{{%s}}$ from {found['initial_slope'].attrs['widths'][0]:,} on"
             _draw_distance(axes, widths, initial, words, slope, 0)
-            widest = "{:,} to {:,}".format(*found["width"].values[-2:])
+            widest = "{:,} to {:,}".format(*found["slope"].attrs["widths"])
             for number, cycles in enumerate(found["cycles"].values, start=1):
                 row = rows.sel(cycles=cycles)
                 words = f"after {cycles} cycle{'s' * int(cycles > 1)}: $N^{{%s}}$ from {widest}"

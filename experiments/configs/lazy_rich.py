@@ -23,11 +23,11 @@ _SIZES = {
 
 def get_config(scale: str = "small") -> ConfigDict:
     """Return the configuration that the sweep varies."""
-    _, num_turns, period, width, examples, every = _SIZES[scale]
+    _, class_turns, period, width, examples, every = _SIZES[scale]
     config = ConfigDict()
     config.seed = 0
     config.float64 = True
-    config.num_steps = num_turns * period
+    config.num_steps = class_turns * period
     config.steps_per_chunk = 2_000
     config.checkpoints_kept = 2  # of the newest: one to resume from, one if that is damaged
     config.dataset = dict(
@@ -44,7 +44,7 @@ def get_config(scale: str = "small") -> ConfigDict:
     )  # fmt: skip
     config.loss = dict(name="cross_entropy")
     config.schedule = dict(name="triangular", amplitude=70.0, period=period, hold_step=True)
-    config.stop_after = (num_turns - 1) * (period + 1)  # the last switch of class: quiet from here on
+    config.stop_after = (class_turns - 1) * (period + 1)  # the last switch of class: quiet from here on
     config.optimizer = dict(name="sgd", learning_rate=1.0)
     config.probes = dict(
         stability=dict(every=every, tol=1e-3),
