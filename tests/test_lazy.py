@@ -145,11 +145,11 @@ def test_the_closed_form_is_met_to_first_order_and_the_table_shows_what_was_foun
         rows.setdefault(label, []).append(cells)
     third = dict(learning_rate=2.0, linearized=False)  # after both networks at a rate of 1
     for label, amplitude in (("accuracy, static", 1.0), ("  dynamical", 70.0)):
-        expected = found["final_accuracy"].sel(third, amplitude=amplitude)
+        expected = found["final_accuracy"].sel(third | {"amplitude": amplitude})
         assert rows[label][0][2] == lazy._mean(expected)
     gain, error = (found[f"accuracy_{name}"].sel(third).item() for name in ("gain", "gain_error"))
     assert rows["  gain"][0][2] == f"{gain:+.3f} ± {error:.1g}"
-    assert rows["peak ηλ/2, static"][0][2] == lazy._mean(found["peak"].sel(third, amplitude=1.0))
+    assert rows["peak ηλ/2, static"][0][2] == lazy._mean(found["peak"].sel(third | {"amplitude": 1.0}))
     assert next(iter(learnt.columns[1].cells)) == lazy._mean(easy["final_accuracy"].sel(amplitude=1.0))
     slope = kernels["slope"].sel(rate="scaled", cycles=5).item()
     assert list(checks.columns[3].cells)[1].startswith(f"{slope:.3f} ± ")
