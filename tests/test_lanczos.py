@@ -151,7 +151,8 @@ def test_a_million_dimensions(x64):
     diagonal = jnp.linspace(-1.0, 1.0, 10**6).at[jnp.asarray([5, 77])].set(jnp.asarray([1.5, 1.25]))
     pairs = top_eigenpairs(Partial(jnp.multiply, diagonal), diagonal, num=2, tol=1e-4, key=KEY)
     assert pairs.converged
-    np.testing.assert_allclose(pairs.values, [1.5, 1.25], rtol=1e-6)
+    rtol = 1e-6 if x64 else 20 * 2.0**-23  # float32's floor of 20 eps: one CPU is 1.03e-6 off
+    np.testing.assert_allclose(pairs.values, [1.5, 1.25], rtol=rtol)
 
 
 def tilted(angle):
