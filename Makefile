@@ -23,7 +23,7 @@ lazy: $(VENV)/ready  ## what survives in the linearised network, and how lazy a 
 test: $(VENV)/ready  ## every check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=2 --dist=loadfile
 
 benchmark: $(VENV)/ready  ## speed, memory and other solvers; those in PyTorch where they are installed
 	$(RUN) -m experiments.benchmark fig4

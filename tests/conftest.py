@@ -4,11 +4,28 @@ Shapes in the signatures are checked at run time here, and only here. Dtype prom
 and rank promotion an error: a silent cast is how a step counter loses its precision.
 """
 
+import fcntl
 import gc
+import os
+import shutil
 import sys
+import tempfile
+
+import pytest
+
+# One program is compiled once for all tests, their worker processes, subprocesses and notebook kernels: what
+# JAX reads in the environment when it is imported. Its loader of stored programs speaks of each of them on
+# standard error, where tests count lines.
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # which has the environment of the process that started it
+if not _IS_WORKER:
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="dlf-programs-"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
 
 import jax
-import pytest
 from jaxtyping import install_import_hook
 
 with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
@@ -19,6 +36,11 @@ with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # virtual ones, for what is sharded
+
+
+def pytest_unconfigure(config):
+    if not _IS_WORKER:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,9 +82,30 @@ def command(monkeypatch, capfd):
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory):
-    """An uninterrupted tiny run."""
-    workdir = tmp_path_factory.mktemp("reference")
-    with jax.enable_x64(True):
-        train.train(tiny.get_config(), workdir)
-    return workdir
+def made_once(tmp_path_factory):
+    """Make a folder once a test run, whichever worker asks for it first: (name, make) -> folder."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if _IS_WORKER else root
+
+    def made(name, make):
+        folder, whole = root / name, root / f"{name}.made"
+        with (root / f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                whole.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def reference(made_once):
+    """An uninterrupted tiny run, which no test may change."""
+
+    def make(workdir):
+        with jax.enable_x64(True):
+            train.train(tiny.get_config(), workdir)
+
+    return made_once("reference", make)
