@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dlf.models import warn_of_convolutions
+from dlf.layers import warn_of_convolutions
 from dlf.types import Matvec, Params
 
 _PIECES = 16  # in which a large basis is rotated

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
@@ -102,52 +101,6 @@ def preconditioned(matvec: Matvec, preconditioner: Params) -> Matvec:
     [0.75, 0.1875]
     """
     return Partial(_preconditioned, as_pytree(matvec), preconditioner)
-
-
-def adam_preconditioner(
-    opt_state: PyTree, *, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0
-) -> Params:
-    """Return the P of optax's Adam from its state, with the optimizer's own settings.
-
-        P = sqrt(nu / (1 - b2^count) + eps_root) + eps        after `count` >= 1 updates
-
-    Raises ValueError unless there is the state of one Adam (AdamW and the like too), or before the
-    first update.
-
-    >>> state = optax.adam(0.1).init(jnp.ones(1))[0]._replace(count=jnp.asarray(1), nu=jnp.asarray([4.0]))
-    >>> round(adam_preconditioner(state, b2=0.75).item(), 4)
-    4.0
-    """
-    state = _only(optax.ScaleByAdamState, opt_state, "Adam")
-    if not isinstance(state.count, jax.core.Tracer) and state.count < 1:
-        raise ValueError("Adam's preconditioner needs at least one update, count is 0")
-    return jax.tree.map(
-        lambda v: jnp.sqrt(v / (1 - b2 ** state.count.astype(v.dtype)) + eps_root) + eps, state.nu
-    )
-
-
-def rmsprop_preconditioner(opt_state: PyTree, *, eps: float = 1e-8) -> Params:
-    """Return the P of optax's RMSProp from its state, with the optimizer's own `eps`.
-
-        P = sqrt(nu + eps)        optax's default: eps_in_sqrt, not centred, no bias correction
-
-    Raises ValueError unless there is the state of one such RMSProp.
-
-    >>> rmsprop = optax.rmsprop(0.1, decay=0.75)
-    >>> _, state = rmsprop.update(jnp.asarray([2.0]), rmsprop.init(jnp.ones(1)))
-    >>> rmsprop_preconditioner(state).round(4).tolist()
-    [1.0]
-    """
-    state = _only(optax.ScaleByRmsState, opt_state, "RMSProp")
-    return jax.tree.map(lambda v: jnp.sqrt(v + eps), state.nu)
-
-
-def _only(kind, opt_state, name):
-    states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
-    found = [state for state in states if isinstance(state, kind)]
-    if len(found) != 1:
-        raise ValueError(f"the optimizer's state must hold that of one {name}, found {len(found)}")
-    return found[0]
 
 
 class OperatorCheck(NamedTuple):

@@ -63,7 +63,8 @@ def make_ensemble(
     frozen, and costs nothing more where replicas are mapped; so does one that is not active. They are
     mapped on CPU and vectorised elsewhere, unless `vectorized` says otherwise.
 
-    >>> from dlf.train import init_state, make_optimizer, make_step
+    >>> from dlf.optimizers import make_optimizer
+    >>> from dlf.train import init_state, make_step
     >>> def assemble(learning_rate):
     ...     sgd = make_optimizer("sgd", learning_rate)
     ...     step_fn = make_step(lambda w, batch, step: w**2, lambda step: None, sgd)

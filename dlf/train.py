@@ -4,7 +4,6 @@ Row `step` of a series is measured at the parameters after `step` updates, with 
 step, before the next update.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from dlf.losses import accuracy, make_loss
+from dlf.optimizers import make_optimizer
 from dlf.schedules import constant
 from dlf.types import (
     ApplyFn,
@@ -40,38 +40,6 @@ VARIABLES = {
     "accuracy": Variable((), "1", "training accuracy"),
     "class_weights": Variable(("class",), "1", "class weights Gamma"),
 }
-
-
-def make_optimizer(
-    name: str, learning_rate: float | Array | optax.Schedule, **settings: Any
-) -> optax.GradientTransformation:
-    """Build an optimizer by its optax name and keyword arguments.
-
-    The learning rate may be a traced array or an optax schedule. Beside optax's optimizers there is "ema",
-    plain momentum as an exponential mean: `optax.ema` followed by the learning rate.
-
-    Raises ValueError for a name that optax does not have or a learning rate that is not positive,
-    TypeError for a setting that the optimizer does not take.
-
-    >>> make_optimizer("adam", learning_rate=0.1, b1=0.5).init({"w": jnp.zeros(2)})[0].count.item()
-    0
-    """
-    names = [
-        candidate
-        for candidate in dir(optax)
-        if inspect.isfunction(builder := getattr(optax, candidate))
-        and next(iter(inspect.signature(builder).parameters), "") == "learning_rate"
-        # building blocks, and lbfgs, whose update asks for the loss as a function
-        and not candidate.startswith(("_", "scale_by_", "lbfgs"))
-    ]
-    if name not in [*names, "ema"]:
-        raise ValueError(f"unknown optimizer {name!r}: one of {', '.join(names)}, ema")
-    is_number = not (callable(learning_rate) or isinstance(learning_rate, jax.core.Tracer))
-    if is_number and not 0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
-    if name == "ema":
-        return optax.chain(optax.ema(**settings), optax.scale_by_learning_rate(learning_rate))
-    return getattr(optax, name)(learning_rate=learning_rate, **settings)
 
 
 def init_state(

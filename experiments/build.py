@@ -12,7 +12,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from analysis import neural_tangents_import, probes
-from dlf import data, losses, models, schedules
+from dlf import data, losses, models, optimizers, schedules
 from dlf import train as training
 from dlf.ensembles import Run
 from dlf.types import ApplyFn, Batch, Dataset, Model, Params, Problem, TrainState
@@ -101,7 +101,7 @@ def check(config: ConfigDict) -> None:
     _find(losses, "loss", config.loss.name)
     _check_linearized(config.model)
     with _blaming("optimizer"):
-        training.make_optimizer(**config.optimizer)
+        optimizers.make_optimizer(**config.optimizer)
     with _blaming("seed"):
         jax.random.key(config.seed)
 
@@ -192,7 +192,7 @@ def _assemble(config: ConfigDict, num_classes: int, replica: Replica) -> tuple[R
     schedule = schedules.stop_after(moving, settings["stop_after"])
     weighted_loss = _find(losses, "loss", config.loss.name)
     chain = _with(config, "optimizer", settings)
-    optimizer = training.make_optimizer(**chain)
+    optimizer = optimizers.make_optimizer(**chain)
     batch_fn = data.full_batch(replica.train)
     metrics_fn = training.make_metrics(apply_fn, weighted_loss, schedule, batch_fn)
     problem = training.make_problem(

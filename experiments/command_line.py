@@ -18,7 +18,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dlf.files import StoreError
+from dlf.store.files import StoreError
 
 
 class ConfigError(Exception):

@@ -21,7 +21,8 @@ from analysis.density import spectral_density, trace
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import dense
 from analysis.ntk import empirical_ntk, spectrum
-from dlf import data, files, losses, models, schedules, train
+from dlf import data, losses, models, optimizers, schedules, train
+from dlf.store import files
 from experiments import command_line
 from experiments.build import build, make_loop
 from experiments.configs import fig4
@@ -101,7 +102,7 @@ def measure_images(
     model = models.myrtle(dataset.num_classes, widths, activation="relu")
     key, batch_fn = jax.random.key(0), data.full_batch(dataset.train)
     loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedules.constant(dataset.num_classes))
-    optimizer = train.make_optimizer("sgd", learning_rate=0.1)
+    optimizer = optimizers.make_optimizer("sgd", learning_rate=0.1)
     state = train.init_state(model.init(key, dataset.train.inputs[:1]), optimizer)
     step_fn = train.make_step(loss_fn, batch_fn, optimizer)
     trained, _, _ = train.make_loop(step_fn)(state, {}, num_steps)

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import figures
-from dlf import files, results
+from dlf import store
+from dlf.store import files
 from experiments import command_line
 from experiments.train import report, train
 
@@ -102,7 +103,7 @@ def _main() -> int:
     meta = train(arguments.config, arguments.workdir, resume=True)
     if meta["status"] != "done":
         return report(meta, arguments.workdir, go_on="the same command")
-    run = results.load(arguments.workdir)
+    run = store.load(arguments.workdir)
     try:
         draw(run, module.FIGURE, arguments.workdir)
     except OSError as error:

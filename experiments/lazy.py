@@ -21,13 +21,15 @@ from rich.table import Table
 from scipy import stats
 
 from analysis import cascades, figures, neural_tangents_import
+from analysis.findings.diagrams import ACCURACIES
+from analysis.findings.statistics import paired_gain
 from analysis.infinite_width import infinite_ntk, squared_loss_flow
 from analysis.ntk import full_ntk, relative_distance
-from analysis.phase_diagrams import ACCURACIES, paired_gain
-from analysis.probes.spectra import evenly
-from dlf import data, files, losses, schedules
+from analysis.probes.measures import evenly
+from dlf import data, losses, optimizers, schedules
 from dlf import train as training
-from dlf.results.cells import DIVERGED
+from dlf.store import files
+from dlf.store.cells import DIVERGED
 from experiments import build, command_line
 from experiments.command_line import ConfigError
 from experiments.configs import kernel_width, lazy_rich
@@ -181,7 +183,7 @@ def flow_differences(config: ConfigDict) -> dict[float, float]:
     loss_fn = losses.make_loss(apply_fn, losses.dmse1, schedules.constant(config.dataset.num_classes))
     found = {}
     for rate in _FLOW_RATES:
-        optimizer = training.make_optimizer("sgd", rate)
+        optimizer = optimizers.make_optimizer("sgd", rate)
         loop = training.make_loop(training.make_step(loss_fn, data.full_batch(batch), optimizer))
         state, _, _ = loop(
             training.init_state(experiment.state.params, optimizer), {}, round(_FLOW_TIME / rate)

@@ -14,8 +14,8 @@ import zarr
 from rich.console import Console
 from rich.table import Table
 
-from dlf.files import StoreError, read_json
-from dlf.results.cells import DIVERGED, INVALID, NOT_RUN, STORE, Store
+from dlf.store.cells import DIVERGED, INVALID, NOT_RUN, STORE, Store
+from dlf.store.files import StoreError, read_json
 from experiments import command_line
 
 

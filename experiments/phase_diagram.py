@@ -18,10 +18,12 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from analysis import figures, phase_diagrams
-from dlf import files, results
+from analysis import figures
+from analysis.findings import diagrams
+from dlf import store
+from dlf.store import files
 from experiments import command_line
-from experiments.sweep import report, run
+from experiments.sweep import fill, report
 from experiments.sweep.axes import SCALES, declare, make_sweep, named_sweeps
 from experiments.sweep.launch import add_options, settings
 
@@ -29,7 +31,7 @@ CONFIGS = Path(__file__).parent / "configs"
 NAMES = ("phase_amplitude_period", "phase_width_rate", "phase_static", "phase_losses")
 
 
-def complete(name: str, scale: str, folder: Path, how: run.Settings) -> dict[str, xr.Dataset] | int:
+def complete(name: str, scale: str, folder: Path, how: fill.Settings) -> dict[str, xr.Dataset] | int:
     """Run what is missing of all sweeps of a diagram and load them; an exit status if that was not all."""
     module = importlib.import_module(f"experiments.configs.{name}")
     sweeps = {}
@@ -37,11 +39,11 @@ def complete(name: str, scale: str, folder: Path, how: run.Settings) -> dict[str
         sweep = make_sweep(module.get_config(scale), sweep_name, declare(declared, scale))
         command_line.use_precision(sweep.config)
         print(f"{name}, {scale}: {sweep_name}", file=sys.stderr)
-        meta = run.run(sweep, folder / sweep_name, how)
+        meta = fill.run(sweep, folder / sweep_name, how)
         status = report.outcome(meta, folder / sweep_name)
         if status:
             return status
-        sweeps[sweep_name] = results.load(folder / sweep_name)
+        sweeps[sweep_name] = store.load(folder / sweep_name)
     return sweeps
 
 
@@ -51,7 +53,7 @@ def draw(reduced: xr.Dataset, name: str, folder: Path) -> None:
     for suffix in ("png", "pdf"):
         figure.savefig(folder / f"{name}.{suffix}", dpi=300)
     layout = Table(name, "")
-    for quantity, value in phase_diagrams.findings(reduced):
+    for quantity, value in diagrams.findings(reduced):
         layout.add_row(quantity, value)
     Console().print(layout)
     print(f"{folder / name}.png and .pdf")
@@ -89,7 +91,7 @@ def _main() -> int:
                 num_classes = (
                     importlib.import_module(f"experiments.configs.{name}").get_config().dataset.num_classes
                 )
-                reduced = phase_diagrams.reduce(sweeps, num_classes)
+                reduced = diagrams.reduce(sweeps, num_classes)
                 reduced.to_netcdf(folder / "unfinished.nc", engine="scipy")
                 os.replace(folder / "unfinished.nc", folder / "reduced.nc")
             draw(reduced, name, folder)

@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dlf import files, results
+from dlf import store
 from dlf import train as training
+from dlf.store import files
 from experiments import command_line
 from experiments.build import Experiment, build, make_loop
 from experiments.command_line import ConfigError, interrupts
@@ -38,9 +39,9 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
     """
     workdir = Path(workdir)
     experiment = build(config)
-    with results.exclusive(workdir):
+    with store.exclusive(workdir):
         meta = _open_run(config, workdir, experiment, resume)
-        if meta["status"] in ENDED and not results.damaged_file(workdir):
+        if meta["status"] in ENDED and not store.damaged_file(workdir):
             return meta
         if meta["seconds"] > 0:
             meta = resumed(meta)
@@ -70,7 +71,7 @@ def _open_run(config: ConfigDict, workdir: Path, experiment: Experiment, resume:
     meta = {"status": "running", "seconds": 0.0, **provenance(), "x64": config.float64}
     attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
     files.write_json(workdir / "config.json", asked)
-    results.create(workdir, config.num_steps, config.steps_per_chunk, experiment.groups, attributes)
+    store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.groups, attributes)
     files.write_json(workdir / "meta.json", meta)
     return meta
 
@@ -85,7 +86,7 @@ def _reopen(workdir: Path) -> dict[str, Any]:
 def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[str, Any]) -> dict[str, Any]:
     """Train from the newest checkpoint to the end, an interrupt or a loss that is not finite."""
     state, carries = experiment.state, training.init_carries(experiment.run.probes, experiment.state)
-    step, restored, warnings = results.restore(workdir, (state, carries))
+    step, restored, warnings = store.restore(workdir, (state, carries))
     if restored is not None:
         state, carries = restored
     for warning in warnings:
@@ -108,11 +109,11 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
             if len(broken):
                 num_rows = int(broken[0]) + 1
                 series = {name: rows[:num_rows] for name, rows in series.items()}
-                results.commit(workdir, step, series, None)
+                store.commit(workdir, step, series, None)
                 meta["diverged_step"] = step + num_rows - 1
                 record("diverged")
                 return meta
-            results.commit(workdir, step, series, (state, carries), config.checkpoints_kept)
+            store.commit(workdir, step, series, (state, carries), config.checkpoints_kept)
             step += num_rows
             report(step, float(series["loss"][-1]), float(series["accuracy"][-1]))
             if interrupted() and step < config.num_steps:

@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import cascades, figures, stability
-from analysis.figures.cascades import PERIOD_COLORS
-from dlf import results, train
+from analysis.figures.unstable import PERIOD_COLORS
+from dlf import optimizers, store, train
 from experiments.cascades import measure
 from experiments.cascades.second_pass import measure_windows
 from experiments.configs import cascades as config_cascades
@@ -50,7 +50,7 @@ key = jax.random.key(0)
 # %%
 @jax.jit
 def descend(rate):
-    sgd = train.make_optimizer("sgd", rate)
+    sgd = optimizers.make_optimizer("sgd", rate)
     step_fn = train.make_step(lambda x, batch, step: x**2 / 2 - x**3 / 3, lambda step: None, sgd)
 
     def advance(state):
@@ -113,7 +113,7 @@ except ValueError as error:
     print(error)
 
 # %%
-adamw = train.make_optimizer("adamw", 0.1, weight_decay=0.1, eps=1.0)
+adamw = optimizers.make_optimizer("adamw", 0.1, weight_decay=0.1, eps=1.0)
 curvatures = jnp.asarray([420.0, 3.0])
 step_fn = train.make_step(lambda x, batch, step: curvatures @ x**2 / 2, lambda step: None, adamw)
 state = train.init_state(jnp.full(2, 1e-6), adamw)
@@ -135,7 +135,7 @@ config = config_cascades.get_config()
 config.num_steps = 11_000
 folder = Path(tempfile.mkdtemp())
 train_config(config, folder / "run")
-run = results.load(folder / "run")
+run = store.load(folder / "run")
 windows = measure.label(run)
 fine = measure_windows(config, folder / "run", measure.onset_spans(windows, config.num_steps))
 rows = measure.instabilities(config, run, windows, fine)

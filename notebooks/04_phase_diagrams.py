@@ -24,11 +24,12 @@ from pathlib import Path
 
 import xarray as xr
 
-from analysis import figures, phase_diagrams
-from dlf import results
+from analysis import figures
+from analysis.findings import diagrams
+from dlf import store
 from experiments.configs import tiny
 from experiments.sweep.axes import axis, make_sweep, record
-from experiments.sweep.run import run
+from experiments.sweep.fill import run
 from experiments.train import train
 
 # %% [markdown]
@@ -64,7 +65,7 @@ meta["status"], meta["cells"]
 # sweep again would fill cells with 0 and nothing else.
 
 # %%
-cells = results.load(folder / "sweep")
+cells = store.load(folder / "sweep")
 cells.drop_attrs(deep=False)
 
 # %%
@@ -81,7 +82,7 @@ best = {dim: int(index) for dim, index in mean.argmax(...).items()}
 print({dim: cells[dim].values[index].item() for dim, index in best.items()})
 index = (best["amplitude"], best["period"], 2)  # of seed 2
 train(sweep.cell(index), folder / "alone")
-alone = results.load(folder / "alone")
+alone = store.load(folder / "alone")
 among = cells.isel(amplitude=index[0], period=index[1], seed=index[2])
 for name in ("loss", "accuracy", "validation_accuracy"):
     print(f"{name}: {alone[name].values[-1]!r} alone, {among[name].values[()]!r} among others")
@@ -94,7 +95,7 @@ for name in ("loss", "accuracy", "validation_accuracy"):
 # differences are tested by flipping signs, and corrected for the number of cells.
 
 # %%
-reduced = phase_diagrams.reduce({"main": cells}, num_classes=3)
+reduced = diagrams.reduce({"main": cells}, num_classes=3)
 reduced[["validation_accuracy_gain", "validation_accuracy_gain_error", "validation_accuracy_p_value"]].sel(
     amplitude=10.0
 ).to_dataframe().round(3)
@@ -113,5 +114,5 @@ shipped = xr.load_dataset("experiments/configs/phase_amplitude_period.nc", engin
 figures.amplitude_period(shipped)
 
 # %%
-for quantity, value in phase_diagrams.findings(shipped):
+for quantity, value in diagrams.findings(shipped):
     print(f"{quantity}: {value}")

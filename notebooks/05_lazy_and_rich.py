@@ -31,7 +31,7 @@ import numpy as np
 from analysis import neural_tangents_import
 from analysis.infinite_width import infinite_ntk, squared_loss_flow
 from analysis.ntk import empirical_ntk, full_ntk, relative_distance
-from dlf import data, losses, models, results, schedules, train
+from dlf import data, losses, models, optimizers, schedules, store, train
 from experiments.configs import lazy_rich
 from experiments.train import train as train_config
 
@@ -97,7 +97,7 @@ start = linear(params, dataset.train.inputs)
 flow = squared_loss_flow(full_ntk(linear, params, dataset.train.inputs), dataset.train.labels, start)
 loss_fn = losses.make_loss(linear, losses.dmse1, schedules.constant(3))
 for rate in (0.04, 0.02, 0.01):
-    optimizer = train.make_optimizer("sgd", rate)
+    optimizer = optimizers.make_optimizer("sgd", rate)
     loop = train.make_loop(train.make_step(loss_fn, data.full_batch(dataset.train), optimizer))
     state, _, _ = loop(train.init_state(params, optimizer), {}, round(20 / rate))
     apart = jnp.max(jnp.abs(linear(state.params, dataset.train.inputs) - flow(jnp.asarray(20.0))))
@@ -116,7 +116,7 @@ for linearized in (False, True):
     config.model.linearized = linearized
     workdir = Path(tempfile.mkdtemp())
     train_config(config, workdir)
-    runs[linearized] = results.load(workdir)
+    runs[linearized] = store.load(workdir)
 
 # %%
 figure, grid = plt.subplots(4, 2, figsize=(6.5, 5.6), sharex=True, sharey="row", layout="constrained")

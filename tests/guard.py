@@ -5,8 +5,8 @@
 
 For rebuilding: keep before the first change, keep again after it, compare. Both on one machine with one
 environment, since elsewhere a chaotic run takes another course. It knows commands and stored files only, so
-that it can be carried to an older checkout. What is compared: names, dimensions, types, attributes and bits of
-all arrays, and the configuration beside them; not the commit.
+that it can be carried to an older checkout. What is compared: names, dimensions, types, attributes and bits
+of all arrays, and the configuration beside them; not the commit.
 """
 
 import json

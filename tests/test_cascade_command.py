@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from analysis import cascades as periods
-from dlf import checkpoints, results, train
+from dlf import store, train
+from dlf.store import checkpoints
 from experiments import build
 from experiments.cascades import __main__ as main
 from experiments.cascades import cost, measure, second_pass
@@ -42,7 +43,7 @@ def test_it_trains_measures_and_draws_and_then_only_draws(workdir, command):
 def test_the_second_pass_follows_the_run_to_the_bit_from_its_checkpoints(workdir):
     with jax.enable_x64(True):
         config = cascades.get_config("smoke")
-        run = results.load(workdir / "smoke" / "run")
+        run = store.load(workdir / "smoke" / "run")
         assert len(list((workdir / "smoke" / "run" / "checkpoints").glob("*.json"))) == 15
         found = second_pass.measure_windows(
             config, workdir / "smoke" / "run", [(250, 280), (90, 100), (590, 600)]
@@ -63,7 +64,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_others_resume_with_the_same
     folder = workdir / "smoke" / "run" / "checkpoints"
     with jax.enable_x64(True):
         config = cascades.get_config("smoke")
-        experiment, run = build.build(config), results.load(folder.parent)
+        experiment, run = build.build(config), store.load(folder.parent)
         like = experiment.state, train.init_carries(experiment.run.probes, experiment.state)
         state, carries = checkpoints.load(folder, 400, like)
         _, _, series = build.make_loop(experiment)(experiment.replica, state, carries, 100)
@@ -99,7 +100,7 @@ def test_the_cost_counts_measurements_and_gradients(workdir):
 def test_forecasts_cover_the_rest_of_their_cycle(workdir):
     with jax.enable_x64(True):
         config = cascades.get_config("smoke")
-        run = results.load(workdir / "smoke" / "run")
+        run = store.load(workdir / "smoke" / "run")
         found = measure.forecasts(config, run)["forecast"]
     first = found.sel(forecast_step=100)
     assert np.isnan(first.sel(tracker_step=slice(0, 75))).all()

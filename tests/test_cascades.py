@@ -8,7 +8,7 @@ import xarray as xr
 
 from analysis import cascades, stability
 from analysis.cascades import CHAOS, GROWING, IRREGULAR, UNDEFINED
-from dlf import schedules, train
+from dlf import optimizers, schedules, train
 from experiments import build
 from experiments.configs import fig4
 
@@ -17,7 +17,7 @@ N = np.arange(4_096)
 
 def descend(rate, num_steps=4_096, transient=20_000):
     """Gradient descent on x^2/2 - x^3/3, the logistic map with r = 1 + rate, and its log growth."""
-    sgd = train.make_optimizer("sgd", rate)
+    sgd = optimizers.make_optimizer("sgd", rate)
     step_fn = train.make_step(lambda x, batch, step: x**2 / 2 - x**3 / 3, lambda step: None, sgd)
 
     def advance(state):

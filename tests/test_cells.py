@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from dlf import results
-from dlf.files import StoreError, write_json
-from dlf.results import cells
-from dlf.results.cells import DIVERGED, DONE, INVALID, NOT_RUN, Layout, Store
+from dlf.store import cells, load
+from dlf.store.cells import DIVERGED, DONE, INVALID, NOT_RUN, Layout, Store
+from dlf.store.files import StoreError, write_json
 from dlf.types import Variable
 
 AXES = {"loss_name": ("cross_entropy", "dmse1"), "seed": (3, 5, 8)}
@@ -42,7 +41,7 @@ def rows(num):
 
 
 def test_a_sweep_that_is_going_on_is_one_labelled_data_set(workdir):
-    sweep = results.load(workdir)
+    sweep = load(workdir)
     assert dict(sweep.sizes) == {"loss_name": 2, "seed": 3, "step": 4}
     assert sweep["status"].values.tolist() == [[DONE, DIVERGED, INVALID], [NOT_RUN] * 3]
     cell = sweep.sel(loss_name="cross_entropy", seed=3)
@@ -86,7 +85,7 @@ def test_a_block_without_its_status_is_not_run(workdir):
     store = Store(workdir)
     shutil.rmtree(workdir / cells.STORE / "status" / "c")
     assert (store.status() == NOT_RUN).all() and not list(store.damaged())
-    assert results.load(workdir)["accuracy"].isnull().all()
+    assert load(workdir)["accuracy"].isnull().all()
 
 
 @pytest.mark.parametrize("damage", ["removed", "changed"])
@@ -99,17 +98,17 @@ def test_a_damaged_value_is_named_and_its_block_run_again(workdir, damage):
         content[len(content) // 2] ^= 0xFF
         file.write_bytes(content)
     with pytest.raises(StoreError, match=r"loss/c/0/0/0 is damaged: run the sweep again"):
-        results.load(workdir)
+        load(workdir)
     ((block, name),) = Store(workdir).damaged()
     assert name == str(file)
     Store(workdir).forget(block)
-    assert results.load(workdir)["status"].values[0].tolist() == [NOT_RUN, NOT_RUN, INVALID]
+    assert load(workdir)["status"].values[0].tolist() == [NOT_RUN, NOT_RUN, INVALID]
 
 
 def test_a_damaged_status_is_not_run(workdir):
     (workdir / cells.STORE / "status/c/0/0").write_bytes(b"nonsense")
     assert Store(workdir).status().tolist() == [[NOT_RUN, NOT_RUN, INVALID], [NOT_RUN] * 3]
-    assert results.load(workdir)["status"].values.tolist() == Store(workdir).status().tolist()
+    assert load(workdir)["status"].values.tolist() == Store(workdir).status().tolist()
 
 
 def test_a_store_of_another_format_is_refused(workdir):
@@ -118,13 +117,13 @@ def test_a_store_of_another_format_is_refused(workdir):
     content["attributes"]["format"] = 0
     path.write_text(json.dumps(content))
     with pytest.raises(StoreError, match="has format 0, this version of dlf reads 1"):
-        results.load(workdir)
+        load(workdir)
 
 
 def test_a_damaged_store_is_named(workdir):
     (workdir / cells.STORE / "zarr.json").write_text("{")
     with pytest.raises(StoreError, match=r"cells\.zarr is missing or damaged"):
-        results.load(workdir)
+        load(workdir)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +132,7 @@ def test_a_damaged_store_is_named(workdir):
 def test_a_missing_label_or_array_is_named(workdir, file):
     (workdir / cells.STORE / file).unlink()
     with pytest.raises(StoreError, match=f"{file.split('/')[0]}.* is damaged: move"):
-        results.load(workdir)
+        load(workdir)
 
 
 def test_a_changed_label_is_named(workdir):
@@ -142,7 +141,7 @@ def test_a_changed_label_is_named(workdir):
     content[-1] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(StoreError, match="seed/c/0 is damaged: move"):
-        results.load(workdir)
+        load(workdir)
 
 
 def test_a_block_that_is_written_while_it_is_loaded_is_whole_or_not_there(workdir, monkeypatch):
@@ -153,11 +152,11 @@ def test_a_block_that_is_written_while_it_is_loaded_is_whole_or_not_there(workdi
         return open_zarr(*args, **options)
 
     monkeypatch.setattr(xr, "open_zarr", write_then_open)
-    meanwhile = results.load(workdir)
+    meanwhile = load(workdir)
     assert meanwhile["status"].values[1].tolist() == [NOT_RUN] * 3
     assert meanwhile["loss"][1].isnull().all() and set(meanwhile["reason"].values[1]) == {""}
     monkeypatch.undo()
-    assert results.load(workdir)["status"].values[1].tolist() == [DONE, DONE, NOT_RUN]
+    assert load(workdir)["status"].values[1].tolist() == [DONE, DONE, NOT_RUN]
 
 
 def test_a_failing_write_leaves_the_block_not_run(workdir, monkeypatch):
@@ -173,4 +172,4 @@ def test_a_failing_write_leaves_the_block_not_run(workdir, monkeypatch):
     with pytest.raises(StoreError, match=r"cannot write to .*cells\.zarr: No space left on device"):
         store.write(store.blocks()[2], rows(2), np.array([[DONE, DONE]]))
     monkeypatch.undo()
-    assert results.load(workdir)["status"].values[1].tolist() == [NOT_RUN] * 3
+    assert load(workdir)["status"].values[1].tolist() == [NOT_RUN] * 3

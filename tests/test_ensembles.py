@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dlf import ensembles
-from dlf.train import init_carries, init_state, make_optimizer, make_step
+from dlf.optimizers import make_optimizer
+from dlf.train import init_carries, init_state, make_step
 from dlf.types import Probe, Variable
 from experiments import build
 from experiments.configs import tiny

@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 
 from analysis import figures
-from dlf import results
+from dlf import store
 from experiments import figure, train
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ def get_config(name, **changes):
 
 
 def assert_same_series(workdir, reference):
-    found, expected = results.load(workdir), results.load(reference)
+    found, expected = store.load(workdir), store.load(reference)
     assert set(found) == set(expected)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
@@ -62,7 +62,7 @@ def committed(workdir):
 def test_every_config_builds_takes_two_steps_and_names_its_figure(float64, tmp_path, name):
     meta = train.train(get_config(name, num_steps=2), tmp_path)
     assert meta["status"] == "done"
-    run = results.load(tmp_path)
+    run = store.load(tmp_path)
     assert np.isfinite(run["loss"]).all() and run.sizes["step"] == 2
     module = importlib.import_module(f"experiments.configs.{name}")
     assert module.FIGURE in importlib.import_module("analysis.figures").__all__
@@ -171,7 +171,7 @@ def test_a_run_without_probes_can_be_drawn(float64, tmp_path):
     config.unlock()
     config.probes = {}
     train.train(config, tmp_path)
-    assert len(figures.fig4(results.load(tmp_path)).axes) == 6
+    assert len(figures.fig4(store.load(tmp_path)).axes) == 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -183,7 +183,7 @@ def test_an_interrupt_commits_says_how_to_go_on_and_goes_on(tmp_path, reference,
     assert process.returncode == 130
     assert "interrupted" in err.splitlines()[-1] and "--resume" in err.splitlines()[-1]
     assert "Traceback" not in err
-    run = results.load(tmp_path)
+    run = store.load(tmp_path)
     assert run.attrs["status"] == "interrupted"
     assert np.isfinite(run["loss"]).sum() == run.attrs["committed_steps"] < 600
     with jax.enable_x64(True):
@@ -235,7 +235,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_rows(command, tmp_
     )  # fmt: skip
     status, _, err = command(train.main, *arguments)
     assert status == 1
-    run = results.load(tmp_path)
+    run = store.load(tmp_path)
     step = run.attrs["diverged_step"]
     assert run.attrs["status"] == "diverged" and 0 < step < 600
     assert f"not finite at step {step}" in err.splitlines()[-1]

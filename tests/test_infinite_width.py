@@ -8,7 +8,7 @@ import pytest
 from analysis.infinite_width import infinite_ntk, squared_loss_flow
 from analysis.neural_tangents_import import load
 from analysis.ntk import empirical_ntk, full_ntk, relative_distance
-from dlf import data, losses, models, schedules, train
+from dlf import data, losses, models, optimizers, schedules, train
 from dlf.types import Batch
 
 POINTS = np.random.RandomState(0).randn(6, 2)
@@ -115,7 +115,7 @@ def test_the_flow_solves_its_equation_through_the_dense_exponential(float64):
 def descend(apply_fn, params, batch, rate, num_steps, loss=losses.dmse1):
     """Logits after `num_steps` of our training step under the static loss."""
     loss_fn = losses.make_loss(apply_fn, loss, schedules.constant(3))
-    optimizer = train.make_optimizer("sgd", rate)
+    optimizer = optimizers.make_optimizer("sgd", rate)
     loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
     return apply_fn(loop(train.init_state(params, optimizer), {}, num_steps)[0].params, batch.inputs)
 

@@ -7,8 +7,8 @@ import xarray as xr
 from jax.flatten_util import ravel_pytree
 
 from analysis import figures, neural_tangents_import
-from dlf import results
-from dlf.results.cells import DIVERGED, DONE
+from dlf import store
+from dlf.store.cells import DIVERGED, DONE
 from experiments import build, lazy, train
 from experiments.configs import kernel_width, lazy_rich
 
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("linearized")
     with jax.enable_x64(True):
         train.train(linearized(), workdir)
-    return results.load(workdir)
+    return store.load(workdir)
 
 
 def test_a_linearised_run_is_gradient_descent_on_the_explicit_tangent(run, float64):
@@ -57,7 +57,7 @@ def test_the_kernel_of_a_linearised_run_stands_still_and_that_of_the_real_one_do
         config = linearized()
         config.model.linearized = False
         train.train(config, tmp_path)
-    real = results.load(tmp_path)["ntk_eigenvalues"].sel(rank=0)
+    real = store.load(tmp_path)["ntk_eigenvalues"].sel(rank=0)
     np.testing.assert_allclose(real[0], ntk[0], rtol=1e-12)
     assert abs(real[-1] / real[0] - 1) > 0.5
 
@@ -82,7 +82,7 @@ def test_it_trains_compares_and_draws_and_then_only_draws(workdir, command):
 
 def test_distances_and_slopes_are_those_of_the_stored_kernels(workdir):
     stored = {
-        name: results.load(workdir / "smoke/kernel_width" / name) for name in ("main", "scaled", "initial")
+        name: store.load(workdir / "smoke/kernel_width" / name) for name in ("main", "scaled", "initial")
     }
     config = kernel_width.get_config("smoke")
     found = lazy.kernel_distances(config, stored)
@@ -110,7 +110,7 @@ def test_a_slope_and_its_error_are_those_of_a_power_law():
 
 
 def test_effects_are_read_off_the_series(workdir):
-    config, sweep = lazy_rich.get_config("smoke"), results.load(workdir / "smoke/lazy_rich/main")
+    config, sweep = lazy_rich.get_config("smoke"), store.load(workdir / "smoke/lazy_rich/main")
     found = lazy.surviving(config, sweep)
     one = dict(linearized=True, learning_rate=1.0, amplitude=70.0, seed=1)
     assert found["ntk_change"].sel(one).item() == pytest.approx(1, abs=1e-12)
@@ -133,8 +133,8 @@ def test_the_closed_form_is_met_to_first_order_and_the_table_shows_what_was_foun
     config = lazy_rich.get_config("smoke")
     differences = lazy.flow_differences(config)
     assert differences[0.02] / differences[0.01] == pytest.approx(2, rel=0.02)
-    stored = {n: results.load(workdir / "smoke/kernel_width" / n) for n in ("main", "scaled", "initial")}
-    sweep, easier = (results.load(workdir / "smoke/lazy_rich" / name) for name in ("main", "easier"))
+    stored = {n: store.load(workdir / "smoke/kernel_width" / n) for n in ("main", "scaled", "initial")}
+    sweep, easier = (store.load(workdir / "smoke/lazy_rich" / name) for name in ("main", "easier"))
     found = lazy.surviving(config, sweep)
     easy = lazy.final_accuracies(config, easier.squeeze("num_turns"))
     with jax.enable_x64(False):

@@ -9,7 +9,7 @@ from flax.errors import ModifyScopeVariableError
 from jax import lax
 from jax.example_libraries import stax
 
-from dlf import models
+from dlf import layers, models
 from dlf.data import digits, spiral
 
 ARGUMENTS = {
@@ -145,7 +145,7 @@ def test_the_convolution_is_that_of_lax_in_value_and_derivatives(x64, monkeypatc
         both = jax.jit(lambda *p: (convolve(*p), jax.jvp(gradient, p, (dx, dkernel))))
         return jax.tree.leaves(both(x, kernel))
 
-    results = zip(derivatives(models._convolve), derivatives(lax_convolution), strict=True)
+    results = zip(derivatives(layers._convolve), derivatives(lax_convolution), strict=True)
     tolerance = dict(rtol=1e-11, atol=1e-11) if x64 else dict(rtol=1e-4, atol=1e-3)
     for ours, theirs in results:
         assert ours.dtype == x.dtype
@@ -154,12 +154,12 @@ def test_the_convolution_is_that_of_lax_in_value_and_derivatives(x64, monkeypatc
 
 def test_the_convolutional_layer_is_that_of_flax(x64):
     images = digits(num_train=5).train.inputs
-    params = models.Conv(6).init(jax.random.key(0), images)
+    params = layers.Conv(6).init(jax.random.key(0), images)
     theirs = nn.Conv(6, (3, 3), kernel_init=nn.initializers.he_normal(), param_dtype=images.dtype)
     jax.tree.map(np.testing.assert_array_equal, params, theirs.init(jax.random.key(0), images))
     params["params"]["bias"] += jnp.arange(6, dtype=images.dtype)
     np.testing.assert_allclose(
-        models.Conv(6).apply(params, images), theirs.apply(params, images), rtol=1e-4, atol=1e-5
+        layers.Conv(6).apply(params, images), theirs.apply(params, images), rtol=1e-4, atol=1e-5
     )
 
 
@@ -287,18 +287,18 @@ def convolve_in_a_branch(x, kernel):
 def test_a_convolution_of_lax_is_warned_of_once_wherever_it_is(monkeypatch, fn):
     shapes = jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.zeros(()).dtype), jnp.zeros((3, 3, 2, 2))
     with pytest.warns(UserWarning) as warned:
-        models.warn_of_convolutions(fn, *shapes)
+        layers.warn_of_convolutions(fn, *shapes)
     (warning,) = warned
     message = str(warning.message)
-    assert "12868" in message and "dlf.models.Conv" in message and "\n" not in message
+    assert "12868" in message and "dlf.layers.Conv" in message and "\n" not in message
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    models.warn_of_convolutions(fn, *shapes)
+    layers.warn_of_convolutions(fn, *shapes)
 
 
 def test_flax_convolutions_are_warned_of_and_ours_are_not():
     images = jnp.zeros((2, 8, 8, 1))
     with pytest.warns(UserWarning, match="12868"):
-        models.warn_of_convolutions(jax.jit(nn.Conv(2, (3, 3)).init), jax.random.key(0), images)
+        layers.warn_of_convolutions(jax.jit(nn.Conv(2, (3, 3)).init), jax.random.key(0), images)
     model = models.myrtle(3, (2, 2), activation="relu")
     params = jax.eval_shape(model.init, jax.random.key(0), images)
-    models.warn_of_convolutions(jax.jit(jax.grad(lambda p: model.apply(p, images).sum())), params)
+    layers.warn_of_convolutions(jax.jit(jax.grad(lambda p: model.apply(p, images).sum())), params)

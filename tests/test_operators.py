@@ -15,15 +15,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import (
-    adam_preconditioner,
     block,
     check_operator,
     dense,
     preconditioned,
-    rmsprop_preconditioner,
     select,
 )
 from dlf import data, losses, models, schedules
+from dlf.optimizers import adam_preconditioner, rmsprop_preconditioner
 from dlf.types import Batch
 
 STEP = np.int32(17)

@@ -9,8 +9,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from scipy import stats
 
-from analysis import figures, phase_diagrams
-from dlf.results.cells import DIVERGED, DONE, NOT_RUN
+from analysis import figures
+from analysis.findings import diagrams
+from dlf.store.cells import DIVERGED, DONE, NOT_RUN
 from experiments import phase_diagram
 from experiments.sweep.axes import make_sweep, named_sweeps
 
@@ -21,7 +22,7 @@ MAIZE = (49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48)
 
 def paired(differences):
     values = xr.DataArray(np.atleast_2d(np.asarray(differences, float)), dims=("cell", "seed"))
-    return phase_diagrams.paired_gain(values, xr.zeros_like(values).isel(cell=0))
+    return diagrams.paired_gain(values, xr.zeros_like(values).isel(cell=0))
 
 
 def test_the_sign_flip_test_is_exact_for_few_seeds():
@@ -76,7 +77,7 @@ def test_means_gains_and_the_control_are_reduced_from_the_cells():
     static = cells([[0.4, 0.5, 0.6]], amplitude=[1.0])
     control = main.isel(amplitude=[0]).expand_dims(precision=["double"])
     control["accuracy"] = control["accuracy"] + np.array([0.01, 0.02, 0.03])
-    reduced = phase_diagrams.reduce({"main": main, "static": static, "control": control}, num_classes=5)
+    reduced = diagrams.reduce({"main": main, "static": static, "control": control}, num_classes=5)
     assert main["accuracy"].isnull().sum() == 1  # as it was
     # a run that diverged guesses one of five classes
     np.testing.assert_allclose(reduced["accuracy_mean"][:, 0], [0.7, (0.6 + 0.2 + 0.6) / 3])
@@ -88,14 +89,14 @@ def test_means_gains_and_the_control_are_reduced_from_the_cells():
     np.testing.assert_allclose(reduced["control_accuracy_shift"], [[0.02]])
     np.testing.assert_allclose(reduced["control_accuracy_error"], [[0.01 / 3**0.5]])
     assert reduced["control_accuracy_shift"].attrs["mean"] == pytest.approx(0.02)
-    words = dict(phase_diagrams.findings(reduced))
+    words = dict(diagrams.findings(reduced))
     assert words["best accuracy"] == "0.700 ± 0.200 at amplitude 2.0, period 20"
     assert words["cells significantly better in accuracy"] == "0 of 2"
 
 
 def test_the_static_loss_may_be_a_row_of_the_sweep():
     main = cells([[[0.4, 0.5, 0.6]], [[0.5, 0.7, 0.9]]], amplitude=[1.0, 3.0], period=[20])
-    reduced = phase_diagrams.reduce({"main": main}, num_classes=3)
+    reduced = diagrams.reduce({"main": main}, num_classes=3)
     np.testing.assert_allclose(reduced["accuracy_gain"].sel(amplitude=3.0), [0.2])
     assert reduced["accuracy_gain"].sel(amplitude=1.0).isnull().all()
 
@@ -104,7 +105,7 @@ def test_a_sweep_that_is_not_complete_is_not_reduced():
     main = cells([[0.4, 0.5]], amplitude=[1.0])
     main["status"][0, 1] = NOT_RUN
     with pytest.raises(ValueError, match="1 cells of the sweep 'main' have not been run"):
-        phase_diagrams.reduce({"main": main}, num_classes=3)
+        diagrams.reduce({"main": main}, num_classes=3)
 
 
 @pytest.mark.parametrize("name", phase_diagram.NAMES)

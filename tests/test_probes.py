@@ -8,7 +8,7 @@ import pytest
 from analysis import operators, probes
 from analysis.linear_maps import dense
 from analysis.ntk import empirical_ntk
-from dlf import data, losses, models, schedules, train
+from dlf import data, losses, models, optimizers, schedules, train
 
 
 def test_probes_measure_what_the_dense_matrices_say(float64):
@@ -21,7 +21,7 @@ def test_probes_measure_what_the_dense_matrices_say(float64):
         model.apply, losses.cross_entropy, schedule, data.full_batch(batch),
         dict(name="sgd", learning_rate=1.0), batch, jax.random.key(3),
     )  # fmt: skip
-    state = train.init_state(params, train.make_optimizer("sgd", 1.0))
+    state = train.init_state(params, optimizers.make_optimizer("sgd", 1.0))
     state = state._replace(step=jnp.asarray(17, jnp.int32))
 
     probe = probes.hessian(problem, every=1, num=3, tol=1e-3)

@@ -10,7 +10,8 @@ import pytest
 import xarray as xr
 import zarr
 
-from dlf import files, results
+from dlf import store
+from dlf.store import files
 from dlf.types import Variable
 
 NUM_STEPS, CHUNK = 10, 4
@@ -28,7 +29,7 @@ def workdir(tmp_path):
             {"top": jax.ShapeDtypeStruct((2,), float)},
         ),
     }
-    results.create(tmp_path, NUM_STEPS, CHUNK, groups, {"config": "{}", "commit": "abc"})
+    store.create(tmp_path, NUM_STEPS, CHUNK, groups, {"config": "{}", "commit": "abc"})
     files.write_json(tmp_path / "meta.json", {"status": "running"})
     return tmp_path
 
@@ -41,7 +42,7 @@ def series(first, last):
 def fill(workdir, until=NUM_STEPS):
     for first in range(0, until, CHUNK):
         last = min(first + CHUNK, until)
-        results.commit(workdir, first, series(first, last), STATE | {"step": jnp.asarray(last)})
+        store.commit(workdir, first, series(first, last), STATE | {"step": jnp.asarray(last)})
 
 
 def test_a_store_opens_with_plain_xarray_and_is_labelled(workdir):
@@ -58,7 +59,7 @@ def test_a_store_opens_with_plain_xarray_and_is_labelled(workdir):
 
 def test_what_is_not_yet_measured_is_nan(workdir):
     fill(workdir, until=8)
-    run = results.load(workdir)
+    run = store.load(workdir)
     assert run.attrs["status"] == "running"
     np.testing.assert_array_equal(run["loss"], [*range(8), np.nan, np.nan])
     np.testing.assert_array_equal(run["top"][:, 1], [0, -3, -6, np.nan])
@@ -66,15 +67,15 @@ def test_what_is_not_yet_measured_is_nan(workdir):
 
 def test_rows_written_after_the_last_commit_do_not_show(workdir):
     fill(workdir, until=8)
-    before = results.load(workdir).attrs["committed_steps"]
-    results.commit(workdir, 8, series(8, 10), None)
+    before = store.load(workdir).attrs["committed_steps"]
+    store.commit(workdir, 8, series(8, 10), None)
     zarr.open_group(workdir / "metrics.zarr", mode="r+").attrs["committed_steps"] = before
-    assert np.isnan(results.load(workdir)["loss"][8:]).all()
+    assert np.isnan(store.load(workdir)["loss"][8:]).all()
 
 
 def test_the_newest_checkpoint_comes_back_to_the_bit(workdir):
     fill(workdir, until=8)
-    step, state, warnings = results.restore(workdir, STATE)
+    step, state, warnings = store.restore(workdir, STATE)
     assert (step, warnings) == (8, [])
     np.testing.assert_array_equal(state["w"], STATE["w"])
     assert state["step"] == 8
@@ -91,7 +92,7 @@ def test_only_the_newest_checkpoints_are_kept(workdir):
 
 
 def test_an_empty_store_starts_from_step_zero(workdir):
-    assert results.restore(workdir, STATE) == (0, None, [])
+    assert store.restore(workdir, STATE) == (0, None, [])
 
 
 def checkpoint_files(workdir, step):
@@ -117,17 +118,17 @@ def test_any_damage_to_a_checkpoint_falls_back_to_the_one_before(workdir, tmp_pa
         copy = tmp_path / f"copy {number}"
         shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("copy*"))
         damage(copy / name)
-        step, state, warnings = results.restore(copy, STATE)
+        step, state, warnings = store.restore(copy, STATE)
         assert step == 8 and state["step"] == 8
         assert warnings == [f"{copy / name} is damaged"]
-    assert results.restore(workdir, STATE)[0] == 10
+    assert store.restore(workdir, STATE)[0] == 10
     assert capfd.readouterr().err == ""
 
 
 def test_a_checkpoint_without_its_checksums_does_not_count(workdir):
     fill(workdir)
     (workdir / "checkpoints" / "10.json").unlink()
-    assert results.restore(workdir, STATE)[0] == 8
+    assert store.restore(workdir, STATE)[0] == 8
 
 
 def test_without_a_sound_checkpoint_it_says_which_file_is_damaged(workdir):
@@ -135,7 +136,7 @@ def test_without_a_sound_checkpoint_it_says_which_file_is_damaged(workdir):
     for step in (8, 10):
         flip(max(checkpoint_files(workdir, step), key=lambda path: path.stat().st_size))
     with pytest.raises(files.StoreError, match=r"checkpoints/10/.* is damaged.*move .* away"):
-        results.restore(workdir, STATE)
+        store.restore(workdir, STATE)
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, lambda path: path.unlink()], ids=["flip", "cut", "gone"])
@@ -144,11 +145,11 @@ def test_damage_to_the_store_is_named_and_measured_again_from_a_checkpoint(workd
     chunk = workdir / "metrics.zarr" / "loss" / "c" / "2"
     damage(chunk)
     with pytest.raises(files.StoreError, match=r"metrics.zarr/loss/c/2 is damaged"):
-        results.load(workdir)
-    step, _, warnings = results.restore(workdir, STATE)
+        store.load(workdir)
+    step, _, warnings = store.restore(workdir, STATE)
     assert step == 8 and warnings == [f"{chunk} is damaged"]
-    results.commit(workdir, 8, series(8, 10), STATE)
-    np.testing.assert_array_equal(results.load(workdir)["loss"], np.arange(10))
+    store.commit(workdir, 8, series(8, 10), STATE)
+    np.testing.assert_array_equal(store.load(workdir)["loss"], np.arange(10))
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, lambda path: path.unlink()], ids=["flip", "cut", "gone"])
@@ -156,7 +157,7 @@ def test_damage_to_the_store_is_named_and_measured_again_from_a_checkpoint(workd
 def test_a_damaged_coordinate_is_named(workdir, name, damage):
     fill(workdir)
     damage(workdir / "metrics.zarr" / name / "c" / "0")
-    for read in (results.load, lambda path: results.restore(path, STATE)):
+    for read in (store.load, lambda path: store.restore(path, STATE)):
         with pytest.raises(files.StoreError, match=f"metrics.zarr/{name}/c/0 is damaged"):
             read(workdir)
 
@@ -166,32 +167,32 @@ def test_an_impossible_commit_is_damage(workdir, committed):
     fill(workdir)
     zarr.open_group(workdir / "metrics.zarr", mode="r+").attrs["committed_steps"] = committed
     with pytest.raises(files.StoreError, match=r"metrics.zarr/zarr.json is damaged"):
-        results.load(workdir)
+        store.load(workdir)
 
 
 def test_rows_that_are_measured_again_need_not_be_readable(workdir):
     fill(workdir)
     truncate(workdir / "metrics.zarr" / "loss" / "c" / "2")  # steps 8 and on, now written in parts
-    step, _, _ = results.restore(workdir, STATE)
+    step, _, _ = store.restore(workdir, STATE)
     assert step == 8
     for first in (8, 9):
-        results.commit(workdir, first, series(first, first + 1), STATE)
-    np.testing.assert_array_equal(results.load(workdir)["loss"], np.arange(10))
+        store.commit(workdir, first, series(first, first + 1), STATE)
+    np.testing.assert_array_equal(store.load(workdir)["loss"], np.arange(10))
 
 
 def test_a_missing_checksum_file_is_mentioned(workdir):
     fill(workdir)
     (workdir / "checkpoints" / "10.json").unlink()
-    step, _, warnings = results.restore(workdir, STATE)
+    step, _, warnings = store.restore(workdir, STATE)
     assert step == 8 and warnings == [f"{workdir / 'checkpoints' / '10.json'} is missing"]
-    assert results.load(workdir).attrs["committed_steps"] == 8
+    assert store.load(workdir).attrs["committed_steps"] == 8
 
 
 def test_damage_before_every_checkpoint_cannot_be_mended_and_says_so(workdir):
     fill(workdir)
     truncate(workdir / "metrics.zarr" / "top" / "c" / "0" / "0")
     with pytest.raises(files.StoreError, match=r"metrics.zarr/top/c/0/0 is damaged"):
-        results.restore(workdir, STATE)
+        store.restore(workdir, STATE)
 
 
 @pytest.mark.parametrize("name", ["meta.json", "metrics.zarr/zarr.json"])
@@ -200,22 +201,22 @@ def test_damaged_json_is_named(workdir, name, content):
     fill(workdir)
     (workdir / name).write_text(content)
     with pytest.raises(files.StoreError, match=f"{name} is damaged"):
-        results.load(workdir)
+        store.load(workdir)
 
 
 def test_a_folder_without_a_run_says_so(tmp_path):
     with pytest.raises(files.StoreError, match="holds no run"):
-        results.load(tmp_path)
+        store.load(tmp_path)
 
 
 def test_two_writers_are_kept_apart(tmp_path):
     with (
-        results.exclusive(tmp_path),
+        store.exclusive(tmp_path),
         pytest.raises(files.StoreError, match="another process"),
-        results.exclusive(tmp_path),
+        store.exclusive(tmp_path),
     ):
         pass
-    with results.exclusive(tmp_path):
+    with store.exclusive(tmp_path):
         pass
 
 

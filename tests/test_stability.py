@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from analysis import operators, probes, stability
 from analysis.linear_maps import dense
-from dlf import data, losses, models, schedules, train
+from dlf import data, losses, models, optimizers, schedules, train
 from dlf.types import TrainState
 
 KEY = jax.random.key(0)
@@ -27,7 +27,7 @@ OPTIMIZERS = {
 
 
 def chain(name, settings):
-    return train.make_optimizer(name, RATE, **settings)
+    return optimizers.make_optimizer(name, RATE, **settings)
 
 
 def advance_of(loss, optimizer):
@@ -104,7 +104,7 @@ def network(optimizer, activation="tanh", width=7):
     problem = train.make_problem(
         model.apply, losses.cross_entropy, schedule, data.full_batch(batch), optimizer, batch, KEY
     )
-    state = train.init_state(model.init(KEY, batch.inputs), train.make_optimizer(**optimizer))
+    state = train.init_state(model.init(KEY, batch.inputs), optimizers.make_optimizer(**optimizer))
     return problem, state
 
 
@@ -151,7 +151,7 @@ def test_multipliers_are_those_of_the_dense_jacobian(float64, optimizer):
 
 
 def test_a_step_without_a_derivative_is_named(float64):
-    adam = train.make_optimizer("adam", 0.1)
+    adam = optimizers.make_optimizer("adam", 0.1)
     state = train.init_state(jnp.asarray([1.0, 1.0]), adam)
     with jax.numpy_dtype_promotion("standard"):
         advance = advance_of(quadratic(jnp.asarray([1.0, 0.0])), adam)  # a gradient that is always zero
@@ -236,8 +236,8 @@ def test_floquet_multipliers_are_the_product_along_the_cycle(float64):
 
 def logistic(rate):
     """Gradient descent on x^2/2 - x^3/3: the logistic map with r = 1 + rate."""
-    advance = advance_of(lambda x: x**2 / 2 - x**3 / 3, train.make_optimizer("sgd", rate))
-    return advance, train.init_state(jnp.asarray(0.3), train.make_optimizer("sgd", rate))
+    advance = advance_of(lambda x: x**2 / 2 - x**3 / 3, optimizers.make_optimizer("sgd", rate))
+    return advance, train.init_state(jnp.asarray(0.3), optimizers.make_optimizer("sgd", rate))
 
 
 def test_the_exponent_of_the_logistic_map_is_ln_2(float64):
@@ -248,8 +248,8 @@ def test_the_exponent_of_the_logistic_map_is_ln_2(float64):
 
 def test_several_exponents_come_in_order(float64):
     curvatures = jnp.asarray([3.0, 2.5, 0.5, 0.1])
-    advance = advance_of(quadratic(curvatures), train.make_optimizer("sgd", 1.0))
-    state = train.init_state(jnp.zeros(4), train.make_optimizer("sgd", 1.0))
+    advance = advance_of(quadratic(curvatures), optimizers.make_optimizer("sgd", 1.0))
+    state = train.init_state(jnp.zeros(4), optimizers.make_optimizer("sgd", 1.0))
     _, growth = stability.lyapunov_exponents(advance, state, num_steps=400, num=4, key=KEY)
     expected = sorted(np.log(np.abs(1 - np.asarray(curvatures))), reverse=True)
     np.testing.assert_allclose(growth[100:].mean(axis=0), expected, atol=1e-3)
@@ -260,7 +260,7 @@ def test_several_exponents_come_in_order(float64):
 def test_the_exponent_as_a_probe_is_that_of_the_run(x64):
     problem, state = network(dict(name="sgd", learning_rate=1.0))
     probe = probes.lyapunov(problem, num=1)
-    step_fn = train.make_step(problem.loss_fn, problem.batch_fn, train.make_optimizer("sgd", 1.0))
+    step_fn = train.make_step(problem.loss_fn, problem.batch_fn, optimizers.make_optimizer("sgd", 1.0))
     loop = train.make_loop(step_fn, {"lyapunov": probe})
     _, _, series = loop(state, {"lyapunov": probe.init(state)}, 20)
     _, growth = stability.lyapunov_exponents(problem.advance, state, num_steps=20, key=problem.key)

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from dlf import results
-from dlf.results.cells import DONE, NOT_RUN, STORE, Store
+from dlf.store import load
+from dlf.store.cells import DONE, NOT_RUN, STORE, Store
 from experiments import listing
 from experiments.benchmark import soak
 from experiments.command_line import ConfigError
 from experiments.configs import tiny
 from experiments.sweep import __main__ as cli
-from experiments.sweep import run
+from experiments.sweep import fill
 from experiments.sweep.axes import axis, make_sweep, record
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def test_a_mistake_in_a_declaration_is_explained(tmp_path, name):
         config.float64 = False
         with config.unlocked():
             config.probes = dict(validation=dict(every=7))
-        run.run(make_sweep(config, "main", declared), tmp_path / "run")
+        fill.run(make_sweep(config, "main", declared), tmp_path / "run")
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
@@ -100,7 +100,7 @@ def test_the_command_runs_one_of_the_declared_sweeps_and_is_listed(command, tmp_
     assert not workdir.exists()
     status, _, err = command(cli.main, *options, "--config.schedule.period=20")
     assert status == 0 and "2/2 cells" in err and "done in" in err
-    assert json.loads(results.load(workdir).attrs["config"])["schedule"]["period"] == 20
+    assert json.loads(load(workdir).attrs["config"])["schedule"]["period"] == 20
     status, _, err = command(cli.main, *options)
     assert status == 2 and "config.schedule.period was 20, now 100" in err and err.count("\n") == 1
     status, out, _ = command(listing.main, tmp_path / "results")

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from dlf import results
-from dlf.files import StoreError
-from dlf.results.cells import DIVERGED, DONE, INVALID, NOT_RUN, STORE, Store
+from dlf.store import exclusive, load
+from dlf.store.cells import DIVERGED, DONE, INVALID, NOT_RUN, STORE, Store
+from dlf.store.files import StoreError
 from experiments import train
 from experiments.command_line import ConfigError
 from experiments.configs import tiny
-from experiments.sweep import blocks, launch, run
+from experiments.sweep import blocks, fill, launch
 from experiments.sweep.axes import axis, make_sweep, record
 from experiments.sweep.work import LOCKS, work
 
@@ -59,22 +59,22 @@ def finished(tmp_path_factory):
     """A finished sweep of 2 x 2 x 3 cells, of two programs."""
     workdir = tmp_path_factory.mktemp("finished")
     with jax.enable_x64(False):
-        assert run.run(grid(), workdir)["status"] == "done"
+        assert fill.run(grid(), workdir)["status"] == "done"
     return workdir
 
 
 def same(found, expected):
-    found, expected = results.load(found), results.load(expected)
+    found, expected = load(found), load(expected)
     found.attrs = expected.attrs = {}
     return found.identical(expected)
 
 
 def test_a_cell_is_the_same_run_alone_to_the_bit(finished, tmp_path):
-    sweep, found = grid(), results.load(finished)
+    sweep, found = grid(), load(finished)
     for index in ((0, 0, 0), (1, 1, 2)):
         alone = tmp_path / "-".join(map(str, index))
         train.train(sweep.cell(index), alone)
-        series, cell = results.load(alone), found.isel(width=index[0], amplitude=index[1], seed=index[2])
+        series, cell = load(alone), found.isel(width=index[0], amplitude=index[1], seed=index[2])
         for name in VARIABLES:
             assert series[name].values[-1] == cell[name].item(), name
 
@@ -85,40 +85,40 @@ def test_neither_size_nor_order_of_the_blocks_matters(finished, tmp_path, monkey
     if order == "backwards":
         forwards = Store.blocks
         monkeypatch.setattr(Store, "blocks", lambda store: forwards(store)[::-1])
-    run.run(grid(), tmp_path, run.Settings(memory=fixed + 2 * each))
+    fill.run(grid(), tmp_path, fill.Settings(memory=fixed + 2 * each))
     assert Store(tmp_path).cells_per_block == 2 != Store(finished).cells_per_block
     assert same(tmp_path, finished)
 
 
 def test_two_processes_give_the_same_as_one(finished, tmp_path):
-    meta = run.run(grid(), tmp_path, run.Settings(launcher="local", num_jobs=2))
+    meta = fill.run(grid(), tmp_path, fill.Settings(launcher="local", num_jobs=2))
     assert meta["status"] == "done" and not (tmp_path / "jobs").exists()
     assert same(tmp_path, finished)
 
 
 def test_running_again_fills_only_what_is_missing(finished, tmp_path):
     fixed, each = blocks.program_bytes(grid(), small())
-    run.run(grid(), tmp_path, run.Settings(memory=fixed + 3 * each))
+    fill.run(grid(), tmp_path, fill.Settings(memory=fixed + 3 * each))
     store = Store(tmp_path)
     store.forget(store.blocks()[1])
     (tmp_path / STORE / "loss/c/0/0/0").unlink()  # of the first block
     kept = [path for path in tmp_path.rglob("c/1/*/*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in kept}
-    assert run.run(grid(), tmp_path)["cells"]["done"] == 12
+    assert fill.run(grid(), tmp_path)["cells"]["done"] == 12
     assert same(tmp_path, finished) and {path: path.stat().st_mtime_ns for path in kept} == before
 
 
 def test_a_cell_that_cannot_be_run_or_diverges_is_recorded_and_the_rest_goes_on(tmp_path):
     rates = axis("learning_rate", (1.0, -1.0, 1e30), "optimizer.learning_rate")
     sweep = make_sweep(small(), "main", [rates, axis("seed", (0, 1), "seed"), record("final", "loss")])
-    meta = run.run(sweep, tmp_path)
+    meta = fill.run(sweep, tmp_path)
     assert meta["status"] == "done" and meta["cells"] == {
         "not run": 0,
         "done": 2,
         "diverged": 2,
         "invalid": 2,
     }
-    found = results.load(tmp_path)
+    found = load(tmp_path)
     assert found["status"].values.tolist() == [[DONE] * 2, [INVALID] * 2, [DIVERGED] * 2]
     assert found["reason"].values[1, 0] == "optimizer: learning_rate must be positive and finite, got -1.0"
     step = int(found["diverged_step"].values[2, 0])
@@ -128,15 +128,15 @@ def test_a_cell_that_cannot_be_run_or_diverges_is_recorded_and_the_rest_goes_on(
 
 def test_a_list_of_overrides_is_a_sweep_too(tmp_path):
     cells = [{"schedule.amplitude": 2.0, "schedule.period": 5}, {"loss.name": "dmse1"}]
-    run.run(make_sweep(small(), "main", cells), tmp_path)
-    found = results.load(tmp_path)
+    fill.run(make_sweep(small(), "main", cells), tmp_path)
+    found = load(tmp_path)
     assert dict(found.sizes) == {"cell": 2, "class": 3} and (found["status"] == DONE).all()
 
 
 def test_whole_series_and_their_steps_are_stored_where_asked(tmp_path):
     sweep = grid(widths=(6,), seeds=2, kind="series")
-    run.run(sweep, tmp_path)
-    found = results.load(tmp_path)
+    fill.run(sweep, tmp_path)
+    found = load(tmp_path)
     assert found["loss"].dims == ("width", "amplitude", "seed", "step") and found.sizes["step"] == 60
     assert found["validation_step"].values.tolist() == list(range(0, 60, 7))
     assert found["validation_accuracy"].notnull().all() and found["loss"].notnull().all()
@@ -146,45 +146,45 @@ def test_another_config_or_axis_does_not_mix(finished):
     changed = small()
     changed.optimizer.learning_rate = 0.5
     with pytest.raises(ConfigError, match=r"another config: config.optimizer.learning_rate was 1.0, now 0.5"):
-        run.run(grid(config=changed), finished)
+        fill.run(grid(config=changed), finished)
     with pytest.raises(ConfigError, match=r"axes\.amplitude\.labels was"):
-        run.run(grid(amplitudes=(1.0, 6.0)), finished)
+        fill.run(grid(amplitudes=(1.0, 6.0)), finished)
 
 
 def test_only_one_sweep_at_a_time_runs_in_a_folder(tmp_path):
-    with results.exclusive(tmp_path), pytest.raises(StoreError, match="another process is writing to"):
-        run.run(grid(), tmp_path)
+    with exclusive(tmp_path), pytest.raises(StoreError, match="another process is writing to"):
+        fill.run(grid(), tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds files, but no sweep"):
-        run.run(grid(), tmp_path)
+        fill.run(grid(), tmp_path)
 
 
 def test_a_cell_whose_probe_cannot_be_built_is_recorded_too(tmp_path):
     probes = axis("every", (7, 0), "probes.validation.every")
-    run.run(make_sweep(small(), "main", [probes, record("final", "loss")]), tmp_path)
-    found = results.load(tmp_path)
+    fill.run(make_sweep(small(), "main", [probes, record("final", "loss")]), tmp_path)
+    found = load(tmp_path)
     assert found["status"].values.tolist() == [DONE, INVALID]
     assert "every must be a whole number of at least 1, got 0" in found["reason"].values[1]
 
 
 def test_another_precision_is_refused_and_marks_no_cell(tmp_path):
-    run.create(grid(), tmp_path, 2**30)
+    fill.create(grid(), tmp_path, 2**30)
     with jax.enable_x64(True), pytest.raises(ConfigError, match="float64=False, but JAX runs with"):
-        run.run(grid(), tmp_path)
+        fill.run(grid(), tmp_path)
     assert (Store(tmp_path).status() == NOT_RUN).all()
 
 
 @pytest.mark.parametrize("lost", [["meta.json"], ["meta.json", "cells.zarr"], ["meta.json", "config.json"]])
 def test_a_start_that_was_killed_is_made_again(tmp_path, lost):
-    run.create(grid(), tmp_path, 2**30)
+    fill.create(grid(), tmp_path, 2**30)
     for name in lost:
         path = tmp_path / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert run.run(grid(widths=(4,), amplitudes=(1.0,)), tmp_path)["status"] == "done"
+    assert fill.run(grid(widths=(4,), amplitudes=(1.0,)), tmp_path)["status"] == "done"
 
 
 def test_a_block_that_another_process_runs_is_waited_for_and_taken_if_that_dies(tmp_path):
-    run.create(grid(), tmp_path, 2**30)
+    fill.create(grid(), tmp_path, 2**30)
     code = (
         "import fcntl, sys, time; locks = open(sys.argv[1], 'a'); fcntl.lockf(locks, fcntl.LOCK_EX, 1, 0); "
         "print(flush=True); time.sleep(60)"
@@ -195,14 +195,14 @@ def test_a_block_that_another_process_runs_is_waited_for_and_taken_if_that_dies(
         assert list(work(grid(), tmp_path, patient=False)) == [6]
         timer = threading.Timer(1.0, other.kill)
         timer.start()
-        assert run.run(grid(), tmp_path)["status"] == "done"
+        assert fill.run(grid(), tmp_path)["status"] == "done"
         assert not timer.is_alive()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_preempted_worker_is_queued_again(finished, tmp_path):
-    run.create(grid(), tmp_path, 2**30)
-    (job,) = launch.submit(grid(), tmp_path, run.Settings(launcher="local", num_jobs=1))
+    fill.create(grid(), tmp_path, 2**30)
+    (job,) = launch.submit(grid(), tmp_path, fill.Settings(launcher="local", num_jobs=1))
     deadline = time.monotonic() + 120
     while not (tmp_path / LOCKS).exists():  # the worker is at work
         assert time.monotonic() < deadline
@@ -227,13 +227,13 @@ def test_the_memory_decides_the_blocks(tmp_path):
     assert sizes == {1: (1, 1, 1), 7: (1, 1, 7), 1000: (1, 1, 14)}
     too_small = r"takes .* MiB: --memory=.* is too small"
     with pytest.raises(ConfigError, match=f"a block of one cell {too_small}"):
-        run.run(sweep, tmp_path, run.Settings(memory=fixed))
+        fill.run(sweep, tmp_path, fill.Settings(memory=fixed))
     with pytest.raises(ConfigError, match=f"a block of one cell {too_small}"):
-        run.run(grid(widths=(10**9,)), tmp_path)  # before its parameters are drawn
+        fill.run(grid(widths=(10**9,)), tmp_path)  # before its parameters are drawn
     assert not list(tmp_path.iterdir())
-    run.create(sweep, tmp_path, 2**30)
+    fill.create(sweep, tmp_path, 2**30)
     with pytest.raises(ConfigError, match=f"as cut when it was created, {too_small}"):
-        run.run(sweep, tmp_path, run.Settings(memory=fixed + each))
+        fill.run(sweep, tmp_path, fill.Settings(memory=fixed + each))
 
 
 def test_the_blocks_cover_every_cell_once(finished):

@@ -7,7 +7,7 @@ import pytest
 
 from analysis import operators, probes, tracking
 from analysis.linear_maps import dense
-from dlf import data, losses, models, schedules, train
+from dlf import data, losses, models, optimizers, schedules, train
 from dlf.types import Batch
 
 KEY = jax.random.key(0)
@@ -21,7 +21,7 @@ def a_problem(optimizer=SGD, amplitude=20.0, period=60, width=9):
     problem = train.make_problem(
         model.apply, losses.cross_entropy, schedule, data.full_batch(batch), optimizer, batch, KEY
     )
-    return problem, train.init_state(model.init(KEY, batch.inputs), train.make_optimizer(**optimizer))
+    return problem, train.init_state(model.init(KEY, batch.inputs), optimizers.make_optimizer(**optimizer))
 
 
 def advanced(problem, state, num_steps):
@@ -29,7 +29,7 @@ def advanced(problem, state, num_steps):
 
 
 def loop_of(problem, optimizer, chosen):
-    step_fn = train.make_step(problem.loss_fn, problem.batch_fn, train.make_optimizer(**optimizer))
+    step_fn = train.make_step(problem.loss_fn, problem.batch_fn, optimizers.make_optimizer(**optimizer))
     return train.make_loop(step_fn, chosen)
 
 
@@ -144,7 +144,7 @@ def track(curvatures, weights_of_step, num_steps, num=3):
         KEY,
     )
     probe = probes.tracker(problem, every=1, num=num, tol=1e-6)
-    state = train.init_state(jnp.ones(size), train.make_optimizer(**SGD))
+    state = train.init_state(jnp.ones(size), optimizers.make_optimizer(**SGD))
 
     def body(carry, step):
         return probe.measure(carry, state._replace(step=step))

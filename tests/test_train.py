@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from analysis import probes
-from dlf import data, losses, models, schedules, train
+from dlf import data, losses, models, optimizers, schedules, train
 
 SCHEDULE = dict(amplitude=70.0, period=60, hold_step=True)
 
@@ -19,7 +19,7 @@ def setup(use_bias=True, width=100, learning_rate=1.0, **schedule):
     gamma = schedules.triangular(3, **(SCHEDULE | schedule))
     loss_fn = losses.make_loss(model.apply, losses.cross_entropy, gamma)
     batch_fn = data.full_batch(dataset.train)
-    optimizer = train.make_optimizer("sgd", learning_rate=learning_rate)
+    optimizer = optimizers.make_optimizer("sgd", learning_rate=learning_rate)
     metrics_fn = train.make_metrics(model.apply, losses.cross_entropy, gamma, batch_fn)
     state = train.init_state(model.init(jax.random.key(0), dataset.train.inputs), optimizer)
     problem = train.make_problem(
@@ -153,7 +153,7 @@ def test_the_network_learns_and_without_biases_it_does_not(float64):
     ],
 )
 def test_optimizers_are_those_of_optax(float64, name, settings):
-    optimizer = train.make_optimizer(name, learning_rate=0.1, **settings)
+    optimizer = optimizers.make_optimizer(name, learning_rate=0.1, **settings)
     reference = getattr(optax, name)(0.1, **settings)
     params = jnp.asarray([1.0, -2.0])
     state = train.init_state(params, optimizer)
@@ -177,12 +177,12 @@ def test_optimizers_are_those_of_optax(float64, name, settings):
 )
 def test_impossible_optimizers_are_refused(name, learning_rate, message):
     with pytest.raises(ValueError, match=message):
-        train.make_optimizer(name, learning_rate=learning_rate)
+        optimizers.make_optimizer(name, learning_rate=learning_rate)
 
 
 def test_the_learning_rate_may_be_traced_or_scheduled(float64):
     def final(learning_rate):
-        optimizer = train.make_optimizer("sgd", learning_rate=learning_rate)
+        optimizer = optimizers.make_optimizer("sgd", learning_rate=learning_rate)
         step_fn = train.make_step(lambda w, batch, step: jnp.sum(w**2), lambda step: None, optimizer)
         return step_fn(train.init_state(jnp.ones(1), optimizer))[0].params
 

@@ -90,7 +90,7 @@ def table(
     """Return all instabilities of a run, in the order of time.
 
     `run` holds `loss`, `accuracy`, `class_weights` and, if measured, `ntk_eigenvalues`, as
-    `dlf.results.load` gives them; `windows` are the labels of its loss; `sharpness` [step] the largest
+    `dlf.store.load` gives them; `windows` are the labels of its loss; `sharpness` [step] the largest
     eigenvalue where it was measured. `learning_rate` is that of plain gradient descent, None for others,
     which have no budget.
     """

@@ -1,4 +1,4 @@
-"""Phase diagrams: figures of reduced sweeps (see `analysis.phase_diagrams.reduce`)."""
+"""Phase diagrams: figures of reduced sweeps (see `analysis.findings.diagrams.reduce`)."""
 
 import matplotlib
 import numpy as np

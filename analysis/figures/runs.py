@@ -1,4 +1,4 @@
-"""Figures of one run: the data set that `dlf.results.load` gives, or what measures it."""
+"""Figures of one run: the data set that `dlf.store.load` gives, or what measures it."""
 
 import json
 from itertools import cycle

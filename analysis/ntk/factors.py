@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state, jaxpr_as_fun
 from jaxtyping import Array, Float
 
-from dlf.models import Dense
+from dlf.layers import Dense
 from dlf.types import ApplyFn, Params
 
 # With these settings flax's Dense is h W + b and nothing else.

@@ -3,8 +3,7 @@
 `__all__` is the catalogue that a config names a probe from: builder(problem, every=..., ...).
 """
 
-from analysis.probes.spectra import hessian, kernel, ntk, validation
-from analysis.probes.stability import lyapunov, stability
+from analysis.probes.measures import hessian, kernel, lyapunov, ntk, stability, validation
 from analysis.probes.tracker import forecast, tracker
 
 __all__ = ["forecast", "hessian", "kernel", "lyapunov", "ntk", "stability", "tracker", "validation"]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import preconditioned
-from analysis.probes.checks import check_positive, check_tol
+from analysis.probes.measures import check_positive, check_tol
 from analysis.stability import preconditioner, threshold
 from analysis.tracking import class_subspace, gaps, gauss_newton_curvature, identify, split_change
 from dlf.losses import make_class_losses, make_loss

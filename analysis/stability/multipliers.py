@@ -74,7 +74,8 @@ def step_multipliers(
 
     Source: Lehoucq and Sorensen 1996 (ARPACK).
 
-    >>> from dlf.train import init_state, make_optimizer, make_step
+    >>> from dlf.optimizers import make_optimizer
+    >>> from dlf.train import init_state, make_step
     >>> sgd = make_optimizer("sgd", 0.5, momentum=0.5)
     >>> step_fn = make_step(lambda x, batch, step: jnp.sum(7 * x**2) / 2, lambda step: None, sgd)
     >>> state = init_state(jnp.ones(2), sgd)

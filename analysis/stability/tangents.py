@@ -35,7 +35,8 @@ def flat_step(advance: Advance, state: TrainState) -> tuple[Callable, Float[Arra
 def first_tangents(state: TrainState, num: int, *, key: Array) -> Float[Array, "num size"]:
     """Return `num` random orthonormal directions of what a step reads and writes.
 
-    >>> from dlf.train import init_state, make_optimizer
+    >>> from dlf.optimizers import make_optimizer
+    >>> from dlf.train import init_state
     >>> state = init_state(jnp.zeros(4), make_optimizer("sgd", 1.0, momentum=0.9))
     >>> first_tangents(state, 2, key=jax.random.key(0)).shape
     (2, 8)
@@ -86,7 +87,8 @@ def lyapunov_exponents(
 
     The mean over steps of a row of the result is a finite-time exponent, in nat a step.
 
-    >>> from dlf.train import init_state, make_optimizer, make_step
+    >>> from dlf.optimizers import make_optimizer
+    >>> from dlf.train import init_state, make_step
     >>> sgd = make_optimizer("sgd", 2.8)  # x**2 / 2 - x**3 / 3 with rate eta: the logistic map, r = 1 + eta
     >>> step_fn = make_step(lambda x, batch, step: x**2 / 2 - x**3 / 3, lambda step: None, sgd)
     >>> state = init_state(jnp.asarray(0.3), sgd)

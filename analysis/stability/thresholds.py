@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from analysis.linear_maps import adam_preconditioner, preconditioned, rmsprop_preconditioner
+from analysis.linear_maps import preconditioned
+from dlf.optimizers import adam_preconditioner, rmsprop_preconditioner
 from dlf.types import Matvec, Params, Step
 
 _MULTIPLIER = "analysis.stability.step_multipliers needs no formula"
@@ -34,9 +35,8 @@ def threshold(
         ema, decay b             2 (1 + b) / ((1 - b) eta)           v <- b v + (1 - b) g
         adam                     as ema with b1
 
-    `name` and settings are optax's own, as a configuration holds them and `dlf.train.make_optimizer` takes
-    them. For RMSProp and Adam the
-    eigenvalue is that of P^(-1/2) H P^(-1/2), with the preconditioner P frozen (see `effective_hessian`).
+    `name` and settings are optax's own, as `dlf.optimizers.make_optimizer` takes them. For RMSProp and Adam
+    the eigenvalue is that of P^(-1/2) H P^(-1/2), with the preconditioner P frozen (see `effective_hessian`).
     Beyond it the multiplier of the steepest direction is below -1: a flip. With a `step`, a learning rate
     that is an optax schedule is taken there, and the bias correction of Adam and of ema (`debias`)
     multiplies by 1 - b^(step + 1), its factor in the next update; without one it has died out.

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from dlf import files
+from dlf.store import files
 from experiments import command_line
 from experiments.benchmark import curvature, fig4, soak, spread, stability, sweep
 from experiments.benchmark.report import tables

@@ -25,7 +25,8 @@ from rich.table import Table
 
 from analysis import operators
 from analysis.linear_maps import dense
-from dlf import data, files, losses, models, schedules, train
+from dlf import data, losses, models, optimizers, schedules, train
+from dlf.store import files
 from dlf.types import Batch
 from experiments.benchmark import torch_peers
 from experiments.benchmark.ntk import ntk_rows
@@ -54,7 +55,7 @@ def cases() -> Iterator[Case]:
         batch = Batch(batch.inputs.astype("f4"), batch.labels)
         schedule = schedules.triangular(num_classes, amplitude=10.0, period=5_000)
         loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedule)
-        optimizer = train.make_optimizer("sgd", learning_rate=rate)
+        optimizer = optimizers.make_optimizer("sgd", learning_rate=rate)
         state = train.init_state(model.init(KEY, batch.inputs[:1]), optimizer)
         weights = np.asarray(schedule(STEP), "f4")
         loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))

@@ -25,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from dlf import files
+from dlf.store import files
 from experiments import command_line
 from experiments.benchmark.baselines import (
     COMPILED,

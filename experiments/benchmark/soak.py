@@ -18,8 +18,8 @@ import xarray as xr
 from rich.console import Console
 from rich.progress import track
 
-from dlf import results
-from dlf.results.cells import NOT_RUN, STORE, Store
+from dlf import store
+from dlf.store.cells import NOT_RUN, STORE, Store
 from experiments.command_line import ConfigError
 
 _CONFIG = Path(__file__).parent.parent / "configs" / "phase_amplitude_period.py"
@@ -37,7 +37,7 @@ def soak(folder: Path, num_kills: int, num_steps: int = 20_000, seed: int = 0) -
     started = time.monotonic()
     subprocess.run(_command(folder / "undisturbed", num_steps), check=True, capture_output=True)
     seconds = time.monotonic() - started
-    expected = results.load(folder / "undisturbed")
+    expected = store.load(folder / "undisturbed")
     counts = {"kills": 0, "completed": 0, "cells kept over a kill": 0}
     sessions: list[int] = []
     for _ in track(range(num_kills), "killing", console=Console(stderr=True)):
@@ -114,7 +114,7 @@ def _check_kept(before: xr.Dataset | None, after: xr.Dataset | None) -> int:
 def _finish(workdir: Path, expected: xr.Dataset, num_steps: int, sessions: list[int]) -> None:
     """Let a sweep end undisturbed, compare it to the bit, and remove it and its last processes."""
     subprocess.run(_command(workdir, num_steps), check=True, capture_output=True)
-    found = results.load(workdir)
+    found = store.load(workdir)
     found.attrs = expected.attrs
     assert found.identical(expected), f"{workdir} differs from the undisturbed sweep"
     for session in sessions:

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from analysis import cascades
-from dlf import files
+from dlf.store import files
 from dlf.train import init_carries
 from experiments import command_line
 from experiments.benchmark.report import Row, header

@@ -22,15 +22,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from dlf import files
 from dlf.ensembles import make_ensemble
+from dlf.store import files
 from dlf.train import init_carries
 from experiments import build, command_line
 from experiments.benchmark.fig4 import in_fresh_process, step_flops
 from experiments.benchmark.report import Row, header
 from experiments.benchmark.torch_ensembles import eager, vectorized
 from experiments.configs import phase_amplitude_period as diagram
-from experiments.sweep import blocks, run
+from experiments.sweep import blocks, fill
 from experiments.sweep.axes import axis, make_sweep, record
 from experiments.sweep.work import work
 
@@ -144,7 +144,7 @@ def peak_memory(num_cells: int) -> float:
     sweep = _small_sweep(num_cells, num_steps=20)
     command_line.use_precision(sweep.config)
     with tempfile.TemporaryDirectory() as folder:
-        run.run(sweep, folder)
+        fill.run(sweep, folder)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
@@ -164,7 +164,7 @@ def overhead(repeats: int) -> tuple[float, np.ndarray]:
     jax.block_until_ready(program(stacked, active))
     whole, alone = [], []
     with tempfile.TemporaryDirectory() as folder:
-        run.create(sweep, Path(folder), 2**30)
+        fill.create(sweep, Path(folder), 2**30)
         started = time.perf_counter()
         for _ in work(sweep, Path(folder)):
             whole.append(time.perf_counter() - started)

@@ -23,7 +23,8 @@ from rich.table import Table
 
 from analysis import figures
 from analysis.cascades import Instability, Windows
-from dlf import files, results
+from dlf import store
+from dlf.store import files
 from experiments import command_line
 from experiments.cascades import cost, measure
 from experiments.cascades.second_pass import measure_windows
@@ -44,7 +45,7 @@ def train_all(scale: str, folder: Path) -> dict[str, xr.Dataset] | int:
         meta = train(config, folder / name, resume=True)
         if meta["status"] != "done":
             return report(meta, folder / name, go_on="the same command")
-        runs[name] = results.load(folder / name)
+        runs[name] = store.load(folder / name)
     return runs
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
 
-from dlf import checkpoints
+from dlf.store import checkpoints
 from dlf.train import VARIABLES, init_carries
 from experiments.build import Experiment, build, make_loop
 from experiments.command_line import ConfigError

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from experiments import command_line
 from experiments.command_line import ConfigError
-from experiments.sweep import report, run
+from experiments.sweep import fill, report
 from experiments.sweep.axes import SCALES, Sweep, declare, load_config_file, make_sweep, named_sweeps
 from experiments.sweep.launch import add_options, settings
 
@@ -57,7 +57,7 @@ def _main() -> int:
     if options.dry_run:
         report.dry_run(sweep, workdir, settings(options))
         return 0
-    return report.outcome(run.run(sweep, workdir, settings(options)), workdir)
+    return report.outcome(fill.run(sweep, workdir, settings(options)), workdir)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlf.ensembles import RECORDS
-from dlf.results.cells import RESERVED
+from dlf.store.cells import RESERVED
 from experiments import build
 from experiments.command_line import ConfigError, explain_unknown_key
 

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlf.ensembles import described, is_vectorized, make_ensemble
-from dlf.results.cells import Layout
+from dlf.store.cells import Layout
 from dlf.types import Variable
 from experiments import build
 from experiments.command_line import ConfigError

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dlf.files import StoreError
+from dlf.store.files import StoreError
 from experiments.command_line import ConfigError
 from experiments.sweep.axes import Sweep
 from experiments.sweep.work import work

@@ -11,14 +11,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dlf.results.cells import NOT_RUN, STORE, Store
+from dlf.store.cells import NOT_RUN, STORE, Store
 from dlf.train import init_carries
 from experiments import build
 from experiments.command_line import fail
 from experiments.sweep.axes import Sweep
 from experiments.sweep.blocks import plan
+from experiments.sweep.fill import check_same
 from experiments.sweep.launch import Settings
-from experiments.sweep.run import check_same
 
 _TIMED_STEPS = 500
 

@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlf.ensembles import Outcome, is_vectorized, spread
-from dlf.files import StoreError
-from dlf.results.cells import DIVERGED, DONE, INVALID, NOT_RUN, Block, Store
+from dlf.store.cells import DIVERGED, DONE, INVALID, NOT_RUN, Block, Store
+from dlf.store.files import StoreError
 from experiments import build
 from experiments.command_line import ConfigError
 from experiments.sweep.axes import Sweep, is_static

@@ -20,7 +20,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import ZstdCodec
 
-from dlf.files import StoreError, read_json
+from dlf.store.files import StoreError, read_json
 from dlf.types import Variable
 
 STORE = "cells.zarr"
@@ -213,7 +213,7 @@ class Store:
 
 
 def load(workdir: Path) -> xr.Dataset:
-    """Load a sweep: see `dlf.results.load`. Values are NaN where `status` is not 1 (done)."""
+    """Load a sweep: see `dlf.store.load`. Values are NaN where `status` is not 1 (done)."""
     store = Store(workdir)
     damaged = next(store.damaged(), None)
     if damaged:

@@ -22,8 +22,8 @@ import xarray as xr
 import zarr
 from zarr.codecs import ZstdCodec
 
-from dlf import checkpoints
-from dlf.files import StoreError, read_json
+from dlf.store import checkpoints
+from dlf.store.files import StoreError, read_json
 from dlf.types import Variable
 
 

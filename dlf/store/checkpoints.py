@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from dlf.files import StoreError, read_json, write_json
+from dlf.store.files import StoreError, read_json, write_json
 
 
 def save(folder: Path, step: int, state: Any, num_kept: int) -> None:

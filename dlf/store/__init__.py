@@ -4,8 +4,8 @@ from pathlib import Path
 
 import xarray as xr
 
-from dlf.results import cells, run
-from dlf.results.run import commit, create, damaged_file, exclusive, restore
+from dlf.store import cells, run
+from dlf.store.run import commit, create, damaged_file, exclusive, restore
 
 __all__ = ["commit", "create", "damaged_file", "exclusive", "load", "restore"]
 
@@ -14,7 +14,7 @@ def load(workdir: str | Path) -> xr.Dataset:
     """Load a run or a sweep as one labelled data set, also while it is going on.
 
     What is not measured or not yet committed is NaN. A run has a step coordinate for every series; a
-    sweep has its axes as dimensions and a `status` for every cell (see `dlf.results.cells`). Attributes
+    sweep has its axes as dimensions and a `status` for every cell (see `dlf.store.cells`). Attributes
     hold the configuration (a JSON string), the commit, and all of meta.json.
 
     Raises StoreError that names the file if the folder holds neither, or something damaged.

@@ -12,9 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dlf import files, results
-from dlf.results import cells
-from dlf.results.cells import MEANINGS, NOT_RUN, STORE, Store
+from dlf.store import cells, exclusive, files
+from dlf.store.cells import MEANINGS, NOT_RUN, STORE, Store
 from experiments.build import check_precision
 from experiments.command_line import ConfigError, interrupts
 from experiments.records import differences, provenance, resumed
@@ -34,7 +33,7 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
     """
     workdir = Path(workdir)
     check_precision(sweep.config)
-    with results.exclusive(workdir):
+    with exclusive(workdir):
         meta = _open(sweep, workdir, settings)
         store = Store(workdir)
         for block, file in store.damaged():

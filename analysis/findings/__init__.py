@@ -1,0 +1,1 @@
+"""What is read out of results: labelled data of runs and sweeps -> labelled data with errors."""
