@@ -24,21 +24,21 @@ from dlf.types import (
     Params,
     Probe,
     Problem,
+    Series,
     TrainState,
-    Variable,
     WeightedLoss,
     WeightSchedule,
 )
 
-Series = dict[str, Array]
-StepFn = Callable[[TrainState], tuple[TrainState, Series]]
+Rows = dict[str, Array]  # what was measured, by name
+StepFn = Callable[[TrainState], tuple[TrainState, Rows]]
 
-# The series that every step records, in the store as in the loop.
-VARIABLES = {
-    "loss": Variable((), "nat", "dynamical loss F"),
-    "static_loss": Variable((), "nat", "loss with all class weights one"),
-    "accuracy": Variable((), "1", "training accuracy"),
-    "class_weights": Variable(("class",), "1", "class weights Gamma"),
+# What every step of a configuration records.
+SERIES = {
+    "loss": Series((), "nat", "dynamical loss F"),
+    "static_loss": Series((), "nat", "loss with all class weights one"),
+    "accuracy": Series((), "1", "training accuracy"),
+    "class_weights": Series(("class",), "1", "class weights Gamma"),
 }
 
 
@@ -57,7 +57,7 @@ def make_step(
     loss_fn: LossFn,
     batch_fn: BatchFn,
     optimizer: optax.GradientTransformation,
-    metrics_fn: Callable[[TrainState], Series] = lambda state: {},
+    metrics_fn: Callable[[TrainState], Rows] = lambda state: {},
 ) -> StepFn:
     """Return one training step: state -> (next state, what was measured at the old one).
 
@@ -85,13 +85,13 @@ def make_step(
 
 def make_metrics(
     apply_fn: ApplyFn, weighted_loss: WeightedLoss, schedule: WeightSchedule, batch_fn: BatchFn
-) -> Callable[[TrainState], Series]:
+) -> Callable[[TrainState], Rows]:
     """Return state -> static loss, accuracy and class weights, the series beside the loss.
 
     Its forward pass is the one of the training step: inside one program the compiler keeps one.
     """
 
-    def metrics_fn(state: TrainState) -> Series:
+    def metrics_fn(state: TrainState) -> Rows:
         batch = batch_fn(state.step)
         logits = apply_fn(state.params, batch.inputs)
         static_loss = make_loss(apply_fn, weighted_loss, constant(logits.shape[1]))
@@ -147,9 +147,9 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
         due = (state.step % probe.every == 0) & (state.step >= 0)
         return jax.lax.cond(due, lambda: probe.measure(carry, state), lambda: skipped)
 
-    names = [name for probe in probes.values() for name in probe.variables]
-    if len({*names, *VARIABLES}) < len(names) + len(VARIABLES):
-        raise ValueError(f"two series of one name: {sorted([*names, *VARIABLES])}")
+    names = [name for probe in probes.values() for name in probe.series]
+    if len({*names, *SERIES}) < len(names) + len(SERIES):
+        raise ValueError(f"two series of one name: {sorted([*names, *SERIES])}")
 
     def body(loop, _):
         state, carries = loop
@@ -166,6 +166,21 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
         return state, carries, series
 
     return loop
+
+
+def step_series(step_fn: StepFn, state: TrainState) -> dict[str, Series]:
+    """Return the series that every step records, with the shape and dtype of a row."""
+    return _completed(SERIES, "step", 1, jax.eval_shape(step_fn, state)[1])
+
+
+def probe_series(name: str, probe: Probe, state: TrainState) -> dict[str, Series]:
+    """Return the series of a probe in a loop that knows it by this name."""
+    rows = jax.eval_shape(probe.measure, probe.init(state), state)[1]
+    return _completed(probe.series, f"{name}_step", probe.every, rows)
+
+
+def _completed(series, step, every, rows):
+    return {name: Series(*series[name][:3], step, every, row.shape, row.dtype) for name, row in rows.items()}
 
 
 def init_carries(probes: Mapping[str, Probe], state: TrainState) -> dict[str, Any]:

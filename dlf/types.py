@@ -76,26 +76,32 @@ class Problem(NamedTuple):
     key: Array
 
 
-class Variable(NamedTuple):
-    """How one measured series is labelled in the store.
+class Series(NamedTuple):
+    """One measured quantity, from its probe through loop and store to the figure.
 
-    `dims` name the axes behind the leading step axis, `units` is "1" for a pure number.
+    `dims` name the axes of one row; `units` is "1" for a pure number. What is known once it is part of a loop
+    is filled in there: the name of its `step` coordinate, how many steps lie between two rows (`every`, from
+    step 0 on), and the `shape` and `dtype` of a row.
     """
 
     dims: tuple[str, ...]
     units: str
     description: str
+    step: str = "step"
+    every: int = 1
+    shape: tuple[int, ...] = ()
+    dtype: Any = None
 
 
 class Probe(NamedTuple):
     """A measurement taken along training at every `every`-th step, starting with step 0.
 
     `init(state)` returns the first carry; `measure(carry, state)` returns the next carry and a
-    dict of floating arrays (NaN stands for "not measured"), one for each key of `variables`, which
+    dict of floating arrays (NaN stands for "not measured"), one for each key of `series`, which
     no other probe uses.
     """
 
     every: int
     init: Callable[[TrainState], Carry]
     measure: Callable[[Carry, TrainState], tuple[Carry, dict[str, Array]]]
-    variables: Mapping[str, Variable]
+    series: Mapping[str, Series]

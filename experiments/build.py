@@ -15,7 +15,8 @@ from analysis import neural_tangents_import, probes
 from dlf import data, losses, models, optimizers, schedules
 from dlf import train as training
 from dlf.ensembles import Run
-from dlf.types import ApplyFn, Batch, Dataset, Model, Params, Problem, TrainState
+from dlf.layers import warn_of_convolutions
+from dlf.types import ApplyFn, Batch, Dataset, Model, Params, Problem, Series, TrainState
 from experiments.command_line import ConfigError
 
 # What a config holds, see experiments/configs/fig4.py: numbers, and sections that name a function.
@@ -30,6 +31,8 @@ _MOST_STEPS = 2**31 - 1  # a step is an int32
 FLOATS = ("schedule.amplitude", "optimizer.learning_rate")
 COUNTS = ("schedule.period", "stop_after")
 SEEDS = ("seed", "dataset.seed")
+# What tells how long a run is, how it is cut and kept: nothing of it is in the compiled loop.
+_OF_A_RUN = ("num_steps", "steps_per_chunk", "checkpoints_kept")
 
 
 class Replica(NamedTuple):
@@ -46,10 +49,11 @@ class Experiment(NamedTuple):
     """A configuration turned into a program and its arrays."""
 
     replica: Replica
-    run: Run  # outside of a program: for shapes, the first state and the probes' labels
+    run: Run  # outside of a program: for shapes and the first state
     problem: Problem
-    groups: dict[str, tuple]  # the layout of the store, as `results.create` takes it
+    series: dict[str, Series]  # all that the run records
     assemble: Callable[[Replica], Run]
+    program: str  # as `program` gives it
 
     @property
     def state(self) -> TrainState:
@@ -60,31 +64,33 @@ class Experiment(NamedTuple):
 def build(config: ConfigDict) -> Experiment:
     """Turn a configuration into a program and its arrays.
 
-    Raises ConfigError for a value that cannot be run.
+    Warns of a network with `lax.conv` on a CPU. Raises ConfigError for a value that cannot be run.
     """
-    replica = draw(config)
-    num_classes = _dataset(config.dataset.to_json(), config.float64).num_classes
-    run, problem = _assemble(config, num_classes, replica)
-    shapes = jax.eval_shape(run.step_fn, run.state)[1]
-    groups = {"step": (1, training.VARIABLES, shapes)}
+    replica, static = draw(config), program(config)
+    run, problem = _assemble(static, replica)
+    warn_of_convolutions(problem.apply_fn, replica.params, replica.train.inputs[:1])
+    series = training.step_series(run.step_fn, run.state)
     for name, probe in run.probes.items():
         with _blaming(f"probes.{name}"):
-            _, shapes = jax.eval_shape(probe.measure, probe.init(run.state), run.state)
-        groups[f"{name}_step"] = (probe.every, probe.variables, shapes)
-    return Experiment(replica, run, problem, groups, lambda arrays: _assemble(config, num_classes, arrays)[0])
+            series |= training.probe_series(name, probe, run.state)
+    return Experiment(replica, run, problem, series, lambda arrays: _assemble(static, arrays)[0], static)
 
 
 def make_loop(experiment: Experiment, probe_names: Iterable[str] | None = None) -> Callable:
     """Return the compiled loop (replica, state, carries, num_steps) -> (state, carries, series).
 
-    It has all probes of the configuration, or those named.
+    It has all probes of the configuration, or those named. Runs of one program share it in a process.
     """
     names = experiment.run.probes if probe_names is None else probe_names
+    return _loop(experiment.program, tuple(names))
 
+
+@lru_cache(maxsize=8)
+def _loop(static: str, probe_names: tuple[str, ...]) -> Callable:
     @partial(jax.jit, static_argnums=3)
     def loop(replica: Replica, state: TrainState, carries: Any, num_steps: int):
-        run = experiment.assemble(replica)
-        probes = {name: run.probes[name] for name in names}
+        run, _ = _assemble(static, replica)
+        probes = {name: run.probes[name] for name in probe_names}
         return training.make_loop(run.step_fn, probes)(state, carries, num_steps)
 
     return loop
@@ -116,8 +122,12 @@ def draw(config: ConfigDict) -> Replica:
     params = _params(config.seed, config.model.to_json(), config.dataset.to_json(), config.float64)
     floating, integer = jnp.ones(()).dtype, jnp.zeros((), jnp.int32).dtype
     numbers = {key: floating for key in FLOATS} | {key: integer for key in COUNTS}
-    flat = _flatten(config)
-    settings = {key: jnp.asarray(flat[key], dtype) for key, dtype in numbers.items() if key in flat}
+    settings = {}
+    for name, dtype in numbers.items():
+        *section, key = name.split(".")
+        found = config[section[0]] if section else config
+        if key in found:
+            settings[name] = jnp.asarray(found[key], dtype)
     key = jax.random.key(config.seed)  # draws the parameters, as the authors' PRNGKey(0) did
     return Replica(settings, dataset.train, dataset.test, params, jax.random.fold_in(key, 1))
 
@@ -140,23 +150,19 @@ def parameter_bytes(config: ConfigDict) -> int:
 
 
 def program(config: ConfigDict) -> str:
-    """Return what two configurations of one compiled program have in common, as a JSON string."""
-    flat = _flatten(config)
-    return json.dumps({key: flat[key] for key in sorted(flat) if key not in (*FLOATS, *COUNTS, *SEEDS)})
-
-
-def _flatten(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
-        is_section = isinstance(value, Mapping | ConfigDict)
-        flat |= _flatten(value, f"{path}{key}.") if is_section else {f"{path}{key}": value}
-    return flat
+    """Return what runs of one compiled program have in common, as a JSON string."""
+    static = {key: value for key, value in json.loads(config.to_json()).items() if key not in _OF_A_RUN}
+    for key in (*FLOATS, *COUNTS, *SEEDS):
+        section, _, name = key.rpartition(".")
+        (static[section] if section else static).pop(name, None)
+    num_classes = _dataset(config.dataset.to_json(), config.float64).num_classes
+    return json.dumps(static | {"num_classes": num_classes}, sort_keys=True)
 
 
 # The cells of a sweep share data and first parameters; the last argument is JAX's precision.
 @lru_cache(maxsize=16)
 def _dataset(section: str, float64: bool) -> Dataset:
-    return _call(data, "dataset", _tuples(json.loads(section)))
+    return _call(data, "dataset", json.loads(section))
 
 
 @lru_cache(maxsize=16)
@@ -169,7 +175,7 @@ def _params(seed: int, model: str, dataset: str, float64: bool) -> Params:
 
 def _model(section: Mapping[str, Any], num_classes: int) -> Model:
     network = {key: value for key, value in section.items() if key != "linearized"}
-    return _call(models, "model", _tuples(network), num_classes=num_classes)
+    return _call(models, "model", network, num_classes=num_classes)
 
 
 def _apply_fn(section: Mapping[str, Any], model: Model, params: Params) -> ApplyFn:
@@ -184,36 +190,30 @@ def _tuples(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
 
 
-def _assemble(config: ConfigDict, num_classes: int, replica: Replica) -> tuple[Run, Problem]:
-    """Turn a configuration, with the numbers of a replica, into functions and a first state."""
-    settings = replica.settings
-    apply_fn = _apply_fn(config.model, _model(config.model, num_classes), replica.params)
-    moving = _call(schedules, "schedule", _with(config, "schedule", settings), num_classes=num_classes)
-    schedule = schedules.stop_after(moving, settings["stop_after"])
-    weighted_loss = _find(losses, "loss", config.loss.name)
-    chain = _with(config, "optimizer", settings)
-    optimizer = optimizers.make_optimizer(**chain)
+def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
+    """Turn a program, with the arrays of a replica, into functions and a first state."""
+    config, settings = json.loads(static), replica.settings
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        (config[section] if section else config)[name] = value
+    num_classes = config["num_classes"]
+    apply_fn = _apply_fn(config["model"], _model(config["model"], num_classes), replica.params)
+    moving = _call(schedules, "schedule", config["schedule"], num_classes=num_classes)
+    schedule = schedules.stop_after(moving, config["stop_after"])
+    weighted_loss = _find(losses, "loss", config["loss"]["name"])
+    optimizer = optimizers.make_optimizer(**config["optimizer"])
     batch_fn = data.full_batch(replica.train)
     metrics_fn = training.make_metrics(apply_fn, weighted_loss, schedule, batch_fn)
     problem = training.make_problem(
-        apply_fn, weighted_loss, schedule, batch_fn, chain, replica.test, replica.key
+        apply_fn, weighted_loss, schedule, batch_fn, config["optimizer"], replica.test, replica.key
     )
     step_fn = training.make_step(problem.loss_fn, batch_fn, optimizer, metrics_fn)
     chosen = {}
-    for name, probe_settings in config.probes.items():
+    for name, probe_settings in config["probes"].items():
         builder = _find(probes, "probe", name)
         with _blaming(f"probes.{name}"):
-            chosen[name] = builder(problem, **probe_settings)
-    # of a schedule without a period, a cycle is one step
-    period = settings.get("schedule.period", jnp.zeros((), jnp.int32))
-    most = -(-config.num_steps // num_classes)  # before the product, which would not fit an int32
-    period = jnp.minimum(period, most) + int(config.schedule.get("hold_step", False))
-    cycle = jnp.clip(num_classes * period, 1, config.num_steps)
-    return Run(training.init_state(replica.params, optimizer), step_fn, chosen, cycle), problem
-
-
-def _with(config: ConfigDict, section: str, settings: Mapping[str, Array]) -> dict[str, Any]:
-    return {key: settings.get(f"{section}.{key}", value) for key, value in config[section].items()}
+            chosen[name] = builder(problem, **_tuples(probe_settings))
+    return Run(training.init_state(replica.params, optimizer), step_fn, chosen), problem
 
 
 def _check_keys(config: ConfigDict) -> None:
@@ -253,7 +253,7 @@ def _find(catalogue: Any, kind: str, name: str) -> Callable[..., Any]:
 
 def _call(catalogue: Any, kind: str, section: Mapping[str, Any], **settings: Any) -> Any:
     builder = _find(catalogue, kind, section["name"])
-    given = {key: value for key, value in section.items() if key != "name"}
+    given = {key: value for key, value in _tuples(section).items() if key != "name"}
     with _blaming(f"{kind} {section['name']}"):
         return builder(**{**settings, **given})
 

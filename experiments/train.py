@@ -38,48 +38,57 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
     Raises ConfigError or StoreError with one line that says what to do; nothing is overwritten.
     """
     workdir = Path(workdir)
+    if workdir.exists():  # a finished or foreign folder is known as such before anything is built
+        with store.exclusive(workdir):
+            meta = _found(config, workdir, resume)
+            if meta and _is_ended(meta, workdir):
+                return meta
     experiment = build(config)
     with store.exclusive(workdir):
-        meta = _open_run(config, workdir, experiment, resume)
-        if meta["status"] in ENDED and not store.damaged_file(workdir):
+        meta = _found(config, workdir, resume) or _create(config, workdir, experiment)
+        if _is_ended(meta, workdir):
             return meta
         if meta["seconds"] > 0:
             meta = resumed(meta)
         return _run(config, workdir, experiment, meta)
 
 
-def _open_run(config: ConfigDict, workdir: Path, experiment: Experiment, resume: bool) -> dict[str, Any]:
-    """Check that the work folder takes this run, create the store if need be, return its meta."""
-    asked = json.loads(config.to_json())
+def _found(config: ConfigDict, workdir: Path, resume: bool) -> dict[str, Any] | None:
+    """Check that the work folder takes this run, and return the meta of the run in it, None without one."""
     content = {path.name for path in workdir.iterdir()}
     if content and not resume:
         raise ConfigError(
             f"{workdir} is not empty: add --resume to go on with the run in it, or name another folder"
         )
     if "config.json" in content:
-        changes = differences(files.read_json(workdir / "config.json"), asked)
+        changes = differences(files.read_json(workdir / "config.json"), json.loads(config.to_json()))
         if changes:
             raise ConfigError(f"{workdir} holds a run with another config: {'; '.join(changes)}")
     elif {"meta.json", "metrics.zarr"} & content:
         raise files.StoreError(f"{workdir / 'config.json'} is missing: move {workdir} away and run again")
     elif content - {"config.partial"}:
         raise ConfigError(f"{workdir} holds files, but no run: name another folder")
-    if {"meta.json", "checkpoints"} & content:
-        return _reopen(workdir)
-
-    # meta.json comes last: without it and without a checkpoint, nothing has been measured yet
-    meta = {"status": "running", "seconds": 0.0, **provenance(), "x64": config.float64}
-    attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
-    files.write_json(workdir / "config.json", asked)
-    store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.groups, attributes)
-    files.write_json(workdir / "meta.json", meta)
-    return meta
-
-
-def _reopen(workdir: Path) -> dict[str, Any]:
+    # meta.json is written last: without it and without a checkpoint, nothing has been measured yet
+    if not {"meta.json", "checkpoints"} & content:
+        return None
     meta = files.read_json(workdir / "meta.json")
     if not {"status", "seconds", "commit", "versions", "devices"} <= set(meta):
         raise files.StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
+    return meta
+
+
+def _is_ended(meta: dict[str, Any], workdir: Path) -> bool:
+    return meta["status"] in ENDED and not store.damaged_file(workdir)
+
+
+def _create(config: ConfigDict, workdir: Path, experiment: Experiment) -> dict[str, Any]:
+    """Write config.json, the empty store and meta.json of a run, and return the last one's content."""
+    asked = json.loads(config.to_json())
+    meta = {"status": "running", "seconds": 0.0, **provenance(), "x64": config.float64}
+    attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
+    files.write_json(workdir / "config.json", asked)
+    store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.series, attributes)
+    files.write_json(workdir / "meta.json", meta)
     return meta
 
 

@@ -31,7 +31,8 @@ SWEEPS = {
     "phase_static": ("main", "control"),
     "phase_width_rate": ("main", "control"),
 }
-PASSING = {"commit"}  # attributes that tell of the code, not of what it found
+# attributes that tell of the code, or that xarray notes for itself, not what was found
+PASSING = {"commit", "_FillValue"}
 
 
 def keep(folder: Path) -> None:
@@ -66,18 +67,22 @@ def differences(old: Path, new: Path) -> list[str]:
 
 def _of_stores(old: Path, new: Path) -> list[str]:
     groups = [zarr.open_group(path, mode="r") for path in (old, new)]
-    before, after = ({key: v for key, v in g.attrs.items() if key not in PASSING} for g in groups)
+    before, after = map(_attributes, groups)
     found = [f"{new}: attribute {key}" for key in {*before, *after} if before.get(key) != after.get(key)]
     arrays = [dict(group.arrays()) for group in groups]
     found += [f"{new}: {name} is in one only" for name in arrays[0].keys() ^ arrays[1].keys()]
     for name in sorted(arrays[0].keys() & arrays[1].keys()):
         one, other = arrays[0][name], arrays[1][name]
-        labels = [(a.metadata.dimension_names, a.dtype, a.shape, dict(a.attrs)) for a in (one, other)]
+        labels = [(a.metadata.dimension_names, a.dtype, a.shape, _attributes(a)) for a in (one, other)]
         if labels[0] != labels[1]:
             found.append(f"{new}: {name} is labelled otherwise")
         elif not np.array_equal(_bits(one[...]), _bits(other[...])):
             found.append(f"{new}: {name} differs{_by_how_much(one[...], other[...])}")
     return found
+
+
+def _attributes(node: zarr.Group | zarr.Array) -> dict:
+    return {key: value for key, value in node.attrs.items() if key not in PASSING}
 
 
 def _bits(values: np.ndarray) -> np.ndarray:

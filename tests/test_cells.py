@@ -8,21 +8,21 @@ import pytest
 import xarray as xr
 
 from dlf.store import cells, load
-from dlf.store.cells import DIVERGED, DONE, INVALID, NOT_RUN, Layout, Store
+from dlf.store.cells import DIVERGED, DONE, INVALID, NOT_RUN, Store
 from dlf.store.files import StoreError, write_json
-from dlf.types import Variable
+from dlf.types import Series
 
 AXES = {"loss_name": ("cross_entropy", "dmse1"), "seed": (3, 5, 8)}
-LAYOUTS = {
-    "loss": Layout(Variable(("step",), "nat", "dynamical loss F"), (4,), np.float32),
-    "accuracy": Layout(Variable((), "1", "training accuracy"), (), np.float32),
+SERIES = {
+    "loss": Series(("step",), "nat", "dynamical loss F", shape=(4,), dtype=np.float32),
+    "accuracy": Series((), "1", "training accuracy", dtype=np.float32),
 }
 
 
 @pytest.fixture
 def workdir(tmp_path):
     """A sweep of 2 x 3 cells in blocks of 1 x 2, of which two blocks are written."""
-    cells.create(tmp_path, AXES, (1, 2), LAYOUTS, {"step": np.arange(4)}, {"config": "{}"})
+    cells.create(tmp_path, AXES, (1, 2), SERIES, {"step": np.arange(4)}, {"config": "{}"})
     write_json(tmp_path / "meta.json", {"status": "running", "seconds": 1.0})
     store = Store(tmp_path)
     first, second, *_ = store.blocks()
@@ -77,7 +77,7 @@ def test_the_status_is_written_last(workdir, monkeypatch):
     store = Store(workdir)
     store.write(store.blocks()[2], rows(2), np.array([[DONE, DONE]]))
     assert written[-1] == "status" and sorted(written) == sorted(
-        [*LAYOUTS, *("diverged_step", "reason", "status")]
+        [*SERIES, *("diverged_step", "reason", "status")]
     )
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from dlf import ensembles
 from dlf.optimizers import make_optimizer
-from dlf.train import init_carries, init_state, make_step
-from dlf.types import Probe, Variable
+from dlf.train import init_carries, init_state, make_step, probe_series
+from dlf.types import Probe, Series
 from experiments import build
 from experiments.configs import tiny
 
@@ -35,9 +35,10 @@ def configure(amplitude, period, learning_rate, seed):
 
 
 class Replicas(NamedTuple):
-    """Four runs, stacked, and the series of each one as `experiments.train` makes them."""
+    """Four runs, stacked, and what each one records, as `experiments.train` makes it."""
 
     assemble: Callable
+    described: dict
     stacked: build.Replica
     active: jax.Array
     series: list
@@ -53,11 +54,13 @@ def replicas(request):
         series = [
             loop(e.replica, e.state, init_carries(e.run.probes, e.state), NUM_STEPS)[2] for e in experiments
         ]
-        yield Replicas(experiments[0].assemble, stacked, jnp.ones(len(SETTINGS), bool), series)
+        described = {name: experiments[0].series[name] for name in VARIABLES}
+        active = jnp.ones(len(SETTINGS), bool)
+        yield Replicas(experiments[0].assemble, described, stacked, active, series)
 
 
 def ensemble(replicas, record, vectorized=False):
-    return ensembles.make_ensemble(replicas.assemble, NUM_STEPS, record, VARIABLES, vectorized)
+    return ensembles.make_ensemble(replicas.assemble, NUM_STEPS, record, replicas.described, vectorized)
 
 
 def test_every_replica_has_the_bits_of_its_single_run(replicas):
@@ -81,35 +84,6 @@ def test_final_values_are_the_last_ones_measured(replicas):
         np.testing.assert_array_equal(found.values[name][3], series[name][step], err_msg=name)
 
 
-def test_the_last_cycle_is_summarised(replicas):
-    found = ensemble(replicas, "last_cycle")(replicas.stacked, replicas.active).values
-    series = replicas.series[3]
-    cycle = 3 * (11 + 1)  # of three classes, each held one step more than its period
-    for name in ("loss", "class_weights", "ntk_eigenvalues"):
-        rows = np.asarray(series[name][-cycle:])
-        rows = rows[~np.isnan(rows.reshape(len(rows), -1)[:, 0])]
-        np.testing.assert_array_equal(found[f"{name}_min"][3], rows.min(0))
-        np.testing.assert_array_equal(found[f"{name}_max"][3], rows.max(0))
-        np.testing.assert_allclose(found[f"{name}_mean"][3], rows.mean(0), rtol=1e-5)
-    # the validation set was last looked at in step 100, which lies in the last cycle, but not of all
-    assert np.isfinite(found["validation_accuracy_mean"][3])
-
-
-def test_a_measurement_outside_of_the_last_cycle_is_not_summarised(float64):
-    config = configure(5.0, 2, 1.0, 0)  # a cycle of 9 steps: 111 to 119
-    experiment = build.build(config)
-    replica = jax.tree.map(lambda leaf: leaf[None], experiment.replica)
-    program = ensembles.make_ensemble(experiment.assemble, NUM_STEPS, "last_cycle", ("validation_accuracy",))
-    found = program(replica, jnp.ones(1, bool)).values
-    assert all(np.isnan(rows).all() for rows in found.values())
-
-
-@pytest.mark.parametrize("period", [40, 10**9, 2**31 - 2])
-def test_a_cycle_is_no_longer_than_the_run(float64, period):
-    experiment = build.build(configure(5.0, period, 1.0, 0))
-    assert experiment.run.cycle == min(3 * (period + 1), NUM_STEPS)
-
-
 def test_a_replica_that_is_not_active_is_left_out_and_changes_nothing(replicas):
     program, active = ensemble(replicas, "final"), replicas.active
     whole, part = program(replicas.stacked, active), program(replicas.stacked, active.at[1].set(False))
@@ -121,7 +95,7 @@ def test_a_replica_that_is_not_active_is_left_out_and_changes_nothing(replicas):
 
 def test_vectorised_over_devices_gives_the_mapped_result(replicas):
     mapped = ensemble(replicas, "final")(replicas.stacked, replicas.active)
-    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), replicas[1:3])
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), (replicas.stacked, replicas.active))
     spread = ensembles.spread(twice)
     assert len(spread[1].sharding.device_set) == jax.device_count() == 8
     found = ensemble(replicas, "final", vectorized=True)(*spread)
@@ -144,10 +118,12 @@ def test_a_sparse_probe_is_measured_only_when_it_is_due(vectorized):
             jax.debug.callback(lambda step: calls.append(int(step)), state.step)
             return carry, {"weight": state.params}
 
-        probe = Probe(40, lambda state: (), measure, {"weight": Variable((), "1", "weight")})
-        return ensembles.Run(init_state(start, sgd), step_fn, {"probe": probe}, jnp.asarray(1))
+        probe = Probe(40, lambda state: (), measure, {"weight": Series((), "1", "weight")})
+        return ensembles.Run(init_state(start, sgd), step_fn, {"probe": probe})
 
-    program = ensembles.make_ensemble(assemble, 100, "final", ("weight",), vectorized)
+    run = assemble(jnp.asarray(1.0))
+    series = probe_series("probe", run.probes["probe"], run.state)
+    program = ensembles.make_ensemble(assemble, 100, "final", series, vectorized)
     found = program(jnp.asarray([1.0, 2.0]), jnp.ones(2, bool))
     jax.effects_barrier()
     assert sorted(set(calls)) == [0, 40, 80] and len(calls) <= 6

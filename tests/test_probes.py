@@ -31,18 +31,18 @@ def test_probes_measure_what_the_dense_matrices_say(float64):
     assert (distance <= rows["hessian_residuals"]).all()
     assert rows["hessian_converged"] == 1
     assert float(rows["hessian_residuals"].max()) <= 1e-3 * float(rows["hessian_eigenvalues"][0])
-    assert set(rows) == set(probe.variables)
+    assert set(rows) == set(probe.series)
 
     probe = probes.ntk(problem, every=1, num=3, num_examples=7)
     _, rows = probe.measure(probe.init(state), state)
     kernel = empirical_ntk(model.apply, params, batch.inputs[:7])
     np.testing.assert_allclose(rows["ntk_eigenvalues"], np.linalg.eigvalsh(kernel)[::-1][:3], rtol=1e-10)
-    assert set(rows) == set(probe.variables)
+    assert set(rows) == set(probe.series)
 
     probe = probes.kernel(problem, every=1, num_examples=7)
     _, rows = probe.measure(probe.init(state), state)
     chosen = batch.inputs[jnp.asarray([0, 4, 8, 12, 17, 21, 25])]  # of 30, all three classes
     np.testing.assert_array_equal(rows["empirical_ntk"], empirical_ntk(model.apply, params, chosen))
-    assert set(rows) == set(probe.variables)
+    assert set(rows) == set(probe.series)
     with pytest.raises(ValueError, match="num_examples must be at most 30, got 31"):
         probes.kernel(problem, every=1, num_examples=31).measure((), state)

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import zarr
 
 from dlf import store
 from dlf.store import files
-from dlf.types import Variable
+from dlf.types import Series
 
 NUM_STEPS, CHUNK = 10, 4
 STATE = {"step": jnp.zeros((), jnp.int32), "w": jnp.arange(3.0)}
@@ -21,15 +20,11 @@ STATE = {"step": jnp.zeros((), jnp.int32), "w": jnp.arange(3.0)}
 @pytest.fixture
 def workdir(tmp_path):
     """An empty store for a loss at every step and a spectrum at every third."""
-    groups = {
-        "step": (1, {"loss": Variable((), "nat", "loss F")}, {"loss": jax.ShapeDtypeStruct((), float)}),
-        "top_step": (
-            3,
-            {"top": Variable(("rank",), "nat", "eigenvalues")},
-            {"top": jax.ShapeDtypeStruct((2,), float)},
-        ),
+    described = {
+        "loss": Series((), "nat", "loss F", dtype=float),
+        "top": Series(("rank",), "nat", "eigenvalues", "top_step", 3, (2,), float),
     }
-    store.create(tmp_path, NUM_STEPS, CHUNK, groups, {"config": "{}", "commit": "abc"})
+    store.create(tmp_path, NUM_STEPS, CHUNK, described, {"config": "{}", "commit": "abc"})
     files.write_json(tmp_path / "meta.json", {"status": "running"})
     return tmp_path
 

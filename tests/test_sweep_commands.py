@@ -51,7 +51,7 @@ DECLARATIONS = {
     "mixed": ([{"float64": True}, {"schedule.amplitude": 3.0}], "all cells of a sweep have one precision"),
     "nothing": ([axis("a", (1,))], "axis 'a' sets nothing"),
     "precision": ([axis("a", (True, False), "float64")], "all cells of a sweep have one precision"),
-    "record": ([axis("seed", (1,), "seed"), record("all")], "record 'all': one of final, last_cycle, series"),
+    "record": ([axis("seed", (1,), "seed"), record("all")], "record 'all': one of final, series"),
     "variable": ([axis("seed", (1,), "seed"), record("final", "los")], "unknown variable los: one of loss,"),
     "shapes": (
         [axis("every", (7, 9), "probes.validation.every"), record("series")],

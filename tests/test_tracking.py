@@ -43,7 +43,7 @@ def test_the_tracked_pairs_and_parts_are_those_of_dense_matrices(float64):
     probe = probes.tracker(problem, every=4, num=3, tol=1e-8)
     _, _, series = loop_of(problem, SGD, {"tracker": probe})(state, {"tracker": probe.init(state)}, 41)
     state = advanced(problem, state, 40)
-    row = {name: np.asarray(series[name])[40] for name in probe.variables}
+    row = {name: np.asarray(series[name])[40] for name in probe.series}
     values, vectors = np.linalg.eigh(dense_hessian(problem, state))
     np.testing.assert_allclose(row["tracked_eigenvalues"], values[::-1][:3], rtol=1e-7)
     weights, u = problem.schedule(state.step), vectors[:, -1]

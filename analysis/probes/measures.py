@@ -10,7 +10,9 @@ from analysis.lanczos import top_eigenpairs
 from analysis.ntk import empirical_ntk
 from analysis.stability import effective_hessian, first_tangents, log_growth, threshold
 from dlf.losses import accuracy
-from dlf.types import Probe, Problem, TrainState, Variable
+from dlf.types import Probe, Problem, Series, TrainState
+
+__all__ = ["hessian", "kernel", "lyapunov", "ntk", "stability", "validation"]
 
 
 def check_positive(**settings: int) -> None:
@@ -48,12 +50,12 @@ def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
             "hessian_converged": pairs.converged.astype(pairs.values.dtype),
         }
 
-    variables = {
-        "hessian_eigenvalues": Variable(("rank",), "nat", "largest Hessian eigenvalues of F"),
-        "hessian_residuals": Variable(("rank",), "nat", "|H u - value u| of the Hessian eigenpairs"),
-        "hessian_converged": Variable((), "1", "1 if all residuals are below the tolerance, else 0"),
+    series = {
+        "hessian_eigenvalues": Series(("rank",), "nat", "largest Hessian eigenvalues of F"),
+        "hessian_residuals": Series(("rank",), "nat", "|H u - value u| of the Hessian eigenpairs"),
+        "hessian_converged": Series((), "1", "1 if all residuals are below the tolerance, else 0"),
     }
-    return Probe(every, lambda state: (), measure, variables)
+    return Probe(every, lambda state: (), measure, series)
 
 
 def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
@@ -77,8 +79,8 @@ def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
         # cost: XLA's symmetric solver computes the vectors too.
         return carry, {"ntk_eigenvalues": jnp.linalg.svd(kernel, compute_uv=False)[:num]}
 
-    variables = {"ntk_eigenvalues": Variable(("rank",), "1", "largest eigenvalues of the NTK")}
-    return Probe(every, lambda state: (), measure, variables)
+    series = {"ntk_eigenvalues": Series(("rank",), "1", "largest eigenvalues of the NTK")}
+    return Probe(every, lambda state: (), measure, series)
 
 
 def kernel(problem: Problem, every: int, num_examples: int) -> Probe:
@@ -94,8 +96,8 @@ def kernel(problem: Problem, every: int, num_examples: int) -> Probe:
         inputs = evenly(problem.batch_fn(state.step).inputs, num_examples)
         return carry, {"empirical_ntk": empirical_ntk(problem.apply_fn, state.params, inputs)}
 
-    variables = {"empirical_ntk": Variable(("example", "other_example"), "1", "empirical NTK")}
-    return Probe(every, lambda state: (), measure, variables)
+    series = {"empirical_ntk": Series(("example", "other_example"), "1", "empirical NTK")}
+    return Probe(every, lambda state: (), measure, series)
 
 
 def evenly(inputs: Float[Array, "examples ..."], num_examples: int) -> Float[Array, "num_examples ..."]:
@@ -122,8 +124,8 @@ def validation(problem: Problem, every: int) -> Probe:
         logits = problem.apply_fn(state.params, problem.test.inputs)
         return carry, {"validation_accuracy": accuracy(logits, problem.test.labels)}
 
-    variables = {"validation_accuracy": Variable((), "1", "validation accuracy")}
-    return Probe(every, lambda state: (), measure, variables)
+    series = {"validation_accuracy": Series((), "1", "validation accuracy")}
+    return Probe(every, lambda state: (), measure, series)
 
 
 def stability(problem: Problem, every: int, tol: float) -> Probe:
@@ -154,11 +156,11 @@ def stability(problem: Problem, every: int, tol: float) -> Probe:
         sharpness, ratios = jax.lax.map(ratio, both)
         return carry, {"sharpness": jnp.mean(sharpness), "stability_ratio": jnp.mean(ratios)}
 
-    variables = {
-        "sharpness": Variable((), "nat", "largest (preconditioned) Hessian eigenvalue, mean of two steps"),
-        "stability_ratio": Variable((), "1", "sharpness over the optimizer's threshold, mean of two steps"),
+    series = {
+        "sharpness": Series((), "nat", "largest (preconditioned) Hessian eigenvalue, mean of two steps"),
+        "stability_ratio": Series((), "1", "sharpness over the optimizer's threshold, mean of two steps"),
     }
-    return Probe(every, lambda state: (), measure, variables)
+    return Probe(every, lambda state: (), measure, series)
 
 
 def lyapunov(problem: Problem, num: int) -> Probe:
@@ -175,5 +177,5 @@ def lyapunov(problem: Problem, num: int) -> Probe:
         tangents, growth = log_growth(problem.advance, state, tangents)
         return tangents, {"log_growth": growth}
 
-    variables = {"log_growth": Variable(("tangent",), "nat", "growth of tangents in one step")}
-    return Probe(1, lambda state: first_tangents(state, num, key=problem.key), measure, variables)
+    series = {"log_growth": Series(("tangent",), "nat", "growth of tangents in one step")}
+    return Probe(1, lambda state: first_tangents(state, num, key=problem.key), measure, series)

@@ -6,22 +6,20 @@ array; its values are written first, its `status` last, each chunk in one move. 
 moment loses the block under way and nothing else, and no two processes write to one file.
 """
 
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.codecs import ZstdCodec
 
 from dlf.store.files import StoreError, read_json
-from dlf.types import Variable
+from dlf.store.series import UNREADABLE, allocate, chunk_file, damaged_chunk, is_coordinate, whole
+from dlf.types import Series
 
 STORE = "cells.zarr"
 FORMAT = 1
@@ -29,22 +27,14 @@ NOT_RUN, DONE, DIVERGED, INVALID = range(4)  # the values of `status`
 MEANINGS = ("not run", "done", "diverged", "invalid")
 
 Block = tuple[slice, ...]  # the cells of one block, along every axis
-_CHECKED = {"compressors": ZstdCodec(checksum=True)}
-
-
-class Layout(NamedTuple):
-    """One variable of a sweep behind the axes of its cells: labelled dimensions, shape and type."""
-
-    variable: Variable
-    shape: tuple[int, ...]
-    dtype: Any
 
 
 _OF_EVERY_SWEEP = {
-    "status": Layout(Variable((), "1", ", ".join(f"{i} {m}" for i, m in enumerate(MEANINGS))), (), np.int8),
-    "diverged_step": Layout(Variable((), "step", "first step with a loss that is not finite"), (), np.int32),
-    "reason": Layout(Variable((), "1", "why a cell diverged or cannot be run"), (), "string"),
+    "status": Series((), "1", ", ".join(f"{i} {m}" for i, m in enumerate(MEANINGS)), dtype=np.int8),
+    "diverged_step": Series((), "step", "first step with a loss that is not finite", dtype=np.int32),
+    "reason": Series((), "1", "why a cell diverged or cannot be run", dtype="string"),
 }
+_FILL = {"status": NOT_RUN, "diverged_step": -1, "reason": ""}
 RESERVED = tuple(_OF_EVERY_SWEEP)
 
 
@@ -52,52 +42,25 @@ def create(
     workdir: Path,
     axes: Mapping[str, Sequence[Any]],
     cells_per_block: Sequence[int],
-    layouts: Mapping[str, Layout],
+    series: Mapping[str, Series],
     coordinates: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
 ) -> None:
     """Allocate cells.zarr for a grid of cells; `axes` maps each dimension to its labels.
 
-    `coordinates` label the dimensions that the variables have of their own, steps for instance.
+    `series` are laid out as one cell has them; `coordinates` label the dimensions that they have of their
+    own, steps for instance.
     """
-    partial = workdir / "cells.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
-    names = [*axes, *coordinates, *_OF_EVERY_SWEEP, *layouts]
-    attributes = {**attributes, "format": FORMAT, "arrays": names}
-    group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-    for name, labels in {**axes, **coordinates}.items():
-        labels = np.asarray(labels)
-        dtype = "string" if labels.dtype.kind in "UO" else labels.dtype
-        array = group.create_array(
-            name,
-            shape=labels.shape,
-            chunks=labels.shape,
-            dtype=dtype,
-            dimension_names=(name,),
-            fill_value=None,
-            **_CHECKED,
-        )
-        array = array.with_config({"write_empty_chunks": True})
-        array[:] = labels.astype(object) if dtype == "string" else labels
-    shape = tuple(len(labels) for labels in axes.values())
-    fill = {"status": NOT_RUN, "diverged_step": -1, "reason": ""}
-    for name, (variable, row_shape, dtype) in {**_OF_EVERY_SWEEP, **layouts}.items():
-        group.create_array(
-            name,
-            shape=(*shape, *row_shape),
-            chunks=(*cells_per_block, *(max(1, size) for size in row_shape)),
-            dtype=dtype,
-            fill_value=fill.get(name, np.nan),
-            dimension_names=(*axes, *variable.dims),
-            attributes={"units": variable.units, "long_name": variable.description},
-            **_CHECKED,
-        )
-    old = workdir / "cells.old"  # of a start that was killed a moment later; in one move, then removed
-    shutil.rmtree(old, ignore_errors=True)
-    if (workdir / STORE).exists():
-        os.replace(workdir / STORE, old)
-    os.replace(partial, workdir / STORE)
-    shutil.rmtree(old, ignore_errors=True)
+    grid = tuple(len(labels) for labels in axes.values())
+    stored, chunks = {}, {}
+    for name, of in {**_OF_EVERY_SWEEP, **series}.items():
+        stored[name] = of._replace(dims=(*axes, *of.dims), shape=(*grid, *of.shape))
+        chunks[name] = (*cells_per_block, *(max(1, size) for size in of.shape))
+    labels = {name: (values, {}) for name, values in {**axes, **coordinates}.items()}
+    names = [*labels, *stored]
+    allocate(
+        workdir / STORE, labels, stored, chunks, {**attributes, "format": FORMAT, "arrays": names}, _FILL
+    )
 
 
 class Store:
@@ -106,13 +69,11 @@ class Store:
     def __init__(self, workdir: Path):
         self._path = workdir / STORE
         try:
-            group = zarr.open_group(self._path, mode="r+")
+            group = zarr.open_group(self._path, mode="r+", use_consolidated=False)
             version, names = group.attrs.get("format"), group.attrs.get("arrays", [])
-            # an empty chunk is written too, so that a missing file always means damage
-            always = {"write_empty_chunks": True}
             with warnings.catch_warnings():  # of a damaged array, which is named below
                 warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-                self._arrays = {name: array.with_config(always) for name, array in group.arrays()}
+                self._arrays = {name: whole(array) for name, array in group.arrays()}
         except (OSError, KeyError, TypeError, ValueError) as error:
             message = f"{self._path} is missing or damaged: move {workdir} away and run again"
             raise StoreError(message) from error
@@ -121,15 +82,20 @@ class Store:
                 f"{self._path} has format {version}, this version of dlf reads {FORMAT}: open it with the "
                 "version that wrote it (its commit is in meta.json), or name another folder"
             )
-        labelled = [name for name in names if name in self._arrays and self._is_coordinate(name)]
         damaged = [str(self._path / name) for name in names if name not in self._arrays]
-        damaged += [file for name in labelled if (file := self._damaged_file(name, (), must_exist=True))]
+        labels = [array for array in self._arrays.values() if is_coordinate(array)]
+        damaged += [file for array in labels if (file := damaged_chunk(self._path, array))]
         if damaged:
             raise StoreError(f"{damaged[0]} is damaged: move {workdir} away and run again")
         self._status = self._arrays["status"]
 
-    def _is_coordinate(self, name: str) -> bool:
-        return name in self._arrays[name].metadata.dimension_names
+    def _values(self) -> dict[str, zarr.Array]:
+        """Return the arrays of what was found, the status aside."""
+        return {
+            name: array
+            for name, array in self._arrays.items()
+            if name != "status" and not is_coordinate(array)
+        }
 
     def blocks(self) -> list[Block]:
         """Return all blocks, the last axis running fastest."""
@@ -145,7 +111,7 @@ class Store:
         """Return the status of all cells, or those of one block. What cannot be read is not run."""
         try:
             return np.asarray(self._status[block or ...])
-        except (OSError, RuntimeError, ValueError):
+        except UNREADABLE:
             if block:
                 return np.full([cells.stop - cells.start for cells in block], NOT_RUN, np.int8)
             found = np.full(self._status.shape, NOT_RUN, np.int8)
@@ -159,9 +125,8 @@ class Store:
         Raises StoreError where the disk does not take it.
         """
         try:
-            for name, array in self._arrays.items():
-                if name != "status" and not self._is_coordinate(name):
-                    array[block] = values.get(name, array.fill_value)
+            for name, array in self._values().items():
+                array[block] = values.get(name, array.fill_value)
             self._status[block] = status
         except OSError as error:
             raise StoreError(f"cannot write to {self._path}: {error.strerror or error}") from error
@@ -174,42 +139,30 @@ class Store:
     def damaged(self) -> Iterator[tuple[Block, str]]:
         """Yield each block with a value that cannot be read, or is missing beside a status, and its file."""
         status, blocks = self.status(), self.blocks()
-        names = [name for name in self._arrays if name != "status" and not self._is_coordinate(name)]
-        suspects = [name for name in names if not self._is_sound(name, status, blocks)]
+        suspects = [array for array in self._values().values() if not self._is_sound(array, status, blocks)]
         for block in blocks if suspects else ():
             has_run = bool((status[block] != NOT_RUN).any())
-            files = (self._damaged_file(name, block, has_run) for name in suspects)
+            files = (damaged_chunk(self._path, array, self._chunk(block), has_run) for array in suspects)
             file = next(filter(None, files), "")
             if file:
                 yield block, file
 
-    def _is_sound(self, name: str, status: np.ndarray, blocks: list[Block]) -> bool:
+    def _is_sound(self, array: zarr.Array, status: np.ndarray, blocks: list[Block]) -> bool:
         """Return whether all of an array can be read, at once where it is no larger than the status."""
-        array = self._arrays[name]
         if array.ndim > status.ndim:
             return False
-        files = {path for path in (self._path / name / "c").rglob("*") if path.is_file()}
-        if any(self._file(name, block) not in files for block in blocks if (status[block] != NOT_RUN).any()):
+        files = {path for path in (self._path / array.basename / "c").rglob("*") if path.is_file()}
+        has_run = (block for block in blocks if (status[block] != NOT_RUN).any())
+        if any(chunk_file(self._path, array, self._chunk(block)) not in files for block in has_run):
             return False
         try:
             array[...]
-        except (OSError, RuntimeError, ValueError):
+        except UNREADABLE:
             return False
         return True
 
-    def _file(self, name: str, block: Block) -> Path:
-        array = self._arrays[name]
-        numbers = [cells.start // size for cells, size in zip(block, array.chunks, strict=False)]
-        numbers += [0] * (array.ndim - len(block))
-        return self._path.joinpath(name, "c", *map(str, numbers))
-
-    def _damaged_file(self, name: str, block: Block, must_exist: bool) -> str:
-        file = self._file(name, block)
-        try:
-            self._arrays[name][block or ...]
-            return str(file) if must_exist and not file.exists() else ""
-        except (OSError, RuntimeError, ValueError):
-            return str(file)
+    def _chunk(self, block: Block) -> tuple[int, ...]:
+        return tuple(part.start // size for part, size in zip(block, self._status.chunks, strict=True))
 
 
 def load(workdir: Path) -> xr.Dataset:
@@ -224,7 +177,7 @@ def load(workdir: Path) -> xr.Dataset:
         if array.dtype.kind == "T":  # NumPy's own strings, which few readers know
             sweep[name] = array.astype(object)
     axes = sweep["diverged_step"].dims
-    meanings = _OF_EVERY_SWEEP["status"].variable.description
+    meanings = _OF_EVERY_SWEEP["status"].description
     sweep["status"] = (axes, status, {"units": "1", "long_name": meanings})
     has_run = sweep["status"] != NOT_RUN
     sweep["diverged_step"] = sweep["diverged_step"].where(has_run, -1)

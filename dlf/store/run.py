@@ -11,20 +11,20 @@ import fcntl
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.codecs import ZstdCodec
 
 from dlf.store import checkpoints
 from dlf.store.files import StoreError, read_json
-from dlf.types import Variable
+from dlf.store.series import allocate, damaged_chunk, is_coordinate, whole
+from dlf.types import Series
+
+STORE = "metrics.zarr"
 
 
 @contextlib.contextmanager
@@ -60,50 +60,22 @@ def create(
     workdir: Path,
     num_steps: int,
     steps_per_chunk: int,
-    groups: Mapping[str, tuple[int, Mapping[str, Variable], Mapping[str, jax.ShapeDtypeStruct]]],
+    series: Mapping[str, Series],
     attributes: Mapping[str, Any],
 ) -> None:
-    """Allocate metrics.zarr anew, for series that are measured at every `every`-th step.
-
-    `groups` maps the name of a step coordinate to (every, variables, shape of one row of each).
-    """
+    """Allocate metrics.zarr anew, for `series` along a run of `num_steps` steps."""
     sizes: dict[str, int] = {}  # series that share a dimension are padded to the longest
-    for _, variables, shapes in groups.values():
-        for name, variable in variables.items():
-            for dim, size in zip(variable.dims, shapes[name].shape, strict=True):
-                sizes[dim] = max(size, sizes.get(dim, 0))
-    coordinates = {dim: (dim, np.arange(size), {"units": "1"}) for dim, size in sizes.items()}
-    arrays, encoding = {}, {}
-    for step_name, (every, variables, shapes) in groups.items():
-        steps = np.arange(0, num_steps, every)
-        coordinates[step_name] = (step_name, steps, {"units": "step", "every": every})
-        for name, variable in variables.items():
-            row_shape = [sizes[dim] for dim in variable.dims]
-            nan = np.full((), np.nan, shapes[name].dtype)
-            labels = {"units": variable.units, "long_name": variable.description}
-            empty = np.broadcast_to(nan, (len(steps), *row_shape))
-            arrays[name] = ((step_name, *variable.dims), empty, labels)
-            rows_per_chunk = max(1, min(steps_per_chunk, num_steps) // every)
-            encoding[name] = {"chunks": (rows_per_chunk, *row_shape)}
-    partial = workdir / "metrics.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    axes = xr.Dataset(coords=coordinates)
-    series = xr.Dataset(arrays, attrs={**attributes, "committed_steps": 0})
-    # coordinates are written even where they are all zeros, so that a missing file means damage
-    _write(axes, partial, mode="w-", write_empty_chunks=True)
-    _write(series, partial, encoding=encoding, mode="a", consolidated=True)
-    shutil.rmtree(workdir / "metrics.zarr", ignore_errors=True)  # of a start that was killed
-    os.replace(partial, workdir / "metrics.zarr")
-
-
-def _write(dataset: xr.Dataset, path: Path, encoding: Mapping = {}, **options: Any) -> None:
-    checked = {"compressors": (ZstdCodec(checksum=True),)}
-    encoding = {name: {**checked, **encoding.get(name, {})} for name in dataset.variables}
-    with warnings.catch_warnings():
-        # consolidated metadata makes `xarray.open_zarr` quick and quiet; the warning is about
-        # readers other than zarr-python
-        warnings.filterwarnings("ignore", "Consolidated metadata", category=zarr.errors.ZarrUserWarning)
-        dataset.to_zarr(path, encoding=encoding, zarr_format=3, **options)
+    for of in series.values():
+        for dim, size in zip(of.dims, of.shape, strict=True):
+            sizes[dim] = max(size, sizes.get(dim, 0))
+    coordinates = {dim: (np.arange(size), {"units": "1"}) for dim, size in sizes.items()}
+    stored, chunks = {}, {}
+    for name, of in series.items():
+        steps, row = np.arange(0, num_steps, of.every), tuple(sizes[dim] for dim in of.dims)
+        coordinates[of.step] = (steps, {"units": "step", "every": of.every})
+        stored[name] = of._replace(dims=(of.step, *of.dims), shape=(len(steps), *row))
+        chunks[name] = (max(1, min(steps_per_chunk, num_steps) // of.every), *row)
+    allocate(workdir / STORE, coordinates, stored, chunks, {**attributes, "committed_steps": 0})
 
 
 def commit(
@@ -115,11 +87,10 @@ def commit(
     `state` is a pytree, or None where the run ends without a state to go on from. Of the checkpoints
     the newest are kept: by default one to resume from, and one if that is damaged.
     """
-    group = zarr.open_group(workdir / "metrics.zarr", mode="r+")
+    group = zarr.open_group(workdir / STORE, mode="r+")
     num_rows = len(next(iter(series.values())))
     for name, rows in series.items():
-        # an all-NaN chunk is written too, so that a missing file always means damage
-        array = group[name].with_config({"write_empty_chunks": True})
+        array = whole(group[name])
         every = _every(group, array)
         skipped = -first_step % every
         row = (first_step + skipped) // every
@@ -166,12 +137,12 @@ def restore(workdir: Path, like: Any) -> tuple[int, Any, list[str]]:
 
 def _forget(workdir: Path, first_step: int) -> None:
     """Remove all rows from `first_step` on: a chunk that is written in parts is read first."""
-    group = zarr.open_group(workdir / "metrics.zarr", mode="r+")
+    group = zarr.open_group(workdir / STORE, mode="r+")
     group.attrs["committed_steps"] = first_step
     for name, array in group.arrays():
-        if name not in array.metadata.dimension_names:
+        if not is_coordinate(array):
             steps_per_chunk = array.chunks[0] * _every(group, array)
-            for chunk in (workdir / "metrics.zarr" / name / "c").glob("[0-9]*"):
+            for chunk in (workdir / STORE / name / "c").glob("[0-9]*"):
                 if int(chunk.name) * steps_per_chunk >= first_step:
                     shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
 
@@ -193,29 +164,25 @@ def _sound_steps(workdir: Path) -> tuple[int, str]:
     A damaged coordinate, which no checkpoint can bring back, raises StoreError.
     """
     group = _open(workdir)
-    committed = group.attrs["committed_steps"]
-    sound, damaged = committed, ""
-    for name, array in group.arrays():
-        is_coordinate = name in array.metadata.dimension_names
-        rows_per_chunk = array.chunks[0]
-        steps_per_chunk = rows_per_chunk * (1 if is_coordinate else _every(group, array))
-        num_chunks = -(-(array.shape[0] if is_coordinate else committed) // steps_per_chunk)
-        for chunk in range(num_chunks):
-            file = workdir / Path("metrics.zarr", name, "c", str(chunk), *["0"] * (array.ndim - 1))
-            try:
-                array[chunk * rows_per_chunk : (chunk + 1) * rows_per_chunk]
-                sound_chunk = file.exists()
-            except (RuntimeError, ValueError, OSError):
-                sound_chunk = False
-            if not sound_chunk and is_coordinate:
+    sound = group.attrs["committed_steps"]
+    first_damaged = ""
+    for _, array in group.arrays():
+        if is_coordinate(array):
+            file = damaged_chunk(workdir / STORE, array)
+            if file:
                 raise StoreError(f"{file} is damaged: move {workdir} away and run again")
-            if not sound_chunk and chunk * steps_per_chunk < sound:
-                sound, damaged = chunk * steps_per_chunk, str(file)
-    return sound, damaged
+            continue
+        steps_per_chunk = array.chunks[0] * _every(group, array)
+        for chunk in range(-(-sound // steps_per_chunk)):
+            file = damaged_chunk(workdir / STORE, array, (chunk,))
+            if file:
+                sound, first_damaged = chunk * steps_per_chunk, file
+                break
+    return sound, first_damaged
 
 
 def _open(workdir: Path) -> zarr.Group:
-    path = workdir / "metrics.zarr"
+    path = workdir / STORE
     try:
         group = zarr.open_group(path, mode="r")
         sound = group.attrs["committed_steps"] in range(group["step"].shape[0] + 1)
@@ -244,7 +211,7 @@ def load(workdir: str | Path) -> xr.Dataset:
             f"{damaged} is damaged: resume the run, which measures again what its checkpoints allow, "
             f"or move {workdir} away"
         )
-    run = xr.open_zarr(workdir / "metrics.zarr").load()
+    run = xr.open_zarr(workdir / STORE).load()
     for name, variable in run.data_vars.items():
         run[name] = variable.where(run[variable.dims[0]] < sound)
     return run.assign_attrs(meta, committed_steps=sound)

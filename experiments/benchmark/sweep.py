@@ -51,12 +51,13 @@ def runs(float64: bool) -> dict[str, tuple[Callable[[], Any], int]]:
     experiment = build.build(config)
     loop, carries = build.make_loop(experiment), init_carries({}, experiment.state)
     found = {"alone": (lambda: loop(experiment.replica, experiment.state, carries, 2_000), 2_000)}
+    series = {name: experiment.series[name] for name in _VARIABLES}
     for num in REPLICAS:
         steps = max(200, 4_000 // num)
         stacked = jax.tree.map(lambda leaf, num=num: jnp.stack([leaf] * num), experiment.replica)
         active = jnp.ones(num, bool)
         for name, is_vectorized in (("mapped", False), ("vectorised", True)):
-            program = make_ensemble(experiment.assemble, steps, "final", _VARIABLES, is_vectorized)
+            program = make_ensemble(experiment.assemble, steps, "final", series, is_vectorized)
             found[f"{name}, {num}"] = (partial(program, stacked, active), num * steps)
         if importlib.util.find_spec("torch"):
             steps = max(5, 200 // num)

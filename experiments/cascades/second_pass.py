@@ -9,12 +9,12 @@ import xarray as xr
 from ml_collections import ConfigDict
 
 from dlf.store import checkpoints
-from dlf.train import VARIABLES, init_carries
+from dlf.train import SERIES, init_carries
 from experiments.build import Experiment, build, make_loop
 from experiments.command_line import ConfigError
 
 _BLOCK = 16  # steps of one compiled loop
-_LOSS = {"loss": VARIABLES["loss"]}
+_LOSS = {"loss": SERIES["loss"]}
 
 
 def measure_windows(
@@ -42,7 +42,7 @@ def measure_windows(
         at_every_step.probes = {probe: {**config.probes[probe].to_dict(), "every": 1}}
     tracked = build(at_every_step)
     advance, measure = make_loop(experiment, ()), make_loop(tracked)
-    dims = {name: of.dims for name, of in {**tracked.run.probes[probe].variables, **_LOSS}.items()}
+    dims = {name: of.dims for name, of in {**tracked.run.probes[probe].series, **_LOSS}.items()}
     parts = []
     for number, (start, stop) in enumerate(windows):
         step, state = nearest(experiment, workdir, start)

@@ -60,7 +60,7 @@ def axis(name: str, values: Iterable[Any], *keys: str | Callable[[Any], Mapping[
 
 
 def record(kind: str, *variables: str) -> Record:
-    """Keep `variables`: their "final" values, a summary of the "last_cycle", or the whole "series"."""
+    """Keep `variables`: their "final" values or the whole "series"."""
     return Record(kind, variables)
 
 

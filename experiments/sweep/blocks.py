@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dlf.ensembles import described, is_vectorized, make_ensemble
-from dlf.store.cells import Layout
-from dlf.types import Variable
+from dlf.ensembles import is_vectorized, make_ensemble
+from dlf.types import Series
 from experiments import build
 from experiments.command_line import ConfigError
 from experiments.sweep.axes import Sweep, is_static
@@ -22,10 +21,10 @@ _MOST_CELLS_MAPPED, _MOST_CELLS_VECTORIZED = 16, 4096
 
 
 class Plan(NamedTuple):
-    """The blocks of a sweep and the layout of its store."""
+    """The blocks of a sweep and what its store holds."""
 
     cells_per_block: tuple[int, ...]
-    layouts: dict[str, Layout]
+    series: dict[str, Series]  # as the store has those of one cell
     coordinates: dict[str, np.ndarray]
     programs: list[ConfigDict]  # one configuration of each program
     block_bytes: int
@@ -39,21 +38,21 @@ def plan(sweep: Sweep, memory: int) -> Plan:
     Raises ConfigError if the memory does not hold one cell, no cell can be run, an axis has a name that the
     results use, or the cells' results differ in shape.
     """
-    layouts, coordinates, programs, largest = {}, {}, [], (-1, 0)
+    series, coordinates, programs, largest = {}, {}, [], (-1, 0)
     for config, experiment in _one_of_each_program(sweep, memory):
-        found, coordinates = _layouts(sweep, experiment, config.num_steps)
-        for name, layout in found.items():
-            if layouts and layouts[name] != layout:
+        found, coordinates = _stored(sweep, experiment, config.num_steps)
+        for name, of in found.items():
+            if series and series[name].shape != of.shape:
                 raise ConfigError(
-                    f"the cells' {name} differ in shape, {layouts[name].shape} and {layout.shape}: "
+                    f"the cells' {name} differ in shape, {series[name].shape} and {of.shape}: "
                     "name other variables in record(...), or declare two sweeps"
                 )
-        layouts = found
+        series = found
         programs.append(config)
         largest = max(largest, (_bytes(experiment.replica), len(programs) - 1))
     if not programs:
         build.build(sweep.cell((0,) * len(sweep.axes)))  # says what is wrong
-    taken = {axis.name for axis in sweep.axes} & {*layouts, *coordinates}
+    taken = {axis.name for axis in sweep.axes} & {*series, *coordinates}
     if taken:
         raise ConfigError(f"axis {taken.pop()!r}: a variable or a dimension of the results has this name")
     fixed, each = program_bytes(sweep, programs[largest[1]])
@@ -67,7 +66,7 @@ def plan(sweep: Sweep, memory: int) -> Plan:
         size = 1 if is_static(axis) else -(-len(axis.labels) // num_blocks)
         left //= size
         cells.insert(0, size)
-    return Plan(tuple(cells), layouts, coordinates, programs, fixed + each * prod(cells))
+    return Plan(tuple(cells), series, coordinates, programs, fixed + each * prod(cells))
 
 
 def _one_of_each_program(sweep: Sweep, memory: int) -> Iterator[tuple[ConfigDict, build.Experiment]]:
@@ -99,33 +98,32 @@ def _too_small(memory: int, needed: int) -> str:
     return f"a block of one cell takes {needed / 2**20:.3g} MiB: --memory={memory / 2**20:.3g} is too small"
 
 
+def _recorded(sweep: Sweep, experiment: build.Experiment) -> dict[str, Series]:
+    unknown = set(sweep.record.variables) - set(experiment.series)
+    if unknown:
+        raise ConfigError(
+            f"record: unknown variable {', '.join(unknown)}: one of {', '.join(experiment.series)}"
+        )
+    return {name: experiment.series[name] for name in sweep.record.variables or experiment.series}
+
+
 def ensemble(sweep: Sweep, experiment: build.Experiment, num_steps: int):
     """Return the compiled program of a block, see `dlf.ensembles.make_ensemble`."""
-    known = described(experiment.run)
-    unknown = set(sweep.record.variables) - set(known)
-    if unknown:
-        raise ConfigError(f"record: unknown variable {', '.join(unknown)}: one of {', '.join(known)}")
-    variables = sweep.record.variables or tuple(known)
-    return make_ensemble(experiment.assemble, num_steps, sweep.record.kind, variables)
+    return make_ensemble(experiment.assemble, num_steps, sweep.record.kind, _recorded(sweep, experiment))
 
 
-def _layouts(sweep: Sweep, experiment: build.Experiment, num_steps: int):
-    """Return how the results of one cell are laid out, and the coordinates of their own dimensions."""
-    outcome = jax.eval_shape(ensemble(sweep, experiment, num_steps), *_replicas(experiment, 1))
-    known, layouts, coordinates = described(experiment.run), {}, {}
-    for name, rows in outcome.values.items():
-        suffix = name.rpartition("_")[2] if sweep.record.kind == "last_cycle" else ""
-        step_name, every, variable = known[name.removesuffix(f"_{suffix}") if suffix else name]
-        dims = variable.dims
-        if sweep.record.kind == "series":
-            dims = (step_name, *dims)
-            coordinates[step_name] = np.arange(0, num_steps, every)
-        text = variable.description + (f", {suffix} over the last cycle" if suffix else "")
-        layouts[name] = Layout(Variable(dims, variable.units, text), rows.shape[1:], rows.dtype)
-        coordinates |= {
-            dim: np.arange(n) for dim, n in zip(dims, rows.shape[1:], strict=True) if dim not in coordinates
-        }
-    return layouts, coordinates
+def _stored(sweep: Sweep, experiment: build.Experiment, num_steps: int):
+    """Return the series of one cell as they are stored, and the coordinates of their own dimensions."""
+    series, coordinates = _recorded(sweep, experiment), {}
+    if sweep.record.kind == "series":
+        for name, of in series.items():
+            coordinates[of.step] = np.arange(0, num_steps, of.every)
+            shape = (len(coordinates[of.step]), *of.shape)
+            series[name] = of._replace(dims=(of.step, *of.dims), shape=shape)
+    for of in series.values():
+        labels = {dim: np.arange(n) for dim, n in zip(of.dims, of.shape, strict=True)}
+        coordinates = labels | coordinates
+    return series, coordinates
 
 
 def _replicas(experiment: build.Experiment, num: int):

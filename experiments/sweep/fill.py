@@ -107,7 +107,7 @@ def create(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any]:
     attributes = {"config": json.dumps(asked["config"]), "sweep": sweep.name, "commit": meta["commit"]}
     axes = {axis.name: axis.labels for axis in sweep.axes}
     files.write_json(workdir / "config.json", asked)
-    cells.create(workdir, axes, planned.cells_per_block, planned.layouts, planned.coordinates, attributes)
+    cells.create(workdir, axes, planned.cells_per_block, planned.series, planned.coordinates, attributes)
     files.write_json(workdir / "meta.json", meta)
     return meta
 

@@ -37,7 +37,7 @@ def dry_run(sweep: Sweep, workdir: Path, settings: Settings) -> None:
         num_blocks, cells_per_block = len(store.blocks()), store.cells_per_block
     per_cell = np.mean([_seconds(config) for config in planned.programs])
     num_jobs = 1 if settings.launcher == "here" else settings.num_jobs
-    stored = num_cells * sum(prod(x.shape) * np.dtype(x.dtype).itemsize for x in planned.layouts.values())
+    stored = num_cells * sum(prod(x.shape) * np.dtype(x.dtype).itemsize for x in planned.series.values())
     rows = {
         "cells": " x ".join(f"{axis.name} {len(axis.labels)}" for axis in sweep.axes) + f" = {num_cells:,}",
         "still to run": f"{missing:,}",

@@ -128,7 +128,7 @@ def run_block(sweep: Sweep, store: Store, block: Block, programs: dict[str, Call
 
 
 def _program(sweep: Sweep, config: ConfigDict, programs: dict[str, Callable]) -> Callable:
-    key = build.program(config)
+    key = f"{config.num_steps} {build.program(config)}"
     if key not in programs:
         programs.clear()
         programs[key] = ensemble(sweep, build.build(config), config.num_steps)

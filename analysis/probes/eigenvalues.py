@@ -13,7 +13,9 @@ from analysis.probes.measures import check_positive, check_tol
 from analysis.stability import preconditioner, threshold
 from analysis.tracking import class_subspace, gaps, gauss_newton_curvature, identify, split_change
 from dlf.losses import make_class_losses, make_loss
-from dlf.types import Params, Probe, Problem, TrainState, Variable
+from dlf.types import Params, Probe, Problem, Series, TrainState
+
+__all__ = ["forecast", "tracker"]
 
 AUDIT_EVERY = 10  # measurements
 _KEPT = 0.75  # of the threshold
@@ -140,23 +142,23 @@ def _search(matvec, start, state, num, tol, audit, key):
 
 
 _TRACKED = {
-    "tracked_eigenvalues": Variable(("rank",), "nat", "largest (preconditioned) Hessian eigenvalues of F"),
-    "tracked_residuals": Variable(("rank",), "nat", "|H u - value u| of the tracked eigenpairs"),
-    "tracked_kept": Variable(("rank",), "1", "1 above 0.75 of the threshold, else 0"),
-    "tracked_identity": Variable(("rank",), "1", "number of the eigenvector, kept while it turns slowly"),
-    "tracked_overlap": Variable(("rank",), "1", "|u . u before|, the largest over those before"),
-    "tracked_crossing": Variable(("rank",), "1", "1 where the eigenvector had another rank before, else 0"),
-    "tracked_gap": Variable(("rank",), "nat", "distance to the nearest other tracked eigenvalue"),
-    "tracked_classes": Variable(("rank", "class"), "nat", "Gamma_c u . H_c u"),
-    "tracked_gauss_newton": Variable(("rank",), "nat", "u . G u"),
-    "tracked_residual_part": Variable(("rank",), "nat", "u . R u = u . H u - u . G u"),
-    "loss_moved": Variable(("rank",), "nat", "change of the eigenvalue since before: the loss moved"),
-    "network_moved": Variable(("rank",), "nat", "change of the eigenvalue since before: the network moved"),
-    "split_valid": Variable(("rank",), "1", "1 where the split may be trusted, else 0"),
-    "tracked_threshold": Variable((), "nat", "threshold of the optimizer"),
-    "tracked_converged": Variable((), "1", "1 if all residuals are below the tolerance, else 0"),
-    "tracked_matvecs": Variable((), "1", "products with the Hessian"),
-    "tracked_audit": Variable(
+    "tracked_eigenvalues": Series(("rank",), "nat", "largest (preconditioned) Hessian eigenvalues of F"),
+    "tracked_residuals": Series(("rank",), "nat", "|H u - value u| of the tracked eigenpairs"),
+    "tracked_kept": Series(("rank",), "1", "1 above 0.75 of the threshold, else 0"),
+    "tracked_identity": Series(("rank",), "1", "number of the eigenvector, kept while it turns slowly"),
+    "tracked_overlap": Series(("rank",), "1", "|u . u before|, the largest over those before"),
+    "tracked_crossing": Series(("rank",), "1", "1 where the eigenvector had another rank before, else 0"),
+    "tracked_gap": Series(("rank",), "nat", "distance to the nearest other tracked eigenvalue"),
+    "tracked_classes": Series(("rank", "class"), "nat", "Gamma_c u . H_c u"),
+    "tracked_gauss_newton": Series(("rank",), "nat", "u . G u"),
+    "tracked_residual_part": Series(("rank",), "nat", "u . R u = u . H u - u . G u"),
+    "loss_moved": Series(("rank",), "nat", "change of the eigenvalue since before: the loss moved"),
+    "network_moved": Series(("rank",), "nat", "change of the eigenvalue since before: the network moved"),
+    "split_valid": Series(("rank",), "1", "1 where the split may be trusted, else 0"),
+    "tracked_threshold": Series((), "nat", "threshold of the optimizer"),
+    "tracked_converged": Series((), "1", "1 if all residuals are below the tolerance, else 0"),
+    "tracked_matvecs": Series((), "1", "products with the Hessian"),
+    "tracked_audit": Series(
         (), "1", "largest difference of cold and warm eigenvalues, relative to the first, at audits"
     ),
 }
@@ -180,5 +182,5 @@ def forecast(problem: Problem, every: int, num: int, tol: float) -> Probe:
         return carry, {"forecast_matrices": matrices}
 
     dims = ("class", "basis", "other_basis")
-    variables = {"forecast_matrices": Variable(dims, "nat", "Hessians of the classes in a common basis")}
-    return Probe(every, lambda state: (), measure, variables)
+    series = {"forecast_matrices": Series(dims, "nat", "Hessians of the classes in a common basis")}
+    return Probe(every, lambda state: (), measure, series)
