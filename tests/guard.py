@@ -82,7 +82,8 @@ def _of_stores(old: Path, new: Path) -> list[str]:
 
 
 def _attributes(node: zarr.Group | zarr.Array) -> dict:
-    return {key: value for key, value in node.attrs.items() if key not in PASSING}
+    found = {key: value for key, value in node.attrs.items() if key not in PASSING}
+    return found | {"arrays": sorted(found.get("arrays", []))}  # a list without an order
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
