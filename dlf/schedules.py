@@ -14,6 +14,15 @@ from dlf.types import Step, WeightSchedule
 __all__ = ["constant", "triangular"]
 
 
+def steps_per_turn(period: int | Array, hold_step: bool = False) -> int | Array:
+    """Return for how many steps one class is emphasised; a cycle is one such turn of every class.
+
+    >>> steps_per_turn(5000), steps_per_turn(5000, hold_step=True)
+    (5000, 5001)
+    """
+    return period + int(hold_step)
+
+
 def constant(num_classes: int) -> WeightSchedule:
     """Weigh all classes alike at all times: Gamma_i = 1, the static loss.
 
@@ -57,7 +66,7 @@ def triangular(
     def weights(step: Step):
         ones = jnp.ones(num_classes)
         peak = jnp.asarray(amplitude, ones.dtype)
-        steps_in_turn = jnp.asarray(period, step.dtype) + int(hold_step)
+        steps_in_turn = steps_per_turn(jnp.asarray(period, step.dtype), hold_step)
         in_turn = step // steps_in_turn % num_classes
         # times the reciprocal, as the compiler has it for a constant: a traced period gives the same bits
         phase = (step % steps_in_turn).astype(ones.dtype) * (1 / jnp.asarray(period, ones.dtype))

@@ -170,7 +170,8 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
 
 def step_series(step_fn: StepFn, state: TrainState) -> dict[str, Series]:
     """Return the series that every step records, with the shape and dtype of a row."""
-    return _completed(SERIES, "step", 1, jax.eval_shape(step_fn, state)[1])
+    rows = jax.eval_shape(step_fn, state)[1]
+    return _completed({name: of for name, of in SERIES.items() if name in rows}, "step", 1, rows)
 
 
 def probe_series(name: str, probe: Probe, state: TrainState) -> dict[str, Series]:
@@ -180,7 +181,9 @@ def probe_series(name: str, probe: Probe, state: TrainState) -> dict[str, Series
 
 
 def _completed(series, step, every, rows):
-    return {name: Series(*series[name][:3], step, every, row.shape, row.dtype) for name, row in rows.items()}
+    return {
+        name: Series(*of[:3], step, every, rows[name].shape, rows[name].dtype) for name, of in series.items()
+    }
 
 
 def init_carries(probes: Mapping[str, Probe], state: TrainState) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import NamedTuple, NoReturn
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dlf.store.files import StoreError
 
@@ -138,3 +140,19 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def progress(action: str, unit: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show a bar on standard error; yield what moves it: (done, words behind it)."""
+    columns = (
+        TextColumn(action),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}, left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True, force_jupyter=False)) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda done, words: bar.update(task, completed=done, description=words)

@@ -4,26 +4,22 @@
         [--config.key=value ...] [--resume]
 """
 
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dlf import store
 from dlf import train as training
 from dlf.store import files
 from experiments import command_line
 from experiments.build import Experiment, build, make_loop
-from experiments.command_line import ConfigError, interrupts
+from experiments.command_line import ConfigError, interrupts, progress
 from experiments.records import differences, provenance, resumed
 
 ENDED = ("done", "diverged")
@@ -108,7 +104,7 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
 
     loop = make_loop(experiment)
     started, seconds_before = time.monotonic(), meta["seconds"]
-    with interrupts() as interrupted, _progress(step, config.num_steps) as report:
+    with interrupts() as interrupted, progress("training", "steps", step, config.num_steps) as show:
         while step < config.num_steps:
             record("running")
             num_rows = min(config.steps_per_chunk, config.num_steps - step)
@@ -124,31 +120,12 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
                 return meta
             store.commit(workdir, step, series, (state, carries), config.checkpoints_kept)
             step += num_rows
-            report(step, float(series["loss"][-1]), float(series["accuracy"][-1]))
+            show(step, f"F {series['loss'][-1]:.4g}, accuracy {series['accuracy'][-1]:.3f}")
             if interrupted() and step < config.num_steps:
                 record("interrupted")
                 return meta
     record("done")
     return meta
-
-
-@contextlib.contextmanager
-def _progress(step: int, num_steps: int) -> Iterator[Callable[[int, float, float], None]]:
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps, left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True, force_jupyter=False)) as progress:
-        task = progress.add_task("", total=num_steps, completed=step)
-
-        def report(step: int, loss: float, accuracy: float) -> None:
-            progress.update(task, completed=step, description=f"F {loss:.4g}, accuracy {accuracy:.3f}")
-
-        yield report
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import xarray as xr
 
 from dlf.store import cells, run
-from dlf.store.run import commit, create, damaged_file, exclusive, restore
+from dlf.store.files import exclusive
+from dlf.store.run import commit, create, damaged_file, restore
 
 __all__ = ["commit", "create", "damaged_file", "exclusive", "load", "restore"]
 

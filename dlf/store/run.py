@@ -6,12 +6,8 @@ whole, filled with NaN, and written by region; every file is replaced in one mov
 steps since the last commit.
 """
 
-import contextlib
-import fcntl
-import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +21,6 @@ from dlf.store.series import allocate, damaged_chunk, is_coordinate, whole
 from dlf.types import Series
 
 STORE = "metrics.zarr"
-
-
-@contextlib.contextmanager
-def exclusive(workdir: Path) -> Iterator[None]:
-    """Create the work folder and keep other writers out until the block ends, or the process.
-
-    Raises StoreError if the folder is taken, cannot be written, or a write in the block fails.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            folder = os.open(workdir, os.O_RDONLY)
-            stack.callback(os.close, folder)
-            _lock(folder)
-            yield
-    except BlockingIOError as error:
-        raise StoreError(f"another process is writing to {workdir}: wait for it to end") from error
-    except OSError as error:
-        raise StoreError(f"cannot write to {workdir}: {error.strerror or error}") from error
-
-
-def _lock(folder: int) -> None:
-    for patience in (0.05, 0.1, 0.2, 0.0):
-        try:
-            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not patience:
-                raise
-            time.sleep(patience)  # `dlf-ls` holds a lock for an instant, to see whether it is free
 
 
 def create(

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dlf.store import cells, exclusive, files
 from dlf.store.cells import MEANINGS, NOT_RUN, STORE, Store
 from experiments.build import check_precision
-from experiments.command_line import ConfigError, interrupts
+from experiments.command_line import ConfigError, interrupts, progress
 from experiments.records import differences, provenance, resumed
 from experiments.sweep import launch
 from experiments.sweep.axes import Sweep
@@ -131,20 +129,12 @@ def _record(meta: dict[str, Any], workdir: Path, store: Store, failed: list[str]
 @contextlib.contextmanager
 def _progress(store: Store) -> Iterator[Callable[..., None]]:
     """Yield what shows progress: by so many cells, or as the store has it now."""
-    columns = (
-        TextColumn("sweep"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("cells, {task.description}left"),
-        TimeRemainingColumn(),
-    )
     status, started = store.status(), time.monotonic()
     left = {number: block for number, block in enumerate(store.blocks()) if (status[block] == NOT_RUN).any()}
     sizes = {number: status[block].size for number, block in left.items()}
     to_run = sum(sizes.values())
-    with Progress(*columns, console=Console(stderr=True, force_jupyter=False)) as progress:
-        task = progress.add_task("", total=status.size, completed=status.size - to_run)
-        done = 0
+    first, done = status.size - to_run, 0
+    with progress("sweep", "cells", first, status.size) as show:
 
         def report(num_cells: int | None = None) -> None:
             nonlocal done
@@ -154,8 +144,6 @@ def _progress(store: Store) -> Iterator[Callable[..., None]]:
                     del left[number]
             else:
                 done += num_cells
-            rate = done / (time.monotonic() - started)
-            completed = status.size - to_run + done
-            progress.update(task, completed=completed, description=f"{rate:.2g}/s, " if done else "")
+            show(first + done, f"{done / (time.monotonic() - started):.2g}/s" if done else "")
 
         yield report
