@@ -7,8 +7,8 @@
 A figure is a file in experiments/configs, or one of yours: what to run (`get_config`, `RUNS`, `sweep*`), to
 `measure` and to `reduce`, the functions of analysis.figures that draw it, and the numbers to expect, at scale
 "small" if there are scales. What was interrupted goes on; what is finished is only drawn. --shipped draws the
-reduced data that come with dlf. --workdir is results/NAME[/SCALE], or with several figures DIR/NAME. Overrides
-are for figures of one run. The exit status is 1 if a number is off.
+reduced data that come with dlf. The folder is results/NAME[/SCALE], or DIR, or of several figures
+DIR/NAME[/SCALE]. Settings are for figures of one run. The exit status is 1 if a number is off.
 """
 
 import argparse
@@ -56,7 +56,9 @@ def load(name: str) -> ModuleType:
     if name not in NAMES and not name.endswith(".py"):
         raise ConfigError(f"unknown figure {name!r}: one of {', '.join(NAMES)}")
     module = (
-        importlib.import_module(f"experiments.configs.{name}") if name in NAMES else load_config_file(name)
+        importlib.import_module(f"experiments.configs.{name}")
+        if name in NAMES
+        else load_config_file(Path(name))
     )
     for part in ("get_config", "reduce", "FIGURE", "EXPECTED"):
         if not hasattr(module, part):
@@ -71,7 +73,7 @@ def _functions(module: ModuleType) -> tuple[str, ...]:
 
 
 def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
-    """Return what is to be made. Raises ConfigError for what the figure does not have or the machine lacks."""
+    """Return what is to be made. Raises ConfigError for what the figure or the machine does not have."""
     module, name = load(name), Path(name).stem
     scaled = "scale" in inspect.signature(module.get_config).parameters
     if options.scale and not scaled:
@@ -111,17 +113,22 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     else:
         results = complete(module, figure.config, figure.scale, folder, how)
         try:
-            reduced = module.reduce(results)
+            found = stored(module.reduce(results), folder / f"{name}.nc")
+        except OSError:
+            raise
         except Exception as error:
             what = f"{name} could not be reduced: {type(error).__name__}: {error}"
             raise ConfigError(f"{what}; its runs are kept in {folder}") from error
-        found = stored(reduced, folder / f"{name}.nc")
     functions = _functions(module)
     files = functions if len(functions) > 1 else (name,)
     for function, file in zip(functions, files, strict=True):
         save(getattr(figures, function)(found), folder, file)
-    tables = module.in_words(found) if hasattr(module, "in_words") else {}
-    for title, rows in tables.items():
+    if hasattr(module, "CSV"):
+        file, dim = module.CSV
+        table = found[[variable for variable in found if found[variable].dims == (dim,)]].to_dataframe()
+        table.columns = [column.removeprefix(f"{dim}_") for column in table.columns]
+        table.to_csv(folder / f"{file}.csv", index=False, na_rep="nan")
+    for title, rows in module.in_words(found).items() if hasattr(module, "in_words") else ():
         tell(title, rows)
     compared = figure.scale in (None, DEFAULT)
     rows, ok = compare(found, module.EXPECTED, compared)

@@ -56,17 +56,20 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 def load(workdir: Path) -> xr.Dataset:
     """Open a run or a sweep, with the numbers of its configuration that reductions and figures read.
 
-    As attributes, beside those of `dlf.store.load`: `num_classes`; `stop_after`, `period` and `turn`, the
-    period with the authors' hold step, in steps; of plain gradient descent also `learning_rate` and
-    `threshold`, in nat.
+    As attributes, beside `config` and `commit`: `num_classes`; `amplitude`; `stop_after`, `period` and `turn`, the period
+    with the authors' hold step, in steps; of plain gradient descent also `learning_rate` and `threshold`, in
+    nat.
     """
     found = store.load(workdir)
     config = ConfigDict(json.loads(found.attrs["config"]))
     period = config.schedule.get("period", config.num_steps // 4)
-    found.attrs |= {
+    found.attrs = {
+        "config": found.attrs["config"],
+        "commit": found.attrs.get("commit", ""),
         "num_classes": config.dataset.num_classes,
         "stop_after": config.stop_after,
         "period": period,
+        "amplitude": config.schedule.get("amplitude", 1.0),
         "turn": period + int(config.schedule.get("hold_step", False)),
     }
     if config.optimizer.name == "sgd" and len(config.optimizer) == 2:

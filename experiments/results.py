@@ -20,8 +20,8 @@ def complete(
 ) -> dict[str, xr.Dataset]:
     """Run what is missing of a figure's runs, sweeps and measurements, and open them by name.
 
-    Without `RUNS` and `sweep` that is one run, in the folder itself. What is interrupted ends the program with
-    one line, which says how to go on.
+    Without `RUNS` and `sweep` that is one run, in the folder itself. What is interrupted ends the program
+    with one line, which says how to go on.
     """
     results, runs = {}, {}
     for name, get_config in getattr(module, "RUNS", {}).items():
@@ -71,4 +71,4 @@ def stored(found: xr.Dataset, path: Path) -> xr.Dataset:
     """Write labelled data in one move, and return what was written."""
     found.to_netcdf(path.with_suffix(".partial"), engine="scipy")
     os.replace(path.with_suffix(".partial"), path)
-    return xr.load_dataset(path, engine="scipy")
+    return xr.load_dataset(path, engine="scipy")[list(found.data_vars)]

@@ -141,8 +141,8 @@ def losses_width(reduced: xr.Dataset) -> Figure:
             better = cell[f"{name}_significant"] == 1
             better_widths = cell["width"].where(better, drop=True)
             axes.plot(
-                better_widths, cell[f"{name}_mean"].where(better, drop=True),
-                color=style.COLORS[1], linestyle="none", marker="o", markersize=4, label="significantly better",
+                better_widths, cell[f"{name}_mean"].where(better, drop=True), "o",
+                color=style.COLORS[1], markersize=4, label="significantly better",
             )  # fmt: skip
             axes.set(xscale="log")
             column[0].set_title(str(loss))

@@ -50,7 +50,8 @@ def fig4(run: xr.Dataset) -> Figure:
     if threshold is not None:
         grid[4, 0].annotate(
             rf"threshold $2/\eta$ = {threshold:g}", (1, threshold), xycoords=("axes fraction", "data"),
-            xytext=(-2, 3), textcoords="offset points", ha="right", color=style.COLORS[1], fontsize=7, zorder=4,
+            xytext=(-2, 3), textcoords="offset points", ha="right", color=style.COLORS[1], fontsize=7,
+            zorder=4,
         )  # fmt: skip
     for axes, title in zip(grid[0], ("whole run", "zoom"), strict=False):
         axes.set_title(title)

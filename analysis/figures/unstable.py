@@ -164,7 +164,8 @@ def static_dynamic(found: xr.Dataset) -> Figure:
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     grid = figure.subplots(3, 2, sharex=True)
     both = found[["sharpness", "reference_sharpness"]].to_array()
-    for column, prefix, title in zip(grid.T, ("reference_", ""), ("static", "dynamical"), strict=True):
+    kinds = ("reference_", "static", 1.0), ("", "dynamical", found.attrs["amplitude"])
+    for column, (prefix, kind, amplitude) in zip(grid.T, kinds, strict=True):
         for axes in column:
             axes.set_rasterization_zorder(2.2)
         loss = found[f"{prefix}loss"]
@@ -179,7 +180,7 @@ def static_dynamic(found: xr.Dataset) -> Figure:
         column[1].yaxis.set_minor_formatter(NullFormatter())
         column[2].plot(found["step"], found[f"{prefix}accuracy"], **style.DOTS)
         column[2].set(xlabel="step", ylim=(-0.03, 1.03))
-        column[0].set_title(f"{title} loss")
+        column[0].set_title(f"A = {amplitude:g}: {kind} loss")
     style.label_rows(grid[:, 0], (style.LOSS, style.SHARPNESS, style.ACCURACY))
     grid[1, 0].legend(loc="lower right")
     _legend_of_periods(figure, found[["label", "reference_label"]].to_array())

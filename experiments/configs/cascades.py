@@ -10,7 +10,8 @@ from analysis.findings import onsets
 from experiments import measurements
 from experiments.configs import fig4
 
-FIGURE, CSV = ("cascades", "bifurcation", "static_dynamic"), "instabilities"
+FIGURE = "cascades", "bifurcation", "static_dynamic"
+CSV = "instabilities", "instability"  # file, dimension
 measure, reduce, in_words = measurements.onsets_at_every_step, onsets.reduce, onsets.in_words
 EXPECTED = (
     ("num_instabilities", {}, 9, 7, 11, "[ours], P1 [fig]"),

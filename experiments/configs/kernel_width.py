@@ -20,7 +20,7 @@ EXPECTED = (
     ("slope", {"rate": "scaled", "cycles": 1}, -0.67, -0.92, -0.42, "[ours]"),
     ("slope", {"rate": "scaled", "cycles": 5}, -0.56, -0.75, -0.37, "[ours]"),
 )
-# scale: widths, seeds, further widths and seeds at the first parameters, steps of a turn, size of data and kernel
+# scale: widths, seeds, further widths and seeds at the first parameters, steps of a turn, data, kernel size
 _SIZES = {
     "smoke": ((8, 16), 3, (32, 64), 20, 20, 10, 15),
     "small": ((30, 100, 300, 1000, 3000), 10, (10000,), 100, 1_000, 100, 100),
