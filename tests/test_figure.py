@@ -25,7 +25,7 @@ def test_every_config_says_what_draws_it_what_reduces_it_and_what_to_expect(name
     assert set(drawn) <= set(figures.__all__)
     assert module.EXPECTED
     assert all(least <= number <= most for _, _, number, least, most, _ in module.EXPECTED)
-    assert "experiments.figure" in module.__doc__ or "    make " in module.__doc__  # a run card
+    assert "experiments.figure" in module.__doc__ or "`make " in module.__doc__  # a run card
     assert "minute" in module.__doc__ or "seconds" in module.__doc__
 
 

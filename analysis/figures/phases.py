@@ -206,4 +206,11 @@ def _draw_band(
 def _explain_contour(figure: Figure, text: str, color: str = "white") -> None:
     line = Line2D([], [], color=color, linewidth=1.4, label=text)
     face = "#31688e" if color == "white" else "white"
-    figure.legend(handles=[line], loc="outside upper right", facecolor=face, labelcolor=color, framealpha=1)
+    figure.legend(
+        handles=[line],
+        loc="outside upper right",
+        frameon=True,
+        facecolor=face,
+        labelcolor=color,
+        framealpha=1,
+    )

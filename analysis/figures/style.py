@@ -14,6 +14,7 @@ styled = matplotlib.rc_context(  # a decorator of figures
         "font.size": 8,
         "axes.labelsize": 8,
         "axes.titlesize": 8,
+        "figure.labelsize": 8,
         "legend.fontsize": 7,
         "legend.frameon": False,
         "xtick.labelsize": 7,

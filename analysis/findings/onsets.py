@@ -35,44 +35,46 @@ def spans(run: xr.Dataset) -> list[tuple[int, int]]:
     return found
 
 
-def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """Put together what is read out of a run that becomes unstable and its twin under the static loss.
-
-    `results` holds "run", with `turn` (steps), `threshold` (nat) and, of plain gradient descent,
-    `learning_rate` as attributes, "static", and "measured", the eigenvalues about the onsets at every step
-    (see `spans`). The result has the series of the run, those of its twin under `reference_`; the `label`
-    and `exponent` of each window; `forecast` (see `forecasts`); and the fields of `cascades.Instability`
-    under `instability_`.
-    """
-    run, static, fine = results["run"], results["static"], results["measured"]
-    windows = label(run)
-    table = cascades.table(
+def instabilities(run: xr.Dataset, fine: xr.Dataset) -> list[cascades.Instability]:
+    """Return the instabilities of a run; `fine` has the eigenvalues about its onsets at every step."""
+    unknown = xr.DataArray(np.zeros(0), [("step", np.zeros(0, int))])
+    return cascades.table(
         run,
-        windows,
-        fine["tracked_eigenvalues"].sel(rank=0) if fine.sizes["step"] else xr.DataArray([], [("step", [])]),
+        label(run),
+        fine["tracked_eigenvalues"].sel(rank=0) if "tracked_eigenvalues" in fine else unknown,
         threshold=run.attrs["threshold"],
         steps_per_class=run.attrs["turn"],
         learning_rate=run.attrs.get("learning_rate"),
     )
-    twin = static[[*_SERIES]]
-    found = run[[*_SERIES, *_TRACKED]].merge(
-        twin.rename({name: f"reference_{name}" for name in twin}), combine_attrs="override"
+
+
+def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """Put together what is read out of a run that becomes unstable.
+
+    `results` holds "run", with `turn` (steps), `threshold` (nat) and, of plain gradient descent,
+    `learning_rate` as attributes, "measured", the eigenvalues about the onsets at every step, and, if there
+    is one, "static", the twin under the static loss. The result has the series of the run, and under
+    `reference_` those of its twin; `label` and `exponent` of each window; `forecast` (see `forecasts`); and
+    the fields of `cascades.Instability` under `instability_`.
+    """
+    run, rows, windows = (
+        results["run"],
+        instabilities(results["run"], results["measured"]),
+        label(results["run"]),
     )
+    found = run[[*_SERIES, *_TRACKED]].assign(forecast=forecasts(run), num_instabilities=len(rows))
+    for name in ("exponent", "exponent_error"):
+        found[name] = ("window_step", getattr(windows, name), {"units": "nat/step"})
+    found["label"] = ("window_step", windows.labels)
+    if "static" in results:
+        twin = results["static"][[*_SERIES]].assign(label=("window_step", label(results["static"]).labels))
+        found = found.merge(
+            twin.rename({name: f"reference_{name}" for name in twin}), combine_attrs="override"
+        )
+    for number, name in enumerate(cascades.Instability._fields):
+        found[f"instability_{name}"] = ("instability", np.array([row[number] for row in rows]))
     found = found.assign_coords(window_step=("window_step", windows.first_step, {"units": "step"}))
-    for name, values in {
-        "label": windows.labels,
-        "reference_label": label(static).labels,
-        "exponent": windows.exponent,
-        "exponent_error": windows.exponent_error,
-    }.items():
-        found[name] = ("window_step", values, {"units": "nat/step" if "exponent" in name else "1"})
-    found["forecast"] = forecasts(run)
-    for name, values in (
-        zip(cascades.Instability._fields, zip(*table, strict=True), strict=True) if table else ()
-    ):
-        found[f"instability_{name}"] = ("instability", np.array(values))
-    found["num_instabilities"] = len(table)
-    return found.assign_coords(instability=np.arange(len(table))).assign_attrs(window=windows.width)
+    return found.assign_coords(instability=np.arange(len(rows))).assign_attrs(window=windows.width)
 
 
 def forecasts(run: xr.Dataset) -> xr.DataArray:

@@ -1,8 +1,7 @@
 """What makes up the curvature of the run of Fig. 4, along its second turn, and of an image network.
 
-    make curvature
-
-3 minutes. The stochastic trace is to agree with the dense one within the standard error. All is [ours].
+`make curvature`, 3 minutes. The stochastic trace is to agree with the dense one within the standard error.
+All is [ours].
 """
 
 from analysis import composition

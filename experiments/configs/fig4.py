@@ -1,10 +1,8 @@
 """Fig. 4 of "Tilting the playing field" (arXiv 2102.03793): spiral, one hidden layer.
 
-    make fig4
-
-One minute. Expect F of .133, .130, .111 in the first three mid-periods, an accuracy of .993 at the end.
-Gradient descent under a dynamical cross-entropy, in float64, with the Hessian and the NTK measured along the
-way. All values are read in the authors' notebook, unless marked [ours].
+`make fig4`, one minute. Expect F of .133, .130, .111 in the first three mid-periods, an accuracy of .993 at
+the end. Gradient descent under a dynamical cross-entropy, in float64, with the Hessian and the NTK measured
+along the way. All values are read in the authors' notebook, unless marked [ours].
 """
 
 import json

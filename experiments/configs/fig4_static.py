@@ -1,8 +1,7 @@
 """Fig. 4 with A = 1: the static loss, which does not learn this data set with this learning rate.
 
-    .venv/bin/python -m experiments.figure fig4_static
-
-One minute. Expect an accuracy below .8 at the end; found .477. All other values are those of fig4.py.
+`python -m experiments.figure fig4_static`, one minute. Expect an accuracy below .8 at the end; found .477.
+All other values are those of fig4.py.
 """
 
 from experiments.configs import fig4

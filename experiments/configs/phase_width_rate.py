@@ -1,9 +1,7 @@
 """Accuracy and final sharpness over width and learning rate, dynamical against static loss: first paper.
 
-    .venv/bin/python -m experiments.figure phase_width_rate --launcher=local
-
-15 minutes on two cores. Network and data are those of Fig. 4 [code]; amplitude, period, grid and all else of
-phase_amplitude_period.py are [ours].
+`python -m experiments.figure phase_width_rate --launcher=local`, 15 minutes on two cores. Network and data
+are those of Fig. 4 [code]; amplitude, period, grid and all else of phase_amplitude_period.py are [ours].
 """
 
 import numpy as np

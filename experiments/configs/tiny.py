@@ -1,8 +1,7 @@
 """The whole path of Fig. 4 in ten seconds: for tests, the tour and the notebook.
 
-    .venv/bin/python -m experiments.figure tiny
-
-All values are [ours]: a small network and short periods, in which the loss still oscillates.
+`python -m experiments.figure tiny`. All values are [ours]: a small network and short periods, in which the
+loss still oscillates.
 """
 
 from experiments.configs import fig4
