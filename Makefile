@@ -9,16 +9,16 @@ fig4: $(VENV)/ready  ## train the run of Fig. 4 (or go on with it), draw it, che
 	$(RUN) -m experiments.figure fig4
 
 curvature: $(VENV)/ready  ## measure and draw the curvature of the run of Fig. 4 and of an image network
-	$(RUN) -m experiments.curvature
+	$(RUN) -m experiments.figure curvature
 
 phase-diagram: $(VENV)/ready  ## fill, reduce and draw the papers' phase diagrams at small scale, on all cores
-	$(RUN) -m experiments.phase_diagram --scale=small --launcher=local
+	$(RUN) -m experiments.figure phase_amplitude_period phase_width_rate phase_static phase_losses --launcher=local
 
 cascades: $(VENV)/ready  ## find, measure and draw the instabilities of the run of Fig. 4, on all cores
-	$(RUN) -m experiments.cascades --launcher=local
+	$(RUN) -m experiments.figure cascades cascade_rates --launcher=local
 
 lazy: $(VENV)/ready  ## what survives in the linearised network, and how lazy a width is, on all cores
-	$(RUN) -m experiments.lazy --launcher=local
+	$(RUN) -m experiments.figure kernel_width lazy_rich --launcher=local
 
 test: $(VENV)/ready  ## every check
 	$(VENV)/bin/ruff check .

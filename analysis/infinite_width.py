@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import xarray as xr
 from jaxtyping import Array, Float
 
 from analysis import neural_tangents_import
-from dlf.types import Labels, Logits
+from analysis.ntk import full_ntk
+from dlf import data, losses, optimizers, schedules, train
+from dlf.types import ApplyFn, Batch, Labels, Logits, Params
 
 
 def infinite_ntk(
@@ -83,3 +86,31 @@ def squared_loss_flow(
     blocks = kernel.reshape(2 * start.shape).transpose(0, 2, 1, 3)  # [example, other, class, other class]
     predict = neural_tangents_import.load().predict.gradient_descent_mse(blocks, targets, trace_axes=())
     return lambda time: predict(2 * num_classes * time, start)
+
+
+def flow_differences(
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: Batch,
+    num_classes: int,
+    rates: Sequence[float] = (0.02, 0.01),
+    time: float = 20.0,
+) -> xr.Dataset:
+    """Return how far training by steps is from the closed form, for learning rates of which one is half.
+
+    Of a network that is linear in its parameters, under the static squared loss, up to one `time`, learning
+    rate times step: `flow_difference` [flow_rate], the largest difference of a logit relative to the largest
+    change of one. It must halve with the learning rate.
+    """
+    start = apply_fn(params, batch.inputs)
+    kernel = full_ntk(apply_fn, params, batch.inputs)
+    logits = squared_loss_flow(kernel, batch.labels, start)(jnp.asarray(time, start.dtype))
+    loss_fn = losses.make_loss(apply_fn, losses.dmse1, schedules.constant(num_classes))
+    found = []
+    for rate in rates:
+        optimizer = optimizers.make_optimizer("sgd", rate)
+        loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
+        state, _, _ = loop(train.init_state(params, optimizer), {}, round(time / rate))
+        apart = jnp.max(jnp.abs(apply_fn(state.params, batch.inputs) - logits))
+        found.append(float(apart / jnp.max(jnp.abs(logits - start))))
+    return xr.Dataset({"flow_difference": ("flow_rate", found, {"units": "1"})}, {"flow_rate": list(rates)})

@@ -1,85 +1,170 @@
-"""Make one figure of the papers: train its run if need be, draw it, compare its numbers.
+"""Make figures: run what is missing, reduce it, draw it, compare its numbers.
 
-    python -m experiments.figure fig4 [--workdir=DIR] [--config.key=value ...]
+    python -m experiments.figure NAME [NAME ...] [--scale=smoke|small|paper] [--shipped] [--workdir=DIR] \\
+        [--launcher=here|local|slurm] [--jobs=N] [--memory=MiB] [--slurm=PARAMETER=VALUE ...] \\
+        [--config.key=value ...]
 
-A figure is a file in experiments/configs: its configuration, the name of the function in
-analysis.figures that draws it, and the numbers to expect. A run that was interrupted goes on; a
-finished one is only drawn. The exit status is 1 if a number is off.
+A figure is a file in experiments/configs, or one of yours: what to run (`get_config`, `RUNS`, `sweep*`), to
+`measure` and to `reduce`, the functions of analysis.figures that draw it, and the numbers to expect, at scale
+"small" if there are scales. What was interrupted goes on; what is finished is only drawn. --shipped draws the
+reduced data that come with dlf. The folder is results/NAME[/SCALE], or DIR, or of several figures
+DIR/NAME[/SCALE]. Settings are for figures of one run. The exit status is 1 if a number is off.
 """
 
+import argparse
 import importlib
+import inspect
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
+from ml_collections import ConfigDict
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from analysis import figures
-from dlf import store
-from dlf.store import files
+from analysis import figures, neural_tangents_import
+from analysis.figures.style import save
+from dlf.store.files import StoreError
 from experiments import command_line
-from experiments.train import report, train
+from experiments.command_line import ConfigError
+from experiments.results import complete, stored
+from experiments.sweep.axes import SCALES, load_config_file
+from experiments.sweep.launch import Settings, add_options, settings
 
 CONFIGS = Path(__file__).parent / "configs"
+NAMES = tuple(sorted(path.stem for path in CONFIGS.glob("[a-z]*.py")))
+DEFAULT = "small"  # the scale whose numbers are compared
 
 
-class Comparison(NamedTuple):
-    """One number to expect, with the least and most to accept, against the number found in a run."""
+class Plan(NamedTuple):
+    """A figure to make: its config module, its configuration, the scale if it has any, its folder."""
 
-    variable: str
-    step: int
-    expected: float
-    least: float
-    most: float
-    source: str
-    found: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether the number found is accepted; NaN never is."""
-        return self.least <= self.found <= self.most
+    name: str
+    module: ModuleType
+    config: ConfigDict
+    scale: str | None
+    folder: Path
 
 
-def compare(run: xr.Dataset, expected: tuple) -> list[Comparison]:
-    """Look up each (variable, step, expected, least, most, source) in a run.
+def load(name: str) -> ModuleType:
+    """Return the config module of a figure. Raises ConfigError for one that is unknown or lacks a part."""
+    if name not in NAMES and not name.endswith(".py"):
+        raise ConfigError(f"unknown figure {name!r}: one of {', '.join(NAMES)}")
+    module = (
+        importlib.import_module(f"experiments.configs.{name}")
+        if name in NAMES
+        else load_config_file(Path(name))
+    )
+    for part in ("get_config", "reduce", "FIGURE", "EXPECTED"):
+        if not hasattr(module, part):
+            raise ConfigError(f"{module.__file__} has no {part}: see experiments/configs/fig4.py")
+    if not {*_functions(module)} <= {*figures.__all__}:
+        raise ConfigError(f"{module.__file__}: FIGURE {module.FIGURE!r} is not in analysis.figures")
+    return module
 
-    A step that the run does not have counts as NaN, which is never ok.
+
+def _functions(module: ModuleType) -> tuple[str, ...]:
+    return (module.FIGURE,) if isinstance(module.FIGURE, str) else tuple(module.FIGURE)
+
+
+def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
+    """Return what is to be made. Raises ConfigError for what the figure or the machine does not have."""
+    module, name = load(name), Path(name).stem
+    scaled = "scale" in inspect.signature(module.get_config).parameters
+    if options.scale and not scaled:
+        raise ConfigError(f"{name} has no scales: leave --scale out")
+    scale = options.scale or DEFAULT if scaled else None
+    folder = options.workdir or Path("results")
+    if len(options.names) > 1 or not options.workdir:
+        folder = folder.joinpath(name, *(["shipped"] if options.shipped else [scale] if scaled else []))
+    if options.shipped:
+        if not (CONFIGS / f"{name}.nc").exists():
+            shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.nc")))
+            raise ConfigError(f"no data of {name} come with dlf, only of {shipped}")
+    elif hasattr(module, "NEURAL_TANGENTS"):
+        try:
+            neural_tangents_import.load()
+        except ImportError as error:
+            raise ConfigError(error) from error
+    if hasattr(module, "sweep") or hasattr(module, "RUNS"):
+        if overrides:
+            raise ConfigError(f"unrecognized arguments: {' '.join(overrides)}: {name} takes no settings")
+        try:
+            config = module.get_config(*([scale] if scaled else []))
+        except Exception as error:  # whatever the config file, a program of the user's, raises
+            raise ConfigError(f"{name}, scale {scale!r}: {type(error).__name__}: {error}") from error
+        return Plan(name, module, config, scale, folder)
+    arguments = [sys.argv[0], *overrides]
+    config = command_line.parse(arguments, __doc__, Path(module.__file__), folder).config
+    return Plan(name, module, config, scale, folder)
+
+
+def make(figure: Plan, shipped: bool, how: Settings) -> bool:
+    """Make a figure in its folder, and return whether its numbers are as expected."""
+    name, module, folder = figure.name, figure.module, figure.folder
+    if shipped:
+        found = xr.load_dataset(CONFIGS / f"{name}.nc", engine="scipy")
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        results = complete(module, figure.config, figure.scale, folder, how)
+        try:
+            found = stored(module.reduce(results), folder / f"{name}.nc")
+        except OSError:
+            raise
+        except Exception as error:
+            what = f"{name} could not be reduced: {type(error).__name__}: {error}"
+            raise ConfigError(f"{what}; its runs are kept in {folder}") from error
+    functions = _functions(module)
+    files = functions if len(functions) > 1 else (name,)
+    for function, file in zip(functions, files, strict=True):
+        save(getattr(figures, function)(found), folder, file)
+    if hasattr(module, "CSV"):
+        file, dim = module.CSV
+        table = found[[variable for variable in found if found[variable].dims == (dim,)]].to_dataframe()
+        table.columns = [column.removeprefix(f"{dim}_") for column in table.columns]
+        table.to_csv(folder / f"{file}.csv", index=False, na_rep="nan")
+    for title, rows in module.in_words(found).items() if hasattr(module, "in_words") else ():
+        tell(title, rows)
+    compared = figure.scale in (None, DEFAULT)
+    rows, ok = compare(found, module.EXPECTED, compared)
+    tell(f"{name}: numbers to expect" + ("" if compared else f" at scale {DEFAULT}"), rows)
+    print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.nc")
+    return ok
+
+
+def compare(found: xr.Dataset, expected: tuple, compared: bool = True) -> tuple[list[tuple[str, ...]], bool]:
+    """Return a table of the numbers to expect against those found, and whether all are accepted.
+
+    `expected` holds (variable, where, expected, least, most, source); `where` is a step, or labels of other
+    dimensions. A number that is not there counts as NaN, which is never accepted.
     """
-    return [
-        Comparison(*row, found=float(run[row[0]].reindex(step=[row[1]], fill_value=np.nan)[0]))
-        for row in expected
-    ]
+    table, ok = [("quantity", "at", "expected", "accepted", "found", "", "source")], True
+    for variable, where, number, least, most, source in expected:
+        labels = where if isinstance(where, dict) else {"step": where}
+        try:
+            value = float(found[variable].sel(labels))
+        except (LookupError, TypeError, ValueError):
+            value = np.nan
+        accepted = least <= value <= most
+        ok &= accepted or not compared
+        verdict = "" if not compared else "ok" if accepted else "OFF"
+        at = ", ".join(f"{dim} {label}" for dim, label in labels.items())
+        limits = f"{least:.3g} .. {most:.3g}"
+        table.append((variable, at, f"{number:.4g}", limits, f"{value:.4g}", verdict, source))
+    return table, ok
 
 
-def draw(run: xr.Dataset, name: str, workdir: Path) -> None:
-    """Draw figure `name` of a run into the work folder, as PNG (300 dpi) and PDF."""
-    figure = getattr(figures, name)(run)
-    for suffix in ("png", "pdf"):
-        figure.savefig(workdir / f"{name}.{suffix}", dpi=300)
-
-
-def table(comparisons: list[Comparison]) -> Table:
-    """Lay out the numbers to expect against the numbers found."""
-    layout = Table("quantity", "step", "expected", "accepted", "found", "", "source")
-    for row in comparisons:
-        layout.add_row(
-            row.variable,
-            f"{row.step:,}",
-            f"{row.expected:.4g}",
-            f"{row.least:.3g} .. {row.most:.3g}",
-            f"{row.found:.4g}",
-            "ok" if row.ok else "[bold red]OFF[/]",
-            row.source.replace("[", r"\["),
-        )
-    return layout
-
-
-def names() -> list[str]:
-    """Return the figures of this command: configurations with a line that begins `EXPECTED = `."""
-    return sorted(path.stem for path in CONFIGS.glob("*.py") if "\nEXPECTED = " in path.read_text())
+def tell(title: str, rows: list[tuple[str, ...]]) -> None:
+    """Print a table, of which the first row is the header."""
+    table = Table(*map(escape, rows[0]), title=escape(title), box=SIMPLE_HEAD, padding=0)
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    Console().print(table)
 
 
 def main() -> None:
@@ -88,30 +173,23 @@ def main() -> None:
 
 
 def _main() -> int:
-    choices = names()
-    name = next(iter(sys.argv[1:]), "")
-    if name in ("-h", "--help"):
-        print(__doc__.strip())
-        return 0
-    if name not in choices:
-        raise command_line.ConfigError(f"unknown figure {name!r}: one of {', '.join(choices)}")
-    module = importlib.import_module(f"experiments.configs.{name}")
-    arguments = command_line.parse(
-        [sys.argv[0], *sys.argv[2:]], __doc__, CONFIGS / f"{name}.py", Path("results", name)
-    )
-    command_line.use_precision(arguments.config)
-    meta = train(arguments.config, arguments.workdir, resume=True)
-    if meta["status"] != "done":
-        return report(meta, arguments.workdir, go_on="the same command")
-    run = store.load(arguments.workdir)
-    try:
-        draw(run, module.FIGURE, arguments.workdir)
-    except OSError as error:
-        raise files.StoreError(f"cannot write the figure to {arguments.workdir}: {error}") from error
-    comparisons = compare(run, module.EXPECTED)
-    Console().print(table(comparisons))
-    print(f"{arguments.workdir / module.FIGURE}.png and .pdf")
-    return 0 if all(row.ok for row in comparisons) else 1
+    parser = command_line.Parser(
+        prog="python -m experiments.figure", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--scale", choices=SCALES)
+    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--shipped", action="store_true")
+    add_options(parser)
+    options, overrides = parser.parse_known_args()
+    how, ok = settings(options), True
+    for figure in [plan(name, options, overrides) for name in options.names]:
+        try:
+            ok &= make(figure, options.shipped, how)
+        except OSError as error:
+            raise StoreError(f"cannot use {figure.folder}: {error}") from error
+    return 0 if ok else 1
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """What is written beside a result: where it came from, and how a configuration changed."""
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import xarray as xr
+from ml_collections import ConfigDict
+
+from dlf import store
 
 
 def provenance() -> dict[str, Any]:
@@ -46,6 +51,31 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
             for change in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         ]
     return [] if old == new else [f"{path} was {old}, now {new}"]
+
+
+def load(workdir: Path) -> xr.Dataset:
+    """Open a run or a sweep, with the numbers of its configuration that reductions and figures read.
+
+    As attributes, beside `config` and `commit`: `num_classes`, `amplitude`; `stop_after`, `period` and
+    `turn`, the period with the authors' hold step, in steps; of plain gradient descent also `learning_rate`
+    and `threshold`, in nat.
+    """
+    found = store.load(workdir)
+    config = ConfigDict(json.loads(found.attrs["config"]))
+    period = config.schedule.get("period", config.num_steps // 4)
+    found.attrs = {
+        "config": found.attrs["config"],
+        "commit": found.attrs.get("commit", ""),
+        "num_classes": config.dataset.num_classes,
+        "stop_after": config.stop_after,
+        "period": period,
+        "amplitude": config.schedule.get("amplitude", 1.0),
+        "turn": period + int(config.schedule.get("hold_step", False)),
+    }
+    if config.optimizer.name == "sgd" and len(config.optimizer) == 2:
+        found.attrs["learning_rate"] = config.optimizer.learning_rate
+        found.attrs["threshold"] = 2 / config.optimizer.learning_rate
+    return found
 
 
 def _git(*args: str) -> str:

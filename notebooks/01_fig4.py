@@ -36,7 +36,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 from analysis import figures
-from dlf import data, schedules, store
+from dlf import data, schedules
+from experiments import records
 from experiments.configs import tiny
 from experiments.train import train
 
@@ -83,7 +84,7 @@ workdir = tempfile.mkdtemp()
 train(tiny.get_config(), workdir)
 
 # %%
-run = store.load(workdir)
+run = records.load(workdir)
 {name: dict(series.sizes) for name, series in run.data_vars.items()}
 
 # %%
@@ -100,4 +101,4 @@ run["hessian_residuals"].max().item()
 # ## The figure of the paper
 #
 # `make fig4` trains the full 70,000 steps and leaves the same kind of folder in `results/fig4`:
-# `figures.fig4(store.load("../results/fig4"))` draws it here.
+# `figures.fig4(records.load("../results/fig4"))` draws it here.

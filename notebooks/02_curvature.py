@@ -30,13 +30,14 @@ import matplotlib.pyplot as plt
 import xarray as xr
 
 from analysis import figures, operators
+from analysis.composition import of_images
 from analysis.density import spectral_density, trace
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import check_operator
 from analysis.ntk import empirical_ntk, spectrum
 from experiments.build import build
 from experiments.configs import tiny
-from experiments.curvature import measure_images, measure_run
+from experiments.measurements import curvature_along
 
 jax.config.update("jax_enable_x64", True)
 
@@ -110,6 +111,6 @@ spectrum(empirical_ntk(problem.apply_fn, params, batch.inputs))[:5]
 # emphasised.
 
 # %%
-run = measure_run(tiny.get_config(), num_points=20, num_probes=4, order=32)
-images = measure_images(widths=(8, 8), num_examples=100, num_steps=30, num_probes=2, order=16)
+run = curvature_along(tiny.get_config(), num_points=20, num_probes=4, order=32)
+images = of_images(widths=(8, 8), num_examples=100, num_steps=30, num_probes=2, order=16)
 figures.curvature(xr.merge([run, images], combine_attrs="no_conflicts"))

@@ -30,10 +30,11 @@ import pandas as pd
 
 from analysis import cascades, figures, stability
 from analysis.figures.unstable import PERIOD_COLORS
-from dlf import optimizers, store, train
-from experiments.cascades import measure
-from experiments.cascades.second_pass import measure_windows
+from analysis.findings import onsets
+from dlf import optimizers, train
+from experiments import records
 from experiments.configs import cascades as config_cascades
+from experiments.second_pass import measure_windows
 from experiments.train import train as train_config
 
 jax.config.update("jax_enable_x64", True)
@@ -135,10 +136,9 @@ config = config_cascades.get_config()
 config.num_steps = 11_000
 folder = Path(tempfile.mkdtemp())
 train_config(config, folder / "run")
-run = store.load(folder / "run")
-windows = measure.label(run)
-fine = measure_windows(config, folder / "run", measure.onset_spans(windows, config.num_steps))
-rows = measure.instabilities(config, run, windows, fine)
+run = records.load(folder / "run")
+fine = measure_windows(config, folder / "run", onsets.spans(run))
+rows = onsets.instabilities(run, fine)
 pd.DataFrame(rows).set_index("onset").transpose()
 
 # %%
@@ -158,4 +158,4 @@ legend = axes.legend(frameon=False, ncols=2, fontsize=7)
 # exponent, and who moved the sharpness.
 
 # %%
-figures.cascades(measure.everything(config, run, windows, rows))
+figures.cascades(onsets.reduce({"run": run, "measured": fine}))

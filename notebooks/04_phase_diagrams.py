@@ -107,12 +107,12 @@ reduced[["validation_accuracy_gain", "validation_accuracy_gain_error", "validati
 # ## The diagram of the first paper
 #
 # The reduced data of 1,000 runs of 35,000 steps come with the package
-# (`python -m experiments.phase_diagram --shipped` draws them all).
+# (`python -m experiments.figure phase_amplitude_period --shipped` draws it).
 
 # %%
 shipped = xr.load_dataset("experiments/configs/phase_amplitude_period.nc", engine="scipy")
 figures.amplitude_period(shipped)
 
 # %%
-for quantity, value in diagrams.findings(shipped):
+for quantity, value in diagrams.in_words(shipped)["diagram"][1:]:
     print(f"{quantity}: {value}")

@@ -4,8 +4,10 @@ Shapes in the signatures are checked at run time here, and only here. Dtype prom
 and rank promotion an error: a silent cast is how a step counter loses its precision.
 """
 
+import contextlib
 import fcntl
 import gc
+import io
 import os
 import shutil
 import sys
@@ -30,7 +32,7 @@ from jaxtyping import install_import_hook
 
 with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
     # with all of dlf and analysis behind it: what is imported outside the hook is not checked
-    from experiments import train
+    from experiments import figure, train
     from experiments.configs import tiny
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -96,6 +98,36 @@ def made_once(tmp_path_factory):
                 make(folder)
                 whole.touch()
         return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def smoke(made_once):
+    """A figure at its smallest scale, which no test may change: name -> folder, with what was printed."""
+
+    def made(name):
+        def make(folder):
+            argv, x64 = sys.argv, jax.config.jax_enable_x64
+            sys.argv = [
+                "program",
+                name,
+                f"--workdir={folder}",
+                *(["--scale=smoke"] if name != "tiny" else []),
+            ]
+            out, err = io.StringIO(), io.StringIO()
+            try:
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    figure.main()
+            except SystemExit as stop:
+                assert stop.code == 0, err.getvalue()
+            finally:
+                sys.argv = argv
+                jax.config.update("jax_enable_x64", x64)
+            (folder / "out.txt").write_text(out.getvalue())
+            (folder / "err.txt").write_text(err.getvalue())
+
+        return made_once(f"smoke-{name}", make)
 
     return made
 

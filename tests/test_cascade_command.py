@@ -2,52 +2,69 @@
 
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import xarray as xr
 
 from analysis import cascades as periods
+from analysis.findings import onsets
 from dlf import store, train
 from dlf.store import checkpoints
-from experiments import build
-from experiments.cascades import __main__ as main
-from experiments.cascades import cost, measure, second_pass
+from experiments import build, cost, figure, records, second_pass
 from experiments.configs import cascades
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("cascades")
+def folder(smoke):
+    return smoke("cascades")
 
 
-def test_it_trains_measures_and_draws_and_then_only_draws(workdir, command):
-    status, out, err = command(main.main, "--scale=smoke", f"--workdir={workdir}")
-    assert status == 0, err
+def test_it_trains_measures_and_draws_and_then_only_draws(folder, tmp_path, command):
+    out, err = (folder / "out.txt").read_text(), (folder / "err.txt").read_text()
     assert "the tracker takes 19 measurements of about" in err and "gradients" in err
-    folder = workdir / "smoke"
-    for name in ("cascades", "bifurcation", "static_dynamic", "threshold_rate"):
+    assert "second pass, the onsets at every step: 256 measurements of about" in err
+    for name in ("cascades", "bifurcation", "static_dynamic"):
         assert (folder / f"{name}.png").stat().st_size > 10_000
         assert (folder / f"{name}.pdf").exists()
     with (folder / "instabilities.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows and list(rows[0]) == list(periods.Instability._fields)
     assert f"{int(rows[0]['onset']):,}" in out
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.zarr/**/*") if path.is_file()}
-    status, again, err = command(main.main, "--scale=smoke", f"--workdir={workdir}")
-    assert status == 0 and "the tracker takes" not in err
-    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("metrics.zarr/**/*") if p.is_file()}
-    assert again.splitlines()[-20:] == out.splitlines()[-20:]
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("metrics.zarr/**/*") if path.is_file()}
+    before[copy / "measured.nc"] = (copy / "measured.nc").stat().st_mtime_ns
+    status, again, err = command(figure.main, "cascades", "--scale=smoke", f"--workdir={copy}")
+    assert status == 0 and "the tracker takes" not in err and "second pass" not in err
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert again.splitlines()[:-1] == out.splitlines()[:-1]
 
 
-def test_the_second_pass_follows_the_run_to_the_bit_from_its_checkpoints(workdir):
+def test_a_damaged_second_pass_is_measured_anew(folder, tmp_path, command):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    content = (copy / "measured.nc").read_bytes()
+    (copy / "measured.nc").write_bytes(content[:1_000])
+    status, _, err = command(figure.main, "cascades", "--scale=smoke", f"--workdir={copy}")
+    assert status == 0 and "second pass" in err
+    xr.testing.assert_identical(
+        *(xr.load_dataset(at / "measured.nc", engine="scipy") for at in (copy, folder))
+    )
+
+
+def test_thresholds_of_a_sweep_go_from_command_to_figure(smoke):
+    folder = smoke("cascade_rates")
+    assert (folder / "cascade_rates.png").stat().st_size > 10_000 and (folder / "cascade_rates.pdf").exists()
+    assert "η = 0.5" in (folder / "out.txt").read_text()
+
+
+def test_the_second_pass_follows_the_run_to_the_bit_from_its_checkpoints(folder):
     with jax.enable_x64(True):
         config = cascades.get_config("smoke")
-        run = store.load(workdir / "smoke" / "run")
-        assert len(list((workdir / "smoke" / "run" / "checkpoints").glob("*.json"))) == 15
-        found = second_pass.measure_windows(
-            config, workdir / "smoke" / "run", [(250, 280), (90, 100), (590, 600)]
-        )
+        run = store.load(folder / "run")
+        assert len(list((folder / "run" / "checkpoints").glob("*.json"))) == 15
+        found = second_pass.measure_windows(config, folder / "run", [(250, 280), (90, 100), (590, 600)])
         steps = found["step"].values
         assert {*range(250, 280), *range(90, 100), *range(590, 600)} <= {*steps.tolist()}
         assert len(steps) == len({*steps.tolist()}) and steps.max() == 599 and len(steps) < 130
@@ -60,8 +77,8 @@ def test_the_second_pass_follows_the_run_to_the_bit_from_its_checkpoints(workdir
         np.testing.assert_allclose(again, once, rtol=1e-3)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_the_others_resume_with_the_same_bits(workdir):
-    folder = workdir / "smoke" / "run" / "checkpoints"
+def test_a_damaged_checkpoint_is_passed_over_and_the_others_resume_with_the_same_bits(folder, tmp_path):
+    folder = shutil.copytree(folder / "run", tmp_path / "run") / "checkpoints"
     with jax.enable_x64(True):
         config = cascades.get_config("smoke")
         experiment, run = build.build(config), store.load(folder.parent)
@@ -88,7 +105,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_others_resume_with_the_same
         assert second_pass.nearest(experiment, folder.parent, 39)[0] == 0
 
 
-def test_the_cost_counts_measurements_and_gradients(workdir):
+def test_the_cost_counts_measurements_and_gradients(folder):
     with jax.enable_x64(True):
         estimate = cost.estimate(cascades.get_config("smoke"))
     assert estimate.num_measurements == 19
@@ -97,11 +114,10 @@ def test_the_cost_counts_measurements_and_gradients(workdir):
     assert estimate.gradients_per_measurement > 8
 
 
-def test_forecasts_cover_the_rest_of_their_cycle(workdir):
+def test_forecasts_cover_the_rest_of_their_cycle(folder):
     with jax.enable_x64(True):
-        config = cascades.get_config("smoke")
-        run = store.load(workdir / "smoke" / "run")
-        found = measure.forecasts(config, run)["forecast"]
+        run = records.load(folder / "run")
+        found = onsets.forecasts(run)
     first = found.sel(forecast_step=100)
     assert np.isnan(first.sel(tracker_step=slice(0, 75))).all()
     assert np.isfinite(first.sel(tracker_step=slice(100, 300))).all()
@@ -117,11 +133,11 @@ def test_forecasts_cover_the_rest_of_their_cycle(workdir):
     ],
 )
 def test_mistakes_get_one_line(tmp_path, command, arguments, message):
-    status, _, err = command(main.main, f"--workdir={tmp_path}", *arguments)
+    status, _, err = command(figure.main, "cascades", f"--workdir={tmp_path}", *arguments)
     assert status == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, command):
     (tmp_path / "file").write_text("")
-    status, _, err = command(main.main, "--scale=smoke", f"--workdir={tmp_path / 'file'}")
+    status, _, err = command(figure.main, "cascades", "--scale=smoke", f"--workdir={tmp_path / 'file'}")
     assert status == 2 and "cannot use" in err and len(err.strip().splitlines()) == 1

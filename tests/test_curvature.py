@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analysis import figures
-from experiments import curvature
-from experiments.configs import tiny
+from analysis import composition, figures
+from experiments import figure, measurements
+from experiments.configs import curvature, tiny
 
 
 @pytest.fixture(scope="module")
 def found():
     with jax.enable_x64(True):
-        run = curvature.measure_run(tiny.get_config(), num_points=4, num_probes=4, order=16)
-        images = curvature.measure_images((4, 4), num_examples=40, num_steps=5, num_probes=2, order=6)
+        run = measurements.curvature_along(tiny.get_config(), num_points=4, num_probes=4, order=16)
+        images = composition.of_images((4, 4), num_examples=40, num_steps=5, num_probes=2, order=6)
     return xr.merge([run, images], combine_attrs="no_conflicts")
 
 
@@ -26,24 +26,38 @@ def test_the_classes_sum_to_the_sharpness_and_the_parts_to_the_hessian(found):
     np.testing.assert_allclose(traces.sel(part=["GGN", "residual"]).sum(), traces.sel(part="Hessian"))
     error = np.maximum(found.trace_error, 1e-9)
     assert (np.abs(found.trace - traces) < 5 * error).all()
+    deviation = (found.trace - traces) / found.trace_error
+    np.testing.assert_allclose(found.trace_deviation, deviation, atol=1e-9)
 
 
 def test_the_command_measures_once_and_draws_again(found, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(curvature, "measure_run", lambda config: found)
-    monkeypatch.setattr(curvature, "measure_images", lambda: xr.Dataset())
-    status, out, _ = command(curvature.main, "--workdir", tmp_path / "new")
-    assert status == 0 and "trace of the GGN" in out
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {
-        f"curvature.{s}" for s in ("nc", "png", "pdf")
-    }
-    monkeypatch.delattr(curvature, "measure_run")
-    assert command(curvature.main, "--workdir", tmp_path / "new")[0] == 0
+    monkeypatch.setattr(curvature, "measure", lambda config, results, folder: found)
+    folder = tmp_path / "new"
+    status, out, _ = command(figure.main, "curvature", f"--workdir={folder}")
+    assert status == 1 and "trace of the GGN" in out  # it is not the run of Fig. 4
+    names = {"curvature.nc", "curvature.png", "curvature.pdf", "measured.nc"}
+    assert {path.name for path in folder.iterdir()} == names
+
+    def again(config, results, folder):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(curvature, "measure", again)
+    assert command(figure.main, "curvature", f"--workdir={folder}")[1] == out
     figures.curvature(found)
 
 
+@pytest.mark.parametrize("content", [b"nothing", b"CDF\x02", b""])
+def test_damaged_measurements_are_measured_anew(found, tmp_path, monkeypatch, command, content):
+    monkeypatch.setattr(curvature, "measure", lambda config, results, folder: found)
+    for name in ("measured.nc", "curvature.nc"):
+        (tmp_path / name).write_bytes(content)
+    status, _, err = command(figure.main, "curvature", f"--workdir={tmp_path}")
+    assert status == 1 and "measuring" in err and "Traceback" not in err
+    for name in ("measured.nc", "curvature.nc"):
+        xr.testing.assert_allclose(xr.load_dataset(tmp_path / name, engine="scipy"), found)
+
+
 def test_a_folder_that_cannot_be_used_gets_one_line(tmp_path, command):
-    (tmp_path / "curvature.nc").write_text("nothing")
     (tmp_path / "file").write_text("")
-    for workdir in (tmp_path, tmp_path / "file"):
-        status, _, err = command(curvature.main, "--workdir", workdir)
-        assert status == 2 and err.count("\n") == 1 and "cannot use" in err
+    status, _, err = command(figure.main, "curvature", f"--workdir={tmp_path / 'file'}")
+    assert status == 2 and err.count("\n") == 1 and "cannot use" in err

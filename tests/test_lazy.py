@@ -1,5 +1,7 @@
 """The linearised network through the configuration, `make lazy` at its smallest scale, and mistakes."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +9,11 @@ import xarray as xr
 from jax.flatten_util import ravel_pytree
 
 from analysis import figures, neural_tangents_import
+from analysis.findings import kernel_limits, survival
+from analysis.infinite_width import infinite_ntk
 from dlf import store
 from dlf.store.cells import DIVERGED, DONE
-from experiments import build, lazy, train
+from experiments import build, figure, train
 from experiments.configs import kernel_width, lazy_rich
 
 
@@ -62,30 +66,24 @@ def test_the_kernel_of_a_linearised_run_stands_still_and_that_of_the_real_one_do
     assert abs(real[-1] / real[0] - 1) > 0.5
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("lazy")
+@pytest.mark.parametrize("name", ["kernel_width", "lazy_rich"])
+def test_it_trains_compares_and_draws_and_then_only_draws(smoke, tmp_path, command, name):
+    folder = smoke(name)
+    assert (folder / f"{name}.png").stat().st_size > 10_000
+    assert (folder / f"{name}.pdf").exists()
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("cells.zarr/**/*") if path.is_file()}
+    before[copy / "measured.nc"] = (copy / "measured.nc").stat().st_mtime_ns
+    status, again, _ = command(figure.main, name, "--scale=smoke", f"--workdir={copy}")
+    assert status == 0 and again.splitlines()[:-1] == (folder / "out.txt").read_text().splitlines()[:-1]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_it_trains_compares_and_draws_and_then_only_draws(workdir, command):
-    status, out, err = command(lazy.main, "--scale=smoke", f"--workdir={workdir}")
-    assert status == 0, err
-    folder = workdir / "smoke"
-    for name in ("kernel_width", "lazy_rich"):
-        assert (folder / f"{name}.png").stat().st_size > 10_000
-        assert (folder / f"{name}.pdf").exists()
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("cells.zarr/**/*") if path.is_file()}
-    status, again, _ = command(lazy.main, "--scale=smoke", f"--workdir={workdir}")
-    assert status == 0 and again == out
-    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("cells.zarr/**/*") if p.is_file()}
-
-
-def test_distances_and_slopes_are_those_of_the_stored_kernels(workdir):
-    stored = {
-        name: store.load(workdir / "smoke/kernel_width" / name) for name in ("main", "scaled", "initial")
-    }
+def test_distances_and_slopes_are_those_of_the_stored_kernels(smoke):
+    folder = smoke("kernel_width")
+    stored = {name: store.load(folder / name) for name in ("main", "scaled", "initial")}
     config = kernel_width.get_config("smoke")
-    found = lazy.kernel_distances(config, stored)
+    found = xr.load_dataset(folder / "kernel_width.nc", engine="scipy")
     # at the first parameters all three sweeps have the same networks
     for name in ("main", "scaled"):
         same = stored["initial"]["empirical_ntk"].isel(kernel_step=0).sel(width=[8, 16], seed=[0, 1, 2])
@@ -93,25 +91,33 @@ def test_distances_and_slopes_are_those_of_the_stored_kernels(workdir):
     kernel = stored["scaled"]["empirical_ntk"].sel(width=16, seed=2, kernel_step=300).values
     inputs = build.draw(config).train.inputs[::2][:15]
     settings = {k: v for k, v in config.model.items() if k not in ("name", "hidden_widths")}
-    reference = np.asarray(lazy.infinite_ntk(hidden_widths=(16,), **settings)(inputs))
+    reference = np.asarray(infinite_ntk(hidden_widths=(16,), **settings)(inputs))
     expected = np.linalg.norm(kernel - reference) / np.linalg.norm(reference)
     distance = found["distance"].sel(rate="scaled", cycles=5, width=16).values[2]
     assert distance == pytest.approx(expected, rel=1e-5)
     logs = np.log(found["distance"].sel(rate="main", cycles=1).values[-2:]).mean(axis=1)
     slope = (logs[1] - logs[0]) / np.log(2)  # of the means, since both widths have as many seeds
     assert found["slope"].sel(rate="main", cycles=1).item() == pytest.approx(slope)
+    rates = [axis.overrides[1]["optimizer.learning_rate"] for axis, *_ in map(tuple, [
+        kernel_width.sweep("smoke"), kernel_width.sweep_scaled("smoke")])]  # fmt: skip
+    assert found["learning_rate"].sel(width=16).values.tolist() == rates
 
 
 def test_a_slope_and_its_error_are_those_of_a_power_law():
     widths, rng = np.array([10, 100, 1000]), np.random.default_rng(0)
-    slope, error = lazy._slope(widths, 3 * widths[:, None] ** -0.5 * np.exp(0.1 * rng.normal(size=(3, 200))))
+    slope, error = kernel_limits.slope(
+        widths, 3 * widths[:, None] ** -0.5 * np.exp(0.1 * rng.normal(size=(3, 200)))
+    )
     assert slope == pytest.approx(-0.5, abs=4 * error) and 0 < error < 0.01
-    assert lazy._slope(widths, 3 * widths[:, None] ** -0.5 * np.ones((3, 2)))[0] == pytest.approx(-0.5)
+    assert kernel_limits.slope(widths, 3 * widths[:, None] ** -0.5 * np.ones((3, 2)))[0] == pytest.approx(
+        -0.5
+    )
 
 
-def test_effects_are_read_off_the_series(workdir):
-    config, sweep = lazy_rich.get_config("smoke"), store.load(workdir / "smoke/lazy_rich/main")
-    found = lazy.surviving(config, sweep)
+def test_effects_are_read_off_the_series(smoke):
+    folder = smoke("lazy_rich")
+    sweep = store.load(folder / "main")
+    found = xr.load_dataset(folder / "lazy_rich.nc", engine="scipy")
     one = dict(linearized=True, learning_rate=1.0, amplitude=70.0, seed=1)
     assert found["ntk_change"].sel(one).item() == pytest.approx(1, abs=1e-12)
     assert found["final_accuracy"].sel(one).item() == sweep["accuracy"].sel(one).values[-1]
@@ -126,33 +132,33 @@ def test_effects_are_read_off_the_series(workdir):
     real = found.sel(linearized=False, learning_rate=2.0)
     assert real["accuracy_gain"].item() == pytest.approx(gains.mean())
     assert real["accuracy_gain_error"].item() == pytest.approx(gains.std(ddof=1) / 2**0.5)
-    figures.lazy_rich(sweep.merge(found))
+    np.testing.assert_array_equal(found["loss"], sweep["loss"].isel(seed=0))  # the series of the first seed
+    figures.lazy_rich(found)
 
 
-def test_the_closed_form_is_met_to_first_order_and_the_table_shows_what_was_found(workdir, float64):
-    config = lazy_rich.get_config("smoke")
-    differences = lazy.flow_differences(config)
-    assert differences[0.02] / differences[0.01] == pytest.approx(2, rel=0.02)
-    stored = {n: store.load(workdir / "smoke/kernel_width" / n) for n in ("main", "scaled", "initial")}
-    sweep, easier = (store.load(workdir / "smoke/lazy_rich" / name) for name in ("main", "easier"))
-    found = lazy.surviving(config, sweep)
-    easy = lazy.final_accuracies(config, easier.squeeze("num_turns"))
-    with jax.enable_x64(False):
-        kernels = lazy.kernel_distances(kernel_width.get_config("smoke"), stored)
-    effects, learnt, checks = lazy.tables(found, easy, kernels, differences)
+def test_the_closed_form_is_met_to_first_order_and_the_table_shows_what_was_found(smoke):
+    found = xr.load_dataset(smoke("lazy_rich") / "lazy_rich.nc", engine="scipy")
+    differences = found["flow_difference"]
+    ratio = differences.sel(flow_rate=0.02) / differences.sel(flow_rate=0.01)
+    assert float(ratio) == pytest.approx(2, rel=0.02)
+    kernels = xr.load_dataset(smoke("kernel_width") / "kernel_width.nc", engine="scipy")
+    effects, easier, flow = survival.in_words(found).values()
+    (checks,) = kernel_limits.in_words(kernels).values()
     rows = {}
-    for label, *cells in zip(*(column.cells for column in effects.columns), strict=True):
+    for label, *cells in effects:
         rows.setdefault(label, []).append(cells)
     third = dict(learning_rate=2.0, linearized=False)  # after both networks at a rate of 1
     for label, amplitude in (("accuracy, static", 1.0), ("  dynamical", 70.0)):
         expected = found["final_accuracy"].sel(third | {"amplitude": amplitude})
-        assert rows[label][0][2] == lazy._mean(expected)
+        assert rows[label][0][2] == survival.mean_in_words(expected)
     gain, error = (found[f"accuracy_{name}"].sel(third).item() for name in ("gain", "gain_error"))
     assert rows["  gain"][0][2] == f"{gain:+.3f} ± {error:.1g}"
-    assert rows["peak ηλ/2, static"][0][2] == lazy._mean(found["peak"].sel(third | {"amplitude": 1.0}))
-    assert next(iter(learnt.columns[1].cells)) == lazy._mean(easy["final_accuracy"].sel(amplitude=1.0))
+    peak = found["peak"].sel(third | {"amplitude": 1.0})
+    assert rows["peak ηλ/2, static"][0][2] == survival.mean_in_words(peak)
+    assert easier[1][1] == survival.mean_in_words(found["easier_final_accuracy"].sel(amplitude=1.0))
+    assert flow[1] == ("η = 0.02", f"{float(differences[0]):.1e}")
     slope = kernels["slope"].sel(rate="scaled", cycles=5).item()
-    assert list(checks.columns[3].cells)[1].startswith(f"{slope:.3f} ± ")
+    assert checks[2][3].startswith(f"{slope:.3f} ± ")
 
 
 def test_a_run_with_two_instabilities_counts_two():
@@ -160,7 +166,6 @@ def test_a_run_with_two_instabilities_counts_two():
     bursts = ((n >= 1_000) & (n < 1_400)) | ((n >= 4_000) & (n < 4_300))
     loss = 1 + 0.2 * bursts * (-1.0) ** n
     dims = ("linearized", "learning_rate", "amplitude", "seed")
-    config = lazy_rich.get_config("small")
     steps = np.arange(0, 70_000, 100)
     cells = xr.DataArray(np.ones((1, 1, 2, 2)), dims=dims)
     sweep = xr.Dataset(
@@ -174,8 +179,9 @@ def test_a_run_with_two_instabilities_counts_two():
             "ntk_eigenvalues": cells * xr.DataArray(np.ones((700, 1)), dims=("ntk_step", "rank")),
         },
         {"amplitude": [1.0, 70.0], "stability_step": steps},
+        {"turn": 5_001, "stop_after": 65_013, "num_classes": 3},
     )
-    found = lazy.surviving(config, sweep)
+    found = survival.effects(sweep)
     assert (found["instabilities"] == 2).all()
     assert found["unstable"].values[0, 0, 0, 0] == pytest.approx(700 / 6_400, abs=3 / 100)
 
@@ -185,13 +191,15 @@ def test_a_diverged_run_counts_as_a_guess_and_in_no_other_mean():
     broken = xr.DataArray([[DONE, DONE], [DONE, DIVERGED]], dims=cells.dims)
     accuracy = cells.where(broken == DONE)
     sweep = xr.Dataset(
-        {"status": broken, "accuracy": accuracy, "validation_accuracy": accuracy}, {"amplitude": [1.0, 70.0]}
+        {"status": broken, "accuracy": accuracy, "validation_accuracy": accuracy},
+        {"amplitude": [1.0, 70.0]},
+        {"num_classes": 3},
     )
-    found = lazy.final_accuracies(lazy_rich.get_config("smoke"), sweep)
+    found = survival.final_accuracies(sweep)
     assert found["final_accuracy"].values.tolist() == [[1, 1], [1, 1 / 3]]
     assert found["accuracy_gain"].item() == pytest.approx(-1 / 3)
-    assert lazy._mean(accuracy.isel(amplitude=1)) == "1 ± nan"
-    assert lazy._mean(xr.DataArray([1.0, 2.0, np.nan], dims="seed")) == "1.5 ± 0.5"
+    assert survival.mean_in_words(accuracy.isel(amplitude=1)) == "1 ± nan"
+    assert survival.mean_in_words(xr.DataArray([1.0, 2.0, np.nan], dims="seed")) == "1.5 ± 0.5"
 
 
 def test_a_linearised_network_that_is_no_yes_or_no_is_refused(tmp_path, float64):
@@ -215,14 +223,14 @@ def test_without_the_library_a_linearised_run_and_make_lazy_say_so_in_one_line(
         2,
         "error: model.linearized: neural-tangents is not installed: pip install it\n",
     )
-    status, _, err = command(lazy.main, "--scale=smoke", f"--workdir={tmp_path / 'lazy'}")
+    status, _, err = command(figure.main, "lazy_rich", "--scale=smoke", f"--workdir={tmp_path / 'lazy'}")
     assert (status, err) == (2, "error: neural-tangents is not installed: pip install it\n")
     assert not list(tmp_path.iterdir())
 
 
 def test_mistakes_get_one_line(tmp_path, command):
-    status, _, err = command(lazy.main, f"--workdir={tmp_path}", "--scale=large")
+    status, _, err = command(figure.main, "lazy_rich", f"--workdir={tmp_path}", "--scale=large")
     assert status == 2 and "invalid choice: 'large'" in err and err.count("\n") == 1
     (tmp_path / "file").write_text("")
-    status, _, err = command(lazy.main, "--scale=smoke", f"--workdir={tmp_path / 'file'}")
-    assert status == 2 and "cannot use" in err and err.count("\n") == 1
+    status, _, err = command(figure.main, "lazy_rich", "--scale=smoke", f"--workdir={tmp_path / 'file'}")
+    assert status == 2 and "cannot" in err.splitlines()[-1] and "Traceback" not in err

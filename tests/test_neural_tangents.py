@@ -124,9 +124,9 @@ def absent(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return version(name)
 importlib.metadata.version = absent
-import analysis.probes, analysis.figures, experiments.train, experiments.benchmark.ntk, experiments.lazy
-sys.argv = ["lazy", "--scale=smoke", "--workdir=" + __import__("tempfile").mkdtemp()]
-experiments.lazy.main()
+import analysis.probes, analysis.figures, experiments.train, experiments.benchmark.ntk, experiments.figure
+sys.argv = ["figure", "lazy_rich", "--scale=smoke", "--workdir=" + __import__("tempfile").mkdtemp()]
+experiments.figure.main()
 """
 
 

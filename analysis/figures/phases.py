@@ -1,6 +1,5 @@
 """Phase diagrams: figures of reduced sweeps (see `analysis.findings.diagrams.reduce`)."""
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -8,11 +7,12 @@ from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.style import COLORS, STYLE
+from analysis.figures import style
 
 _TITLES = {"accuracy": "training accuracy", "validation_accuracy": "validation accuracy"}
 
 
+@style.styled
 def amplitude_period(reduced: xr.Dataset) -> Figure:
     """Draw accuracy over amplitude and period, the static loss as the lowest row, and its spread.
 
@@ -23,26 +23,26 @@ def amplitude_period(reduced: xr.Dataset) -> Figure:
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; statistics ours.
     """
     statistics = {"mean": ("mean", "viridis"), "std": ("standard deviation", "magma")}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 5.6), layout="constrained")
-        grid = figure.subplots(2, 2, sharex=True, sharey=True)
-        for row, (name, title) in zip(grid, _TITLES.items(), strict=True):
-            for axes, (statistic, (words, colors)) in zip(row, statistics.items(), strict=True):
-                scale = Normalize(1 / 3, 1) if statistic == "mean" else Normalize(0)
-                cells = _above_static(reduced, f"{name}_{statistic}")
-                image = _draw_cells(axes, cells, "period", "amplitude", scale, colors)
-                figure.colorbar(image, ax=axes, label=title)
-                axes.set_title(f"{words} over {reduced.attrs['num_seeds']} seeds", fontsize=8)
-            significant = _above_static(reduced, f"{name}_significant", static=0)
-            _draw_contour(row[0], significant, "period", "amplitude")
-        for axes in grid[1]:
-            axes.set_xlabel("period $T$ (steps per class)")
-        for axes in grid[:, 0]:
-            axes.set_ylabel("amplitude $A$")
-        _explain_contour(figure, "significantly better than the static loss ($A = 1$, the lowest row)")
+    figure = Figure(figsize=(7.0, 5.6), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    for row, (name, title) in zip(grid, _TITLES.items(), strict=True):
+        for axes, (statistic, (words, colors)) in zip(row, statistics.items(), strict=True):
+            scale = Normalize(1 / 3, 1) if statistic == "mean" else Normalize(0)
+            cells = _above_static(reduced, f"{name}_{statistic}")
+            image = _draw_cells(axes, cells, "period", "amplitude", scale, colors)
+            figure.colorbar(image, ax=axes, label=title)
+            axes.set_title(f"{words} over {reduced.attrs['num_seeds']} seeds")
+        significant = _above_static(reduced, f"{name}_significant", static=0)
+        _draw_contour(row[0], significant, "period", "amplitude")
+    for axes in grid[1]:
+        axes.set_xlabel("period $T$ (steps per class)")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("amplitude $A$")
+    _explain_contour(figure, "significantly better than the static loss ($A = 1$, the lowest row)")
     return figure
 
 
+@style.styled
 def width_rate(reduced: xr.Dataset) -> Figure:
     """Draw accuracy over width and learning rate, of the dynamical and the static loss, and the sharpness.
 
@@ -58,37 +58,37 @@ def width_rate(reduced: xr.Dataset) -> Figure:
         f"dynamical loss, $A$ = {amplitude:g}": {"amplitude": amplitude},
     }
     ratio = reduced["sharpness_mean"] * reduced["learning_rate"] / 2
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 6.2), layout="constrained")
-        grid = figure.subplots(3, 3, sharex=True, sharey=True)
-        for row, (name, title) in zip(grid, _TITLES.items(), strict=False):
-            for axes, (label, where) in zip(row, columns.items(), strict=False):
-                values = reduced[f"{name}_mean"].sel(where)
-                image = _draw_cells(axes, values, "learning_rate", "width", Normalize(1 / 3, 1))
-                axes.set_title(label, fontsize=8)
-            figure.colorbar(image, ax=row[1], label=title)
-            at = columns[f"dynamical loss, $A$ = {amplitude:g}"]
-            gain = reduced[f"{name}_gain"].sel(at)
-            most = max(0.01, float(np.abs(gain).max()))
-            scale = TwoSlopeNorm(0, -most, most)
-            image = _draw_cells(row[2], gain, "learning_rate", "width", scale, "RdBu_r")
-            figure.colorbar(image, ax=row[2], label=f"gain in\n{title}")
-            _draw_contour(row[2], reduced[f"{name}_significant"].sel(at), "learning_rate", "width", "#111111")
-            row[2].set_title("dynamical minus static", fontsize=8)
-        for axes, where in zip(grid[2], columns.values(), strict=False):
-            values = np.log10(ratio.sel(where).where(ratio.sel(where) > 0))
-            image = _draw_cells(axes, values, "learning_rate", "width", TwoSlopeNorm(0, -2, 1), "PuOr")
-        figure.colorbar(image, ax=grid[2, 1], label=r"$\log_{10}\,\lambda_{\max}\eta/2$" "\nat the end")
-        grid[2, 2].axis("off")
-        for axes in (*grid[2, :2], grid[1, 2]):
-            axes.set_xlabel(r"learning rate $\eta$")
-            axes.tick_params(labelbottom=True)
-        for axes in grid[:, 0]:
-            axes.set_ylabel("width (hidden units)")
-        _explain_contour(figure, "significant gain over the static loss", "#111111")
+    figure = Figure(figsize=(7.0, 6.2), layout="constrained")
+    grid = figure.subplots(3, 3, sharex=True, sharey=True)
+    for row, (name, title) in zip(grid, _TITLES.items(), strict=False):
+        for axes, (label, where) in zip(row, columns.items(), strict=False):
+            values = reduced[f"{name}_mean"].sel(where)
+            image = _draw_cells(axes, values, "learning_rate", "width", Normalize(1 / 3, 1))
+            axes.set_title(label)
+        figure.colorbar(image, ax=row[1], label=title)
+        at = columns[f"dynamical loss, $A$ = {amplitude:g}"]
+        gain = reduced[f"{name}_gain"].sel(at)
+        most = max(0.01, float(np.abs(gain).max()))
+        scale = TwoSlopeNorm(0, -most, most)
+        image = _draw_cells(row[2], gain, "learning_rate", "width", scale, "RdBu_r")
+        figure.colorbar(image, ax=row[2], label=f"gain in\n{title}")
+        _draw_contour(row[2], reduced[f"{name}_significant"].sel(at), "learning_rate", "width", "#111111")
+        row[2].set_title("dynamical minus static")
+    for axes, where in zip(grid[2], columns.values(), strict=False):
+        values = np.log10(ratio.sel(where).where(ratio.sel(where) > 0))
+        image = _draw_cells(axes, values, "learning_rate", "width", TwoSlopeNorm(0, -2, 1), "PuOr")
+    figure.colorbar(image, ax=grid[2, 1], label=r"$\log_{10}\,\lambda_{\max}\eta/2$" "\nat the end")
+    grid[2, 2].axis("off")
+    for axes in (*grid[2, :2], grid[1, 2]):
+        axes.set_xlabel(r"learning rate $\eta$")
+        axes.tick_params(labelbottom=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("width (hidden units)")
+    _explain_contour(figure, "significant gain over the static loss", "#111111")
     return figure
 
 
+@style.styled
 def static_width_rate(reduced: xr.Dataset) -> Figure:
     """Draw loss and sharpness along training for each width (column) and learning rate (color).
 
@@ -97,28 +97,28 @@ def static_width_rate(reduced: xr.Dataset) -> Figure:
     Source: Ruiz-Garcia et al. 2024 (arXiv 2410.10690), Fig. 1.
     """
     widths = reduced["width"].values
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-        grid = figure.subplots(2, len(widths), sharex=True, sharey="row", squeeze=False)
-        for column, width in zip(grid.T, widths, strict=True):
-            for rate, color in zip(reduced["learning_rate"].values, COLORS, strict=False):
-                cell = reduced.sel(width=width, learning_rate=rate)
-                for axes, name in zip(column, ("loss", "sharpness"), strict=True):
-                    _draw_band(axes, cell, name, "step", color, rf"$\eta$ = {rate:g}")
-                column[1].axhline(2 / rate, color=color, linewidth=0.9, linestyle="--")
-            column[0].set_title(f"{width} hidden units", fontsize=8)
-            column[1].set(xlabel="step", yscale="log")
-            column[0].set(yscale="log")
-        grid[0, 0].set_ylabel("static cross-entropy (nat)")
-        grid[1, 0].set_ylabel(r"sharpness $\lambda_{\max}$ (nat)")
-        lines = [
-            *grid[0, 0].get_legend_handles_labels()[0],
-            Line2D([], [], color="#222222", linewidth=0.9, linestyle="--", label=r"threshold $2/\eta$"),
-        ]
-        figure.legend(handles=lines, loc="outside upper right", ncols=len(lines), frameon=False)
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    grid = figure.subplots(2, len(widths), sharex=True, sharey="row", squeeze=False)
+    for column, width in zip(grid.T, widths, strict=True):
+        for rate, color in zip(reduced["learning_rate"].values, style.COLORS, strict=False):
+            cell = reduced.sel(width=width, learning_rate=rate)
+            for axes, name in zip(column, ("loss", "sharpness"), strict=True):
+                _draw_band(axes, cell, name, "step", color, rf"$\eta$ = {rate:g}")
+            column[1].axhline(2 / rate, color=color, linewidth=0.9, linestyle="--")
+        column[0].set_title(f"{width} hidden units")
+        column[1].set(xlabel="step", yscale="log")
+        column[0].set(yscale="log")
+    grid[0, 0].set_ylabel("static cross-entropy (nat)")
+    grid[1, 0].set_ylabel(r"sharpness $\lambda_{\max}$ (nat)")
+    lines = [
+        *grid[0, 0].get_legend_handles_labels()[0],
+        Line2D([], [], color="#222222", linewidth=0.9, linestyle="--", label=r"threshold $2/\eta$"),
+    ]
+    figure.legend(handles=lines, loc="outside upper right", ncols=len(lines))
     return figure
 
 
+@style.styled
 def losses_width(reduced: xr.Dataset) -> Figure:
     """Draw accuracy against width for each dynamical loss (column) beside its static parent.
 
@@ -128,34 +128,36 @@ def losses_width(reduced: xr.Dataset) -> Figure:
     Source: Ruiz-Garcia et al. 2024 (arXiv 2410.10690).
     """
     amplitude = float(reduced["amplitude"].max())
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-        grid = figure.subplots(2, reduced.sizes["loss_name"], sharex=True, sharey="row")
-        for column, loss in zip(grid.T, reduced["loss_name"].values, strict=True):
-            for axes, (name, title) in zip(column, reversed(_TITLES.items()), strict=True):
-                for at, label, color in ((1.0, "static", COLORS[0]), (amplitude, "dynamical", COLORS[1])):
-                    cell = reduced.sel(loss_name=loss, amplitude=at)
-                    _draw_band(axes, cell, name, "width", color, label, reduced.attrs["num_seeds"] ** 0.5)
-                better = cell[f"{name}_significant"] == 1
-                better_widths = cell["width"].where(better, drop=True)
-                axes.plot(
-                    better_widths, cell[f"{name}_mean"].where(better, drop=True),
-                    color=COLORS[1], linestyle="none", marker="o", markersize=4, label="significantly better",
-                )  # fmt: skip
-                axes.set(xscale="log")
-                column[0].set_title(str(loss), fontsize=8)
-                if axes in grid[:, 0]:
-                    axes.set_ylabel(title)
-            column[1].set_xlabel("width (hidden units)")
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    grid = figure.subplots(2, reduced.sizes["loss_name"], sharex=True, sharey="row")
+    for column, loss in zip(grid.T, reduced["loss_name"].values, strict=True):
+        for axes, (name, title) in zip(column, reversed(_TITLES.items()), strict=True):
+            for at, label, color in (
+                (1.0, "static", style.COLORS[0]),
+                (amplitude, "dynamical", style.COLORS[1]),
+            ):
+                cell = reduced.sel(loss_name=loss, amplitude=at)
+                _draw_band(axes, cell, name, "width", color, label, reduced.attrs["num_seeds"] ** 0.5)
+            better = cell[f"{name}_significant"] == 1
+            better_widths = cell["width"].where(better, drop=True)
+            axes.plot(
+                better_widths, cell[f"{name}_mean"].where(better, drop=True), "o",
+                color=style.COLORS[1], markersize=4, label="significantly better",
+            )  # fmt: skip
+            axes.set(xscale="log")
+            column[0].set_title(str(loss))
+            if axes in grid[:, 0]:
+                axes.set_ylabel(title)
+        column[1].set_xlabel("width (hidden units)")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=3)
     return figure
 
 
 def _above_static(reduced: xr.Dataset, name: str, static: float | None = None) -> xr.DataArray:
     """Return a variable over amplitude and period, with the static loss as amplitude 1."""
     values = reduced[name]
-    reference = reduced[f"reference_{name}"] if static is None else xr.zeros_like(reduced["period"]) + static
+    reference = reduced[f"reference_{name}"] if static is None else static
     row = (xr.zeros_like(reduced["period"], float) + reference).expand_dims(amplitude=[1.0])
     return xr.concat([row, values], "amplitude")
 
@@ -204,4 +206,11 @@ def _draw_band(
 def _explain_contour(figure: Figure, text: str, color: str = "white") -> None:
     line = Line2D([], [], color=color, linewidth=1.4, label=text)
     face = "#31688e" if color == "white" else "white"
-    figure.legend(handles=[line], loc="outside upper right", facecolor=face, labelcolor=color, framealpha=1)
+    figure.legend(
+        handles=[line],
+        loc="outside upper right",
+        frameon=True,
+        facecolor=face,
+        labelcolor=color,
+        framealpha=1,
+    )

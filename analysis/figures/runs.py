@@ -1,21 +1,22 @@
-"""Figures of one run: the data set that `dlf.store.load` gives, or what measures it."""
+"""Figures of one run: its series, or what measures its curvature."""
 
-import json
 from itertools import cycle
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
+from matplotlib.ticker import NullFormatter, SymmetricalLogLocator
 
-from analysis.figures.style import COLORS, STYLE
+from analysis.figures import style
 
-_LINE = dict(color="#222222", linewidth=0.6)
-_DOTS = dict(color="#222222", linestyle="none", marker=".", markersize=0.8, markeredgewidth=0)
+_LABELS = (
+    r"class weight $\Gamma_i$", style.LOSS, "$F(t-1) - F(t)$\n(nat)", style.ACCURACY, style.SHARPNESS,
+    "NTK\n" r"$\lambda_{\max}$",
+)  # fmt: skip
 
 
+@style.styled
 def fig4(run: xr.Dataset) -> Figure:
     """Draw a run as Fig. 4 of the first paper: six aligned rows against the step, and a zoom.
 
@@ -26,37 +27,38 @@ def fig4(run: xr.Dataset) -> Figure:
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4; the threshold line is ours.
     """
-    config = json.loads(run.attrs["config"])
-    period = config["schedule"].get("period", run.sizes["step"] // 4)
-    optimizer = dict(config["optimizer"])
-    rate = optimizer.pop("learning_rate")
-    threshold = 2 / rate if optimizer == {"name": "sgd"} else None  # of plain gradient descent
+    period, threshold = run.attrs["period"], run.attrs.get("threshold")
     last = int(run["step"][-1]) + 1
     spans = [(0, last)]
     if 2.1 * period < last:
         spans.append((round(1.6 * period), round(2.1 * period)))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 7.6), layout="constrained")
-        grid = figure.subplots(
-            6, len(spans), sharex="col", squeeze=False, width_ratios=[3.4, 1.0][: len(spans)]
-        )
-        for column, (start, stop) in zip(grid.T, spans, strict=True):
-            axes_of_time = [dim for dim in run.dims if dim.endswith("step")]
-            part = run.sel({dim: slice(start, stop) for dim in axes_of_time})
-            _draw_column(column, part, threshold)
-            column[-1].set_xlabel("step")
-            column[-1].set_xlim(start, stop)
-        for axes in grid[[1, 4], 1:].flat:  # about one decade: 1, 2, 5 as plain numbers
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        _label_rows(grid[:, 0], run, threshold)
-        for axes, title in zip(grid[0], ("whole run", "zoom"), strict=False):
-            axes.set_title(title, fontsize=8)
-        figure.align_ylabels(grid[:, 0])
+    figure = Figure(figsize=(7.0, 7.6), layout="constrained")
+    grid = figure.subplots(6, len(spans), sharex="col", squeeze=False, width_ratios=[3.4, 1.0][: len(spans)])
+    for column, (start, stop) in zip(grid.T, spans, strict=True):
+        axes_of_time = [dim for dim in run.dims if dim.endswith("step")]
+        part = run.sel({dim: slice(start, stop) for dim in axes_of_time})
+        _draw_column(column, part, threshold)
+        column[-1].set_xlabel("step")
+        column[-1].set_xlim(start, stop)
+    for axes in grid[[1, 4], 1:].flat:  # about one decade: 1, 2, 5 as plain numbers
+        style.plain_numbers(axes.yaxis)
+    for axes in grid[[1, 4], 0]:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    style.label_rows(grid[:, 0], _LABELS)
+    handles = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, ncols=3, loc="outside upper right")
+    if threshold is not None:
+        grid[4, 0].annotate(
+            rf"threshold $2/\eta$ = {threshold:g}", (1, threshold), xycoords=("axes fraction", "data"),
+            xytext=(-2, 3), textcoords="offset points", ha="right", color=style.COLORS[1], fontsize=7,
+            zorder=4,
+        )  # fmt: skip
+    for axes, title in zip(grid[0], ("whole run", "zoom"), strict=False):
+        axes.set_title(title)
     return figure
 
 
+@style.styled
 def curvature(found: xr.Dataset) -> Figure:
     """Draw what makes up the curvature: five panels, of a run and of an image network.
 
@@ -68,42 +70,39 @@ def curvature(found: xr.Dataset) -> Figure:
 
     Source: ours; a and e after Ghorbani, Krishnan and Xiao 2019 (arXiv 1901.10159).
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 6.4), layout="constrained")
-        grid = figure.subplot_mosaic([["a", "b"], ["c", "c"], ["d", "e"]])
-        for name, parts in (("a", ("Hessian",)), ("b", ("GGN", "residual"))):
-            for part, color in zip(parts, COLORS, strict=False):
-                row = found.sel(part=part)
-                counts, edges = np.histogram(row["spectrum"], bins=100, density=True)
-                grid[name].stairs(
-                    counts, edges, color=color, alpha=0.5, linewidth=0.6, label=f"{part}, dense"
-                )
-                _draw_density(grid[name], row, "", color, f"{part}, stochastic")
-            grid[name].set_title(f"spiral, step {found.attrs['first']:,}", fontsize=8)
-        for stage, color in zip(found["stage"].values, COLORS, strict=False):
-            _draw_density(grid["e"], found.sel(stage=stage), "image_", color, stage)
-        grid["e"].set_title(f"digits, {found.attrs['num_parameters']:,} parameters", fontsize=8)
-        for name in "abe":
-            grid[name].set(xlabel=r"eigenvalue $\lambda$ (nat)", ylabel="density (1/nat)", yscale="log")
-            grid[name].legend(frameon=False)
-        for label, color in zip(found["class"].values, cycle(COLORS), strict=False):
-            series = found["class_curvature"].sel({"class": label})
-            grid["c"].plot(found["step"], series, color=color, linewidth=1.0, label=f"class {label}")
-        grid["c"].plot(
-            found["step"], found["sharpness"], **_LINE | {"linewidth": 1.2}, label="sum: sharpness"
-        )
-        threshold = found.attrs["threshold"]
-        label = rf"threshold $2/\eta$ = {threshold:g}"
-        grid["c"].axhline(threshold, color="#D55E00", linewidth=1.0, linestyle="--", label=label)
-        grid["c"].set(xlabel="step", ylabel=r"$\Gamma_c\, u\cdot H_c u$ (nat)")
-        grid["c"].legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
-        ntk = found["ntk_spectrum"]
-        rank = np.arange(1, ntk.size + 1)
-        grid["d"].loglog(rank, np.maximum(ntk, 1e-16 * ntk.max()), **_DOTS | {"markersize": 3})
-        grid["d"].set(xlabel="rank", ylabel="NTK eigenvalue")
-        grid["d"].set_title(f"spiral, {ntk.size} examples", fontsize=8)
-        for name, axes in grid.items():
-            axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
+    figure = Figure(figsize=(7.0, 6.4), layout="constrained")
+    grid = figure.subplot_mosaic([["a", "b"], ["c", "c"], ["d", "e"]])
+    for name, parts in (("a", ("Hessian",)), ("b", ("GGN", "residual"))):
+        for part, color in zip(parts, style.COLORS, strict=False):
+            row = found.sel(part=part)
+            counts, edges = np.histogram(row["spectrum"], bins=100, density=True)
+            grid[name].stairs(counts, edges, color=color, alpha=0.5, linewidth=0.6, label=f"{part}, dense")
+            _draw_density(grid[name], row, "", color, f"{part}, stochastic")
+        grid[name].set_title(f"spiral, step {found.attrs['first']:,}")
+    for stage, color in zip(found["stage"].values, style.COLORS, strict=False):
+        _draw_density(grid["e"], found.sel(stage=stage), "image_", color, stage)
+    grid["e"].set_title(f"digits, {found.attrs['num_parameters']:,} parameters")
+    for name in "abe":
+        grid[name].set(xlabel=r"eigenvalue $\lambda$ (nat)", ylabel="density (1/nat)", yscale="log")
+        grid[name].legend()
+    for label, color in zip(found["class"].values, cycle(style.COLORS), strict=False):
+        series = found["class_curvature"].sel({"class": label})
+        grid["c"].plot(found["step"], series, color=color, linewidth=1.0, label=f"class {label}")
+    grid["c"].plot(
+        found["step"], found["sharpness"], color=style.BLACK, linewidth=1.2, label="sum: sharpness"
+    )
+    threshold = found.attrs["threshold"]
+    label = rf"threshold $2/\eta$ = {threshold:g}"
+    grid["c"].axhline(threshold, **style.THRESHOLD, label=label)
+    grid["c"].set(xlabel="step", ylabel=r"$\Gamma_c\, u\cdot H_c u$ (nat)")
+    grid["c"].legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
+    ntk = found["ntk_spectrum"]
+    rank = np.arange(1, ntk.size + 1)
+    grid["d"].loglog(rank, np.maximum(ntk, 1e-16 * ntk.max()), **style.DOTS | {"markersize": 3})
+    grid["d"].set(xlabel="rank", ylabel="NTK eigenvalue")
+    grid["d"].set_title(f"spiral, {ntk.size} examples")
+    for name, axes in grid.items():
+        axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
     return figure
 
 
@@ -119,49 +118,22 @@ def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float | None) -
     weights, loss, change, accuracy, hessian, ntk = column
     for axes in column:
         axes.set_rasterization_zorder(3)  # 70,000 points a row: pixels, with text as text
-    for label, color in zip(run["class"].values, cycle(COLORS), strict=False):
+    for label, color in zip(run["class"].values, cycle(style.COLORS), strict=False):
         series = run["class_weights"].sel({"class": label})
         weights.plot(run["step"], series, color=color, linewidth=0.9, label=f"class {label}", zorder=2)
-    loss.plot(run["step"], run["loss"], **_DOTS, zorder=2)
+    loss.plot(run["step"], run["loss"], **style.DOTS)
     loss.set_yscale("log")
-    change.plot(run["step"][1:], -np.diff(run["loss"]), **_DOTS, zorder=2)
+    change.plot(run["step"][1:], -np.diff(run["loss"]), **style.DOTS)
     change.set_yscale("symlog", linthresh=0.01)  # branches of 0.01 and of 10 in one row
     change.yaxis.set_major_locator(SymmetricalLogLocator(base=100, linthresh=0.01))
-    accuracy.plot(run["step"], run["accuracy"], **_DOTS, zorder=2)
+    accuracy.plot(run["step"], run["accuracy"], **style.DOTS)
     accuracy.set_ylim(-0.03, 1.03)
     if "hessian_eigenvalues" in run:
         # dots: the eigenvalue alternates with the parity of the step inside a period-2 window
         sharpness = run["hessian_eigenvalues"][:, 0]
-        hessian.plot(run["hessian_step"], sharpness, **_DOTS | {"markersize": 1.6}, zorder=2)
+        hessian.plot(run["hessian_step"], sharpness, **style.DOTS | {"markersize": 1.6})
         hessian.set_yscale("log")
     if threshold is not None:
-        hessian.axhline(threshold, color="#D55E00", linewidth=1.0, linestyle="--", zorder=2.5)
+        hessian.axhline(threshold, **style.THRESHOLD)
     if "ntk_eigenvalues" in run:
-        ntk.plot(run["ntk_step"], run["ntk_eigenvalues"][:, 0], **_LINE, zorder=2)
-
-
-def _label_rows(column: np.ndarray, run: xr.Dataset, threshold: float | None) -> None:
-    labels = (
-        r"class weight $\Gamma_i$",
-        r"loss $F$ (nat)",
-        "$F(t-1) - F(t)$\n(nat)",
-        "training\naccuracy",
-        "Hessian\n" r"$\lambda_{\max}$ (nat)",
-        "NTK\n" r"$\lambda_{\max}$",
-    )
-    for axes, label in zip(column, labels, strict=True):
-        axes.set_ylabel(label)
-    for axes in column[[1, 4]]:
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    column[0].figure.legend(
-        *column[0].get_legend_handles_labels(), ncols=3, loc="outside upper right", frameon=False
-    )
-    if threshold is not None:
-        _note(column[4], rf"threshold $2/\eta$ = {threshold:g}", threshold)
-
-
-def _note(axes: Axes, text: str, height: float) -> None:
-    axes.annotate(
-        text, (1, height), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-        textcoords="offset points", ha="right", color="#D55E00", fontsize=7, zorder=4,
-    )  # fmt: skip
+        ntk.plot(run["ntk_step"], run["ntk_eigenvalues"][:, 0], color=style.BLACK, linewidth=0.6, zorder=2)

@@ -1,14 +1,52 @@
-"""What all figures share."""
+"""What all figures share: fonts and colours, aligned rows, plain numbers on log axes, dots, thresholds."""
 
-STYLE = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "pdf.fonttype": 42,  # text stays text
-}
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+styled = matplotlib.rc_context(  # a decorator of figures
+    {
+        "font.size": 8,
+        "axes.labelsize": 8,
+        "axes.titlesize": 8,
+        "figure.labelsize": 8,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "pdf.fonttype": 42,  # text stays text
+    }
+)
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BLACK, GREY = "#222222", "#9a9a9a"
+DOTS = dict(color=BLACK, linestyle="none", marker=".", markersize=0.8, markeredgewidth=0, zorder=2)
+THRESHOLD = dict(color=COLORS[1], linewidth=1.0, linestyle="--", zorder=2.5)
+LOSS, SHARPNESS, ACCURACY = r"loss $F$ (nat)", "Hessian\n" r"$\lambda_{\max}$ (nat)", "training\naccuracy"
+
+
+def label_rows(column: Sequence[Axes], labels: Iterable[str]) -> None:
+    """Label the axes of a column of rows that share the step, with aligned labels."""
+    for axes, label in zip(column, labels, strict=True):
+        axes.set_ylabel(label)
+    axes.figure.align_ylabels(column)
+
+
+def plain_numbers(axis: Axis, **locations: object) -> None:
+    """Write the numbers of a log axis out: about one decade as 1, 2, 5."""
+    axis.set_major_locator(LogLocator(**(locations or {"subs": (1, 2, 5)})))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write a figure as PNG (300 dpi) and PDF."""
+    for suffix in ("png", "pdf"):
+        figure.savefig(folder / f"{name}.{suffix}", dpi=300)

@@ -2,19 +2,18 @@
 
 from itertools import cycle
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from analysis.cascades import CHAOS, GROWING, IRREGULAR, UNDEFINED, name
-from analysis.figures.style import COLORS, STYLE
+from analysis.figures import style
 
 PERIOD_COLORS = {
-    1: "#9a9a9a",
+    1: style.GREY,
     GROWING: "#E69F00",
     2: "#0072B2",
     4: "#56B4E9",
@@ -24,9 +23,9 @@ PERIOD_COLORS = {
     IRREGULAR: "#CC79A7",
     UNDEFINED: "#ffffff",
 }
-_THRESHOLD = dict(color="#D55E00", linewidth=1.0, linestyle="--", zorder=2.5)
 
 
+@style.styled
 def cascades(found: xr.Dataset) -> Figure:
     """Draw when a run is unstable and why: five aligned rows against the step, and a zoom.
 
@@ -39,45 +38,39 @@ def cascades(found: xr.Dataset) -> Figure:
 
     Source: ours; rows 1 and 5 as in Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4.
     """
-    turn, last = found.attrs["steps_per_class"], int(found["step"][-1]) + 1
+    turn, last = found.attrs["turn"], int(found["step"][-1]) + 1
     spans = [(0, last), (round(1.6 * turn), min(round(2.1 * turn), last))]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 7.4), layout="constrained")
-        grid = figure.subplots(5, 2, sharex="col", width_ratios=[2.6, 1.0])
-        for column, (start, stop) in zip(grid.T, spans, strict=True):
-            for axes in column:
-                axes.set_rasterization_zorder(2.2)
-                for onset in found["onset"].values:
-                    axes.axvline(onset, color="#222222", linewidth=0.4, linestyle=":", zorder=1)
-            _draw_periods(column[0], found, start, stop)
-            _draw_sharpness(column[1], found)
-            _draw_exponent(column[2], found)
-            _draw_split(column[3], found)
-            dots = dict(linestyle="none", marker=".", markersize=0.8, color="#222222", markeredgewidth=0)
-            column[4].plot(found["step"], found["accuracy"], **dots, zorder=2)
-            column[4].set_ylim(-0.03, 1.03)
-            column[4].set(xlabel="step", xlim=(start, stop))
-        labels = (
-            r"loss $F$ (nat)", "Hessian\n" r"$\lambda_{\max}$ (nat)", "Lyapunov\nexponent\n(nat / step)",
-            r"change of $\lambda_{\max}$" "\nwhere valid (nat)", "training\naccuracy",
-        )  # fmt: skip
-        for axes, text in zip(grid[:, 0], labels, strict=True):
-            axes.set_ylabel(text)
-        for axes in grid[:2].flat:
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        grid[0, 0].set_title("whole run", fontsize=8)
-        grid[0, 1].set_title("zoom", fontsize=8)
-        for axes in (grid[1, 0], grid[3, 0]):
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(
-                    frameon=False, ncols=4, columnspacing=1.0, loc="upper right", borderaxespad=0.1,
-                    markerscale=3,
-                )  # fmt: skip
-        _legend_of_periods(figure, found)
-        figure.align_ylabels(grid[:, 0])
+    figure = Figure(figsize=(7.2, 7.4), layout="constrained")
+    grid = figure.subplots(5, 2, sharex="col", width_ratios=[2.6, 1.0])
+    for column, (start, stop) in zip(grid.T, spans, strict=True):
+        for axes in column:
+            axes.set_rasterization_zorder(2.2)
+            for onset in found["instability_onset"].values:
+                axes.axvline(onset, color=style.BLACK, linewidth=0.4, linestyle=":", zorder=1)
+        _draw_periods(column[0], found, start, stop)
+        _draw_sharpness(column[1], found)
+        _draw_exponent(column[2], found)
+        _draw_split(column[3], found)
+        column[4].plot(found["step"], found["accuracy"], **style.DOTS)
+        column[4].set_ylim(-0.03, 1.03)
+        column[4].set(xlabel="step", xlim=(start, stop))
+    exponent, change = "Lyapunov\nexponent\n(nat / step)", r"change of $\lambda_{\max}$" "\nwhere valid (nat)"
+    style.label_rows(grid[:, 0], (style.LOSS, style.SHARPNESS, exponent, change, style.ACCURACY))
+    for axes in grid[:2].flat:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    grid[0, 0].set_title("whole run")
+    grid[0, 1].set_title("zoom")
+    for axes in (grid[1, 0], grid[3, 0]):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(
+                ncols=4, columnspacing=1.0, loc="upper right", borderaxespad=0.1,
+                markerscale=3,
+            )  # fmt: skip
+    _legend_of_periods(figure, found["label"])
     return figure
 
 
+@style.styled
 def bifurcation(found: xr.Dataset) -> Figure:
     """Draw the loss against the phase in a turn, one panel for each turn, as a bifurcation diagram.
 
@@ -86,42 +79,37 @@ def bifurcation(found: xr.Dataset) -> Figure:
 
     Source: ours.
     """
-    turn, loss = found.attrs["steps_per_class"], found["loss"].values
+    turn, loss = found.attrs["turn"], found["loss"].values
     mean = np.convolve(loss, np.full(16, 1 / 16), mode="same")
     ratio, period = loss / mean, _per_step(found)
     num_turns = -(-len(loss) // turn)
     rows = -(-num_turns // 5)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 1.6 * rows + 0.6), layout="constrained")
-        grid = figure.subplots(rows, 5, sharex=True, sharey="row", squeeze=False)
-        for number, axes in enumerate(grid.flat):
-            axes.set_rasterization_zorder(3)
-            if number >= num_turns:
-                axes.set_axis_off()
-                continue
-            part = slice(round((number + 0.5) * turn), min(round((number + 1.1) * turn), len(loss) - 8))
-            phase = np.arange(part.start, max(part.stop, part.start)) / turn - number
-            for code, color in PERIOD_COLORS.items():
-                chosen = period[part] == code
-                axes.plot(
-                    phase[chosen], ratio[part][chosen], color=color, linestyle="none", marker=".",
-                    markersize=1.2, markeredgewidth=0, zorder=2,
-                )  # fmt: skip
-            axes.axvline(1, color="#222222", linewidth=0.4, linestyle=":", zorder=1)
-            axes.set_title(f"turn {number + 1}", fontsize=7, pad=2)
-        for number, axes in enumerate(grid[:, 0]):
-            here = np.abs(np.log(ratio[8:-8][5 * number * turn : 5 * (number + 1) * turn]))
-            most = max(2.2, 1.1 * float(np.exp(here.max()))) if len(here) else 2
-            axes.set(yscale="log", xlim=(0.5, 1.1), ylim=(1 / most, most))
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        figure.supxlabel("phase in the turn of a class (1: switch of class)", fontsize=8)
-        figure.supylabel(r"$F$ / mean of $F$ over 16 steps", fontsize=8)
-        _legend_of_periods(figure, found)
+    figure = Figure(figsize=(7.2, 1.6 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, 5, sharex=True, sharey="row", squeeze=False)
+    for number, axes in enumerate(grid.flat):
+        axes.set_rasterization_zorder(3)
+        if number >= num_turns:
+            axes.set_axis_off()
+            continue
+        part = slice(round((number + 0.5) * turn), min(round((number + 1.1) * turn), len(loss) - 8))
+        phase = np.arange(part.start, max(part.stop, part.start)) / turn - number
+        for code, color in PERIOD_COLORS.items():
+            chosen = period[part] == code
+            axes.plot(phase[chosen], ratio[part][chosen], **style.DOTS | {"color": color, "markersize": 1.2})
+        axes.axvline(1, color=style.BLACK, linewidth=0.4, linestyle=":", zorder=1)
+        axes.set_title(f"turn {number + 1}", fontsize=7, pad=2)
+    for number, axes in enumerate(grid[:, 0]):
+        here = np.abs(np.log(ratio[8:-8][5 * number * turn : 5 * (number + 1) * turn]))
+        most = max(2.2, 1.1 * float(np.exp(here.max()))) if len(here) else 2
+        axes.set(yscale="log", xlim=(0.5, 1.1), ylim=(1 / most, most))
+        style.plain_numbers(axes.yaxis)
+    figure.supxlabel("phase in the turn of a class (1: switch of class)")
+    figure.supylabel(r"$F$ / mean of $F$ over 16 steps")
+    _legend_of_periods(figure, found["label"])
     return figure
 
 
+@style.styled
 def threshold_rate(found: xr.Dataset) -> Figure:
     """Draw the sharpness at the first onset against the learning rate, one line for each width.
 
@@ -133,103 +121,97 @@ def threshold_rate(found: xr.Dataset) -> Figure:
     the learning rate and not on the width.
     """
     rates, sharpness = found["learning_rate"].values, found["sharpness"]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 4.6), layout="constrained")
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 1])
-        above.plot(rates, 2 / rates, **_THRESHOLD | {"zorder": 1}, label=r"$2/\eta$")
-        below.axhline(1, **_THRESHOLD | {"zorder": 1})
-        num_widths = found.sizes["width"]
-        for number, (width, color) in enumerate(zip(found["width"].values, cycle(COLORS), strict=False)):
-            of_width = sharpness.sel(width=width)
-            shift = 1.02 ** (number - (num_widths - 1) / 2)  # so that bars do not hide one another
-            for axes, scale in ((above, np.ones_like(rates)), (below, rates / 2)):
-                values = of_width * xr.DataArray(scale, dims="learning_rate")
-                mean, error = values.mean("seed"), values.std("seed", ddof=1)
-                axes.errorbar(
-                    rates * shift, mean, error, color=color, linestyle="none", marker="o", markersize=3,
-                    linewidth=1.0, capsize=1.5, label=f"width {width:g}",
-                )  # fmt: skip
-            for rate, count in zip(rates, of_width.notnull().sum("seed").values, strict=True):
-                below.annotate(
-                    f"{count}", (rate, 0.01 + 0.065 * (num_widths - 1 - number)), fontsize=6, color=color,
-                    xycoords=("data", "axes fraction"), ha="center",
-                )  # fmt: skip
-        above.set(xscale="log", yscale="log")
-        above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        above.yaxis.set_minor_formatter(NullFormatter())
-        above.set(ylabel=r"$\lambda_{\max}$ at the onset (nat)")
-        below.set(xlabel=r"learning rate $\eta$", ylabel=r"$\eta\,\lambda_{\max} / 2$", ylim=(0.65, 1.25))
-        below.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        below.minorticks_off()
-        above.legend(frameon=False)
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 1])
+    above.plot(rates, 2 / rates, **style.THRESHOLD | {"zorder": 1}, label=r"$2/\eta$")
+    below.axhline(1, **style.THRESHOLD | {"zorder": 1})
+    num_widths = found.sizes["width"]
+    for number, (width, color) in enumerate(zip(found["width"].values, cycle(style.COLORS), strict=False)):
+        of_width = sharpness.sel(width=width)
+        shift = 1.02 ** (number - (num_widths - 1) / 2)  # so that bars do not hide one another
+        for axes, scale in ((above, np.ones_like(rates)), (below, rates / 2)):
+            values = of_width * xr.DataArray(scale, dims="learning_rate")
+            mean, error = values.mean("seed"), values.std("seed", ddof=1)
+            axes.errorbar(
+                rates * shift, mean, error, color=color, linestyle="none", marker="o", markersize=3,
+                linewidth=1.0, capsize=1.5, label=f"width {width:g}",
+            )  # fmt: skip
+        for rate, count in zip(rates, of_width.notnull().sum("seed").values, strict=True):
+            below.annotate(
+                f"{count}", (rate, 0.01 + 0.065 * (num_widths - 1 - number)), fontsize=6, color=color,
+                xycoords=("data", "axes fraction"), ha="center",
+            )  # fmt: skip
+    above.set(xscale="log", yscale="log")
+    style.plain_numbers(above.yaxis)
+    above.set(ylabel=r"$\lambda_{\max}$ at the onset (nat)")
+    below.set(xlabel=r"learning rate $\eta$", ylabel=r"$\eta\,\lambda_{\max} / 2$", ylim=(0.65, 1.25))
+    below.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    below.minorticks_off()
+    above.legend()
     return figure
 
 
+@style.styled
 def static_dynamic(found: xr.Dataset) -> Figure:
     """Draw a run under the static loss beside the same under the dynamical one.
 
-    `found` has a dimension `amplitude`. Rows: F with the period of its windows as colour; largest Hessian
-    eigenvalue, mean of two consecutive steps, with the threshold; accuracy. Each run has an axis of F of its
-    own.
+    Of the static one the variables begin with `reference_`. Rows: F with the period of its windows as colour;
+    largest Hessian eigenvalue, mean of two consecutive steps, with the threshold; accuracy. Each run has an
+    axis of F of its own.
 
     Source: ours.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-        grid = figure.subplots(3, found.sizes["amplitude"], sharex=True)
-        for column, amplitude in zip(grid.T, found["amplitude"].values, strict=True):
-            run = found.sel(amplitude=amplitude)
-            for axes in column:
-                axes.set_rasterization_zorder(2.2)
-            _draw_periods(column[0], run, 0, run.sizes["step"])
-            if run["loss"].max() < 3 * run["loss"].min():  # less than the decade that log axes label
-                column[0].set_yscale("linear")
-            dots = dict(color="#222222", linestyle="none", marker=".", markersize=1.6, markeredgewidth=0)
-            column[1].plot(run["stability_step"], run["sharpness"], **dots, zorder=2)
-            column[1].set_ylim(0.8 * float(found["sharpness"].min()), 1.25 * float(found["sharpness"].max()))
-            label = rf"threshold $2/\eta$ = {found.attrs['threshold']:g}"
-            column[1].axhline(found.attrs["threshold"], **_THRESHOLD, label=label)
-            column[1].set_yscale("log")
-            column[1].yaxis.set_minor_formatter(NullFormatter())
-            column[2].plot(run["step"], run["accuracy"], **dots | {"markersize": 0.8}, zorder=2)
-            column[2].set(xlabel="step", ylim=(-0.03, 1.03))
-            kind = "static loss" if amplitude == 1 else "dynamical loss"
-            column[0].set_title(f"A = {amplitude:g}: {kind}", fontsize=8)
-        labels = r"loss $F$ (nat)", "Hessian\n" r"$\lambda_{\max}$ (nat)", "training\naccuracy"
-        for axes, text in zip(grid[:, 0], labels, strict=True):
-            axes.set_ylabel(text)
-        grid[1, 0].legend(frameon=False, loc="lower right")
-        _legend_of_periods(figure, found)
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    grid = figure.subplots(3, 2, sharex=True)
+    both = found[["sharpness", "reference_sharpness"]].to_array()
+    kinds = ("reference_", "static", 1.0), ("", "dynamical", found.attrs["amplitude"])
+    for column, (prefix, kind, amplitude) in zip(grid.T, kinds, strict=True):
+        for axes in column:
+            axes.set_rasterization_zorder(2.2)
+        loss = found[f"{prefix}loss"]
+        _draw_periods(column[0], found, 0, found.sizes["step"], prefix)
+        if loss.max() < 3 * loss.min():  # less than the decade that log axes label
+            column[0].set_yscale("linear")
+        sharpness = found[f"{prefix}sharpness"]
+        column[1].plot(found["stability_step"], sharpness, **style.DOTS | {"markersize": 1.6})
+        label = rf"threshold $2/\eta$ = {found.attrs['threshold']:g}"
+        column[1].axhline(found.attrs["threshold"], **style.THRESHOLD, label=label)
+        column[1].set(ylim=(0.8 * float(both.min()), 1.25 * float(both.max())), yscale="log")
+        column[1].yaxis.set_minor_formatter(NullFormatter())
+        column[2].plot(found["step"], found[f"{prefix}accuracy"], **style.DOTS)
+        column[2].set(xlabel="step", ylim=(-0.03, 1.03))
+        column[0].set_title(f"A = {amplitude:g}: {kind} loss")
+    style.label_rows(grid[:, 0], (style.LOSS, style.SHARPNESS, style.ACCURACY))
+    grid[1, 0].legend(loc="lower right")
+    _legend_of_periods(figure, found[["label", "reference_label"]].to_array())
     return figure
 
 
-def _per_step(found: xr.Dataset) -> np.ndarray:
+def _per_step(found: xr.Dataset, prefix: str = "") -> np.ndarray:
     """Return the label of the window of each step; steps behind the last window have its label."""
     width = found.attrs["window"]
     window = np.minimum(np.arange(found.sizes["step"]) // width, found.sizes["window_step"] - 1)
-    return found["label"].values[window]
+    return found[f"{prefix}label"].values[window]
 
 
-def _draw_periods(axes: Axes, found: xr.Dataset, start: int, stop: int) -> None:
-    period, loss = _per_step(found), found["loss"].values
+def _draw_periods(axes: Axes, found: xr.Dataset, start: int, stop: int, prefix: str = "") -> None:
+    period, loss = _per_step(found, prefix), found[f"{prefix}loss"].values
     steps = np.arange(len(loss))
     inside = (steps >= start) & (steps < stop)
     for code, color in PERIOD_COLORS.items():
         chosen = inside & (period == code)
-        axes.plot(
-            steps[chosen], loss[chosen], color=color, linestyle="none", marker=".", markersize=1.2,
-            markeredgewidth=0, zorder=2,
-        )  # fmt: skip
+        axes.plot(steps[chosen], loss[chosen], **style.DOTS | {"color": color, "markersize": 1.2})
     axes.set_yscale("log")
 
 
 def _draw_sharpness(axes: Axes, found: xr.Dataset) -> None:
-    steps, turn = found["tracker_step"].values, found.attrs["steps_per_class"]
+    steps, turn = found["tracker_step"].values, found.attrs["turn"]
     sharpness = found["tracked_eigenvalues"].sel(rank=0)
-    dots = dict(color="#222222", linestyle="none", marker=".", markersize=1.6, markeredgewidth=0)
-    axes.plot(steps, sharpness, **dots | {"color": "#9a9a9a"}, zorder=2, label="single steps")
-    axes.plot(found["stability_step"], found["sharpness"], **dots, zorder=2.1, label="mean of two steps")
+    dots = style.DOTS | {"markersize": 1.6}
+    axes.plot(steps, sharpness, **dots | {"color": style.GREY}, label="single steps")
+    axes.plot(
+        found["stability_step"], found["sharpness"], **dots | {"zorder": 2.1}, label="mean of two steps"
+    )
     label = "forecast"
     for number in range(found.sizes["step"] // turn):
         at = int(np.argmin(np.abs(found["forecast_step"].values - (number + 0.5) * turn)))
@@ -237,7 +219,7 @@ def _draw_sharpness(axes: Axes, found: xr.Dataset) -> None:
         inside = np.isfinite(ahead) & (steps < (number + 1) * turn)
         axes.plot(steps[inside], ahead[inside], color="#009E73", linewidth=1.1, zorder=2.4, label=label)
         label = None
-    axes.axhline(found.attrs["threshold"], **_THRESHOLD, label=f"threshold {found.attrs['threshold']:g}")
+    axes.axhline(found.attrs["threshold"], **style.THRESHOLD, label=f"threshold {found.attrs['threshold']:g}")
     axes.set_yscale("log")
     axes.set_ylim(top=8 * float(sharpness.max()))  # room for the legend
 
@@ -247,12 +229,12 @@ def _draw_exponent(axes: Axes, found: xr.Dataset) -> None:
     middle, value, error = found["window_step"] + width / 2, found["exponent"], found["exponent_error"]
     axes.fill_between(middle, value - error, value + error, color="#0072B2", alpha=0.35, linewidth=0)
     axes.plot(middle, value, color="#0072B2", linewidth=0.6, zorder=2)
-    axes.axhline(0, color="#222222", linewidth=0.5, zorder=1)
+    axes.axhline(0, color=style.BLACK, linewidth=0.5, zorder=1)
 
 
 def _draw_split(axes: Axes, found: xr.Dataset) -> None:
     """Accumulate both parts, and their sum, over each stretch of valid measurements of a turn."""
-    steps, turn = found["tracker_step"].values, found.attrs["steps_per_class"]
+    steps, turn = found["tracker_step"].values, found.attrs["turn"]
     loss, network = (found[name].sel(rank=0).values for name in ("loss_moved", "network_moved"))
     # in a cycle both parts are those of one branch, whose sign says nothing of the mean
     calm = _per_step(found)[steps] == 1
@@ -262,22 +244,20 @@ def _draw_split(axes: Axes, found: xr.Dataset) -> None:
     for stretch in np.split(np.arange(len(steps)), ends):
         if valid[stretch[0]] and len(stretch) > 4:
             for key, color, change in (
-                ("both", "#9a9a9a", loss + network),
+                ("both", style.GREY, loss + network),
                 ("loss", "#CC79A7", loss),
                 ("network", "#0072B2", network),
             ):
                 values = np.append(0, np.cumsum(change[stretch]))
                 at = np.append(2 * steps[stretch[0]] - steps[stretch[0] + 1], steps[stretch])
                 axes.plot(at, values, color=color, linewidth=1.0, label=labels.pop(key, None), zorder=2)
-    axes.axhline(0, color="#222222", linewidth=0.5, zorder=1)
+    axes.axhline(0, color=style.BLACK, linewidth=0.5, zorder=1)
 
 
-def _legend_of_periods(figure: Figure, found: xr.Dataset) -> None:
-    present = [code for code in PERIOD_COLORS if (found["label"] == code).any()]
+def _legend_of_periods(figure: Figure, labels: xr.DataArray) -> None:
+    present = [code for code in PERIOD_COLORS if (labels == code).any()]
     marks = [
         Line2D([], [], color=PERIOD_COLORS[c], marker="o", markersize=3, linestyle="none") for c in present
     ]
     names = [name(code) for code in present]
-    figure.legend(
-        marks, names, ncols=len(names), loc="outside upper center", frameon=False, handletextpad=0.1
-    )
+    figure.legend(marks, names, ncols=len(names), loc="outside upper center", handletextpad=0.1)

@@ -1,18 +1,17 @@
 """Figures of infinite width and of the linearised network."""
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis.figures.style import COLORS, STYLE
+from analysis.figures import style
 
-_STATIC, _DYNAMICAL = "#9a9a9a", COLORS[0]
+_STATIC, _DYNAMICAL = style.GREY, style.COLORS[0]
 
 
+@style.styled
 def kernel_width(found: xr.Dataset) -> Figure:
     """Draw the relative distance of the empirical NTK from that of infinite width, over the width.
 
@@ -22,33 +21,30 @@ def kernel_width(found: xr.Dataset) -> Figure:
 
     Source: ours.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 3.1), layout="constrained")
-        panels = figure.subplots(1, found.sizes["rate"], sharex=True, sharey=True)
-        for axes, rate in zip(panels, found["rate"].values, strict=True):
-            rows, initial = found.sel(rate=rate), found["initial_distance"].rename(draw="seed")
-            slope = found["initial_slope"], found["initial_slope_error"]
-            widths = found["initial_width"].values
-            words = f"first parameters: $N^{{%s}}$ from {found['initial_slope'].attrs['widths'][0]:,} on"
-            _draw_distance(axes, widths, initial, words, slope, 0)
-            widest = "{:,} to {:,}".format(*found["slope"].attrs["widths"])
-            for number, cycles in enumerate(found["cycles"].values, start=1):
-                row = rows.sel(cycles=cycles)
-                words = f"after {cycles} cycle{'s' * int(cycles > 1)}: $N^{{%s}}$ from {widest}"
-                slope = row["slope"], row["slope_error"]
-                _draw_distance(axes, found["width"].values, row["distance"], words, slope, number)
-            guide = float(initial.mean("seed")[-1]) * np.sqrt(widths[-1] / widths)
-            axes.plot(
-                widths, guide, color="#222222", linestyle=":", linewidth=1, label="$N^{-1/2}$", zorder=1
-            )
-            axes.set(xscale="log", yscale="log", xlabel="width $N$ (hidden units)")
-            axes.set_title(_rate_in_words(rows["learning_rate"].values), fontsize=8)
-            axes.legend(frameon=False, loc="upper right", borderaxespad=0.1)
-        panels[0].set_ylabel(
-            "relative distance from the kernel\nof infinite width, "
-            r"$|\Theta_N - \Theta_\infty|\,/\,|\Theta_\infty|$"
-        )
-        panels[0].set_ylim(top=30 * float(found["distance"].mean("seed").max()))  # room for the legends
+    figure = Figure(figsize=(7.0, 3.1), layout="constrained")
+    panels = figure.subplots(1, found.sizes["rate"], sharex=True, sharey=True)
+    for axes, rate in zip(panels, found["rate"].values, strict=True):
+        rows, initial = found.sel(rate=rate), found["initial_distance"].rename(draw="seed")
+        slope = found["initial_slope"], found["initial_slope_error"]
+        widths = found["initial_width"].values
+        words = f"first parameters: $N^{{%s}}$ from {found['initial_slope'].attrs['widths'][0]:,} on"
+        _draw_distance(axes, widths, initial, words, slope, 0)
+        widest = "{:,} to {:,}".format(*found["slope"].attrs["widths"])
+        for number, cycles in enumerate(found["cycles"].values, start=1):
+            row = rows.sel(cycles=cycles)
+            words = f"after {cycles} cycle{'s' * int(cycles > 1)}: $N^{{%s}}$ from {widest}"
+            slope = row["slope"], row["slope_error"]
+            _draw_distance(axes, found["width"].values, row["distance"], words, slope, number)
+        guide = float(initial.mean("seed")[-1]) * np.sqrt(widths[-1] / widths)
+        axes.plot(widths, guide, color=style.BLACK, linestyle=":", linewidth=1, label="$N^{-1/2}$", zorder=1)
+        axes.set(xscale="log", yscale="log", xlabel="width $N$ (hidden units)")
+        axes.set_title(_rate_in_words(rows["learning_rate"].values))
+        axes.legend(loc="upper right", borderaxespad=0.1)
+    panels[0].set_ylabel(
+        "relative distance from the kernel\nof infinite width, "
+        r"$|\Theta_N - \Theta_\infty|\,/\,|\Theta_\infty|$"
+    )
+    panels[0].set_ylim(top=30 * float(found["distance"].mean("seed").max()))  # room for the legends
     return figure
 
 
@@ -62,12 +58,13 @@ def _draw_distance(
     axes: Axes, widths: np.ndarray, distance: xr.DataArray, words: str, slope: tuple, number: int
 ) -> None:
     axes.errorbar(
-        widths, distance.mean("seed"), distance.std("seed", ddof=1), color=COLORS[number],
+        widths, distance.mean("seed"), distance.std("seed", ddof=1), color=style.COLORS[number],
         marker="osD"[number], markersize=4, linewidth=1, capsize=2,
         label=words % rf"{float(slope[0]):.3f} \pm {float(slope[1]):.3f}",
     )  # fmt: skip
 
 
+@style.styled
 def lazy_rich(found: xr.Dataset) -> Figure:
     """Draw the real network beside the linearised one, under the dynamical and the static loss.
 
@@ -80,46 +77,36 @@ def lazy_rich(found: xr.Dataset) -> Figure:
     """
     columns = [(bool(kind), float(rate)) for rate in found["learning_rate"] for kind in found["linearized"]]
     titles = [f"{'linearised' if kind else 'real'}, $\\eta$ = {rate:g}" for kind, rate in columns]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 7.2), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=[4.2, 1.5])
-        grid = upper.subplots(4, len(columns), sharex=True, sharey="row")
-        for axes, title, (kind, rate) in zip(grid.T, titles, columns, strict=True):
-            axes[0].set_title(title, fontsize=8)
-            _draw_rows(axes, found.sel(linearized=kind, learning_rate=rate).isel(seed=0), rate)
-        labels = (
-            r"loss $F$ (nat)", "training\naccuracy", "Hessian\n" r"$\lambda_{\max}$ (nat)",
-            "NTK\n" r"$\lambda_{\max}(t)\,/\,\lambda_{\max}(0)$",
-        )  # fmt: skip
-        for axes, text in zip(grid[:, 0], labels, strict=True):
-            axes.set_ylabel(text)
-        for axes in grid[(0, 2, 3), 0]:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(numticks=9))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        upper.align_ylabels(grid[:, 0])
-        handles = [Line2D([], [], color=_STATIC), Line2D([], [], color=_DYNAMICAL)]
-        words = "static loss", "dynamical loss"
-        upper.legend(handles, words, loc="outside upper center", ncols=2, frameon=False)
-        _draw_final(lower.subplots(), found, columns, titles)
+    figure = Figure(figsize=(7.2, 7.2), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[4.2, 1.5])
+    grid = upper.subplots(4, len(columns), sharex=True, sharey="row")
+    for axes, title, (kind, rate) in zip(grid.T, titles, columns, strict=True):
+        axes[0].set_title(title)
+        _draw_rows(axes, found.sel(linearized=kind, learning_rate=rate), rate)
+    ntk = "NTK\n" r"$\lambda_{\max}(t)\,/\,\lambda_{\max}(0)$"
+    style.label_rows(grid[:, 0], (style.LOSS, style.ACCURACY, style.SHARPNESS, ntk))
+    for axes in grid[(0, 2, 3), 0]:
+        axes.set_yscale("log")
+        style.plain_numbers(axes.yaxis, numticks=9)
+    handles = [Line2D([], [], color=_STATIC), Line2D([], [], color=_DYNAMICAL)]
+    words = "static loss", "dynamical loss"
+    upper.legend(handles, words, loc="outside upper center", ncols=2)
+    _draw_final(lower.subplots(), found, columns, titles)
     return figure
 
 
 def _draw_rows(axes: np.ndarray, run: xr.Dataset, rate: float) -> None:
     for amplitude, color in zip(run["amplitude"].values, (_STATIC, _DYNAMICAL), strict=True):
         one = run.sel(amplitude=amplitude)
-        dots = dict(
-            linestyle="none", marker=".", markersize=1.0, color=color, markeredgewidth=0, rasterized=True
-        )
+        dots = style.DOTS | dict(markersize=1.0, color=color, rasterized=True)
         axes[0].plot(one["step"], one["loss"], **dots)
         axes[1].plot(one["step"], one["accuracy"], **dots)
         axes[2].plot(one["stability_step"], one["sharpness"], color=color, linewidth=0.7)
         ntk = one["ntk_eigenvalues"].isel(rank=0)
         axes[3].plot(one["ntk_step"], ntk / ntk[0], color=color, linewidth=1.0)
-    axes[2].axhline(2 / rate, color=COLORS[1], linewidth=1.0, linestyle="--")
+    axes[2].axhline(2 / rate, **style.THRESHOLD)
     axes[2].annotate(r"$2/\eta$", (0.99, 2 / rate), xycoords=("axes fraction", "data"), xytext=(0, 2),
-                     textcoords="offset points", ha="right", color=COLORS[1], fontsize=7,
+                     textcoords="offset points", ha="right", color=style.COLORS[1], fontsize=7,
                      bbox=dict(facecolor="white", edgecolor="none", pad=0.5, alpha=0.8))  # fmt: skip
     axes[1].set_ylim(0, 1.03)
     axes[3].set(xlabel="step", xlim=(0, int(run["step"][-1]) + 1))

@@ -11,7 +11,9 @@ from dlf.store.cells import DIVERGED
 ACCURACIES = ("accuracy", "validation_accuracy")
 
 
-def reduce(sweeps: Mapping[str, xr.Dataset], num_classes: int, level: float = 0.05) -> xr.Dataset:
+def reduce(
+    sweeps: Mapping[str, xr.Dataset], num_classes: int | None = None, level: float = 0.05
+) -> xr.Dataset:
     """Reduce the sweeps of one diagram to what its figure shows.
 
     `sweeps` holds "main"; the static loss is its amplitude 1 or the sweep "static"; "control" holds some
@@ -19,10 +21,11 @@ def reduce(sweeps: Mapping[str, xr.Dataset], num_classes: int, level: float = 0.
     one delta degree of freedom); for accuracies `_gain`, `_gain_error`, `_p_value` and `_significant`
     against the static loss (see `paired_gain`); under `reference_` the static loss of a sweep of its own;
     under `control_` what double precision changes (see `control`). A diverged run counts with the accuracy
-    of guessing, 1 / num_classes, and elsewhere not at all.
+    of guessing, 1 / num_classes (by default as "main" has it among its attributes), and elsewhere not at all.
 
     Raises ValueError for a sweep that is not complete.
     """
+    num_classes = sweeps["main"].attrs["num_classes"] if num_classes is None else num_classes
     for name, sweep in sweeps.items():
         missing = int((sweep["status"] == 0).sum())
         if missing:
@@ -79,9 +82,9 @@ def control(double: xr.Dataset, single: xr.Dataset, num_classes: int) -> xr.Data
     return found
 
 
-def findings(reduced: xr.Dataset) -> list[tuple[str, str]]:
-    """Return what a diagram found, in words and numbers."""
-    rows = []
+def in_words(reduced: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
+    """Return a table of what a diagram found, in words and numbers."""
+    rows = [("quantity", "found")]
     for name in ACCURACIES:
         if f"{name}_mean" not in reduced:
             continue
@@ -99,14 +102,10 @@ def findings(reduced: xr.Dataset) -> list[tuple[str, str]]:
             rows.append((f"cells significantly better in {label}", f"{significant} of {int(tested.sum())}"))
         if f"control_{name}_shift" in reduced:
             shift = reduced[f"control_{name}_shift"]
-            rows.append(
-                (
-                    f"{label}: float64 minus float32, {shift.attrs['num_cells']} cells",
-                    f"{shift.attrs['mean']:+.4f} ± {shift.attrs['error']:.4f}",
-                )
-            )
-    rows.append(("runs that diverged", f"{100 * float(reduced['diverged'].mean()):.1f} %"))
-    return rows
+            words = f"{label}: float64 minus float32, {shift.attrs['num_cells']} cells"
+            rows.append((words, f"{shift.attrs['mean']:+.4f} ± {shift.attrs['error']:.4f}"))
+    diverged = f"{100 * float(reduced['diverged'].mean()):.1f} %"
+    return {"diagram": [*rows, ("runs that diverged", diverged)]}
 
 
 def _measured(sweep: xr.Dataset) -> list[str]:

@@ -1,44 +1,36 @@
 """The run of Fig. 4 with all that tells when it becomes unstable, why, and when that ends.
 
-    make cascades
-
-The training is that of experiments/configs/fig4.py, to the bit; its probes are others. All probes and their
-settings are [ours]. `static` is the same under the static loss, A = 1.
+`make cascades`, 3 minutes. The training is that of fig4.py, to the bit; its probes and their settings are
+[ours]. `static` is the same under the static loss, A = 1; a second pass from the checkpoints measures each
+onset at every step.
 """
 
-from ml_collections import ConfigDict
+from analysis.findings import onsets
+from experiments import measurements
+from experiments.configs import fig4
 
-# scale: turns of a class, steps of a turn, hidden width, examples per class
-_SIZES = {"smoke": (6, 100, 16, 20), "small": (14, 5_000, 100, 100), "paper": (14, 5_000, 100, 100)}
+FIGURE = "cascades", "bifurcation", "static_dynamic"
+CSV = "instabilities", "instability"  # file, dimension
+measure, reduce, in_words = measurements.onsets_at_every_step, onsets.reduce, onsets.in_words
+EXPECTED = (
+    ("num_instabilities", {}, 9, 7, 11, "[ours], P1 [fig]"),
+    ("instability_onset", {"instability": 0}, 4_088, 4_000, 4_200, "[ours]"),
+    ("reference_accuracy", 69_999, 0.477, 0.0, 0.8, "[ours], P1 [text]"),
+)
 
 
-def get_config(scale: str = "small") -> ConfigDict:
+def get_config(scale="small"):
     """Return the configuration of the run."""
-    num_turns, period, width, examples = _SIZES[scale]
-    config = ConfigDict()
-    config.seed = 0
-    config.float64 = True
-    config.num_steps = num_turns * period
+    config = fig4.get_config()
+    if scale == "smoke":
+        config = fig4.get_config(num_turns=6, period=100)
+        config.dataset.update(examples_per_class=20, num_turns=0.5)
+        config.model.hidden_widths = (16,)
+    period = config.schedule.period
     config.steps_per_chunk = 2 * period // 5
     config.checkpoints_kept = config.num_steps // config.steps_per_chunk  # all: for the second pass
-    config.dataset = dict(
-        name="spiral",
-        num_classes=3,
-        examples_per_class=examples,
-        num_turns=0.5 if scale == "smoke" else 2.0,
-        noise=0.2,
-        seed=0,
-    )
-    config.model = dict(
-        name="mlp", hidden_widths=(width,), activation="relu", initialization="original", use_bias=True
-    )
-    config.loss = dict(name="cross_entropy")
-    config.schedule = dict(name="triangular", amplitude=70.0, period=period, hold_step=True)
-    config.stop_after = (num_turns - 1) * (period + 1)  # the last switch of class: quiet from here on
-    config.optimizer = dict(name="sgd", learning_rate=1.0)
     config.probes = dict(
-        # a multiple of all periods: two measurements lie on one branch
-        tracker=dict(every=32, num=3, tol=1e-3),
+        tracker=dict(every=32, num=3, tol=1e-3),  # a multiple of all periods: all lie on one branch
         stability=dict(every=max(period // 100, 10), tol=1e-3),
         lyapunov=dict(num=1),
         ntk=dict(every=5, num=1, num_examples=50),
@@ -47,10 +39,12 @@ def get_config(scale: str = "small") -> ConfigDict:
     return config
 
 
-def static(scale: str = "small") -> ConfigDict:
+def static(scale="small"):
     """Return the configuration of the same run under the static loss."""
     config = get_config(scale)
     config.schedule.amplitude = 1.0
-    names = ("tracker", "stability", "lyapunov")
-    config.probes = {name: config.probes[name].to_dict() for name in names}
+    del config.probes.ntk, config.probes.forecast
     return config
+
+
+RUNS = {"run": get_config, "static": static}

@@ -1,9 +1,8 @@
 """Fig. 4 of "Tilting the playing field" (arXiv 2102.03793): spiral, one hidden layer.
 
-    make fig4
-
-Gradient descent under a dynamical cross-entropy, in float64, with the Hessian and the NTK
-measured along the way. All values are read in the authors' notebook, unless marked [ours].
+`make fig4`, one minute. Expect F of .133, .130, .111 in the first three mid-periods, an accuracy of .993 at
+the end. Gradient descent under a dynamical cross-entropy, in float64, with the Hessian and the NTK measured
+along the way. All values are read in the authors' notebook, unless marked [ours].
 """
 
 import json
@@ -14,50 +13,36 @@ from statistics import stdev
 from ml_collections import ConfigDict
 
 FIGURE = "fig4"
-
 # What 12 runs found whose initial parameters differ by 1e-12: written with
 #     python -m experiments.benchmark spread --json=experiments/configs/fig4_spread.json
 _SPREAD = json.loads((Path(__file__).parent / "fig4_spread.json").read_text())["rows"]
 _FOUND = {row["step"]: row["values"] for row in _SPREAD if row["variable"] == "loss"}
-
-
-def _factor(step: int) -> float:
-    """Return 5 %, or where the trajectory is chaotic three standard deviations of log F."""
-    return max(1.05, math.exp(3 * stdev(map(math.log, _FOUND[step]))))
-
-
 # F in mid-period, digitised from the authors' printed figure.
-_MID_PERIOD_LOSS = {
-    2_500: 0.133,
-    7_500: 0.130,
-    12_500: 0.111,
-    17_500: 0.085,
-    22_500: 0.056,
-    27_500: 0.032,
-    32_500: 0.0204,
-    37_500: 0.0194,
-    42_500: 0.0141,
-    47_500: 0.0118,
-    52_500: 0.0088,
-    57_500: 0.0064,
-    62_500: 0.0060,
-}
+_LOSSES = (0.133, 0.130, 0.111, 0.085, 0.056, 0.032, 0.0204, 0.0194, 0.0141, 0.0118, 0.0088, 0.0064, 0.0060)
+
+
+def _accepted(step: int, loss: float) -> tuple[float, float]:
+    """Return the limits of 5 %, or where the trajectory is chaotic of three standard deviations of log F."""
+    factor = max(1.05, math.exp(3 * stdev(map(math.log, _FOUND[step]))))
+    return loss / factor, loss * factor
+
+
 # (variable, step, expected, least, most, source)
 EXPECTED = (
     *(
-        ("loss", step, loss, loss / _factor(step), loss * _factor(step), "P1 [fig]")
-        for step, loss in _MID_PERIOD_LOSS.items()
+        ("loss", t, F, *_accepted(t, F), "P1 [fig]")
+        for t, F in zip(range(2_500, 65_000, 5_000), _LOSSES, strict=True)
     ),
     ("accuracy", 69_999, 0.993, 0.98, 1.0, "P1 [fig]"),
 )
 
 
-def get_config() -> ConfigDict:
-    """Return the configuration of the figure."""
+def get_config(num_turns: int = 14, period: int = 5_000) -> ConfigDict:
+    """Return the configuration of the figure, or of so many turns of a class with so many steps."""
     config = ConfigDict()
     config.seed = 0
     config.float64 = True
-    config.num_steps = 70_000
+    config.num_steps = num_turns * period
     config.steps_per_chunk = 2_000  # [ours] steps between two commits
     config.checkpoints_kept = 2  # of the newest: one to resume from, one if that is damaged
     config.dataset = dict(
@@ -67,11 +52,16 @@ def get_config() -> ConfigDict:
         name="mlp", hidden_widths=(100,), activation="relu", initialization="original", use_bias=True
     )
     config.loss = dict(name="cross_entropy")
-    config.schedule = dict(name="triangular", amplitude=70.0, period=5_000, hold_step=True)
-    config.stop_after = 65_013  # the last switch of class, 13 * 5001: quiet from here on
+    config.schedule = dict(name="triangular", amplitude=70.0, period=period, hold_step=True)
+    config.stop_after = (num_turns - 1) * (period + 1)  # the last switch of class: quiet from here on
     config.optimizer = dict(name="sgd", learning_rate=1.0)
     config.probes = dict(
         hessian=dict(every=25, num=3, tol=1e-3),  # num and tol [ours]: the authors took one
         ntk=dict(every=1, num=3, num_examples=50),  # num [ours]; the first 50 are all of class 0
     )
     return config
+
+
+def reduce(results):
+    """Return the run as it is."""
+    return results["run"]

@@ -1,74 +1,49 @@
 """Accuracy against width of DCE, DMSE1 and DMSE2 beside their static parents: second paper.
 
-    .venv/bin/python -m experiments.phase_diagram phase_losses
-
-That the gain is largest for small networks is the paper's [text]. The formulas of DMSE1 and DMSE2, the
-spiral, widths, learning rates, amplitude, period and number of steps are [ours]: they could not be read.
+`python -m experiments.figure phase_losses --launcher=local`, 6 minutes on two cores. That the gain is largest
+for small networks is the paper's [text]. The formulas of DMSE1 and DMSE2, the spiral, widths, rates,
+amplitude, period and steps are [ours]: they could not be read.
 """
 
-from ml_collections import ConfigDict
+from experiments.configs import phase_width_rate
+from experiments.configs.phase_amplitude_period import DOUBLE, FINAL
+from experiments.sweep.axes import axis
 
-from experiments.sweep.axes import axis, record
-
-FIGURE = "losses_width"
+FIGURE, reduce, in_words = "losses_width", phase_width_rate.reduce, phase_width_rate.in_words
 # [ours] a squared error has a larger curvature at the start
 LEARNING_RATES = {"cross_entropy": 1.0, "dmse1": 0.3, "dmse2": 0.3}
-AMPLITUDE, PERIOD = 15.85, 1_259  # [ours], the best validation accuracy of phase_amplitude_period.py
-
-# scale: widths, seeds, steps
+_AT = {"amplitude": phase_width_rate.AMPLITUDE, "width": 40}
+EXPECTED = (
+    ("accuracy_gain", _AT | {"loss_name": "cross_entropy"}, 0.418, 0.34, 0.50, "[ours], P2 [text]: a gain"),
+    ("accuracy_gain", _AT | {"loss_name": "dmse1"}, 0.106, 0.02, 0.19, "[ours], P2 [text]: a gain"),
+    ("accuracy_gain", _AT | {"loss_name": "dmse2"}, 0.254, 0.19, 0.32, "[ours], P2 [text]: a gain"),
+)
+# scale: widths, seeds
 _SIZES = {
-    "smoke": ((4, 8), 3, 60),
-    "small": ((5, 10, 20, 40, 80, 160), 15, 35_000),
-    "paper": ((3, 5, 8, 13, 20, 32, 50, 80, 126, 200, 316, 500), 50, 35_000),
+    "smoke": ((4, 8), 3),
+    "small": ((5, 10, 20, 40, 80, 160), 15),
+    "paper": ((3, 5, 8, 13, 20, 32, 50, 80, 126, 200, 316, 500), 50),
 }
 
 
-def get_config(scale: str = "small") -> ConfigDict:
+def get_config(scale="small"):
     """Return the configuration that the sweeps vary."""
-    num_steps = _SIZES[scale][-1]
-    config = ConfigDict()
-    config.seed = 0
-    config.float64 = False
-    config.num_steps = num_steps + 1  # the last row is measured after `num_steps` updates
-    config.steps_per_chunk = 2_000
-    config.checkpoints_kept = 2  # of the newest: one to resume from, one if that is damaged
-    config.dataset = dict(
-        name="spiral",
-        num_classes=3,
-        examples_per_class=10 if scale == "smoke" else 100,
-        num_turns=2.0,
-        noise=0.2,
-        seed=0,
-    )
-    config.model = dict(
-        name="mlp", hidden_widths=(100,), activation="relu", initialization="original", use_bias=True
-    )
-    config.loss = dict(name="cross_entropy")
-    config.schedule = dict(name="triangular", amplitude=AMPLITUDE, period=PERIOD, hold_step=True)
-    config.stop_after = num_steps * 9 // 10
-    config.optimizer = dict(name="sgd", learning_rate=1.0)
-    config.probes = dict(validation=dict(every=num_steps))  # at the first and the last row
+    config = phase_width_rate.get_config(scale)
+    del config.probes.hessian
     return config
 
 
-def _axes(scale: str, num_seeds: int):
-    widths = _SIZES[scale][0]
-    chosen = {
-        loss: {"loss.name": loss, "optimizer.learning_rate": LEARNING_RATES[loss]} for loss in LEARNING_RATES
-    }
+def sweep(scale, num_seeds=None):
+    """Vary loss, width and seed, static (amplitude 1) and dynamical."""
+    widths, all_seeds = _SIZES[scale]
+    chosen = {k: {"loss.name": k, "optimizer.learning_rate": rate} for k, rate in LEARNING_RATES.items()}
     yield axis("loss_name", chosen, chosen.get)
     yield axis("width", widths, lambda width: {"model.hidden_widths": (width,)})
-    yield axis("amplitude", (1.0, AMPLITUDE), "schedule.amplitude")
-    yield axis("seed", range(num_seeds), "seed", "dataset.seed")
-    yield record("final", "loss", "accuracy", "validation_accuracy")
+    yield axis("amplitude", (1.0, phase_width_rate.AMPLITUDE), "schedule.amplitude")
+    yield axis("seed", range(num_seeds or all_seeds), "seed", "dataset.seed")
+    yield FINAL
 
 
-def sweep(scale: str):
-    """Vary loss, width and seed, static (amplitude 1) and dynamical."""
-    yield from _axes(scale, num_seeds=_SIZES[scale][1])
-
-
-def sweep_control(scale: str):
-    """Three seeds once more in float64."""
-    yield from _axes(scale, num_seeds=3)
-    yield axis("precision", ("double",), lambda _: {"float64": True})
+def sweep_control(scale):
+    """Take three seeds once more in float64."""
+    return *sweep(scale, num_seeds=3), DOUBLE

@@ -1,18 +1,20 @@
 """Loss and sharpness along training under the static cross-entropy: Fig. 1 of the second paper.
 
-    .venv/bin/python -m experiments.phase_diagram phase_static
-
-Three widths, two learning rates, means over 20 seeds [text]. The sizes, the learning rates, the spiral and
-the number of steps are [ours]: they could not be read. The sharpness is measured at an odd distance of
-steps, so that both parities of an oscillation are met.
+`python -m experiments.figure phase_static --launcher=local`, 5 minutes on two cores. Three widths, two
+learning rates, means over 20 seeds [text]. Sizes, rates, spiral and steps are [ours]: they could not be read.
+The sharpness is measured at an odd distance of steps, so that both parities of an oscillation are met.
 """
 
-from ml_collections import ConfigDict
-
+from experiments.configs import phase_amplitude_period
 from experiments.sweep.axes import axis, record
 
 FIGURE = "static_width_rate"
-
+reduce, in_words = phase_amplitude_period.reduce, phase_amplitude_period.in_words
+_SLOW, _FAST = ({"width": 50, "learning_rate": rate, "step": 19_899} for rate in (0.3, 3.0))
+EXPECTED = (  # in nat; the thresholds are 6.67 and 0.667
+    ("sharpness_mean", _SLOW, 9.12, 8.0, 10.3, "[ours], P2 [text]: up to 2 / rate"),
+    ("sharpness_mean", _FAST, 0.266, 0.0, 0.5, "[ours]"),
+)
 # scale: widths, learning rates, seeds, steps, steps between two measurements
 _SIZES = {
     "smoke": ((4, 8), (0.3, 1.0), 3, 60, 11),
@@ -21,47 +23,25 @@ _SIZES = {
 }
 
 
-def get_config(scale: str = "small") -> ConfigDict:
+def get_config(scale="small"):
     """Return the configuration that the sweeps vary."""
-    *_, num_steps, every = _SIZES[scale]
-    config = ConfigDict()
-    config.seed = 0
-    config.float64 = False
-    config.num_steps = num_steps
-    config.steps_per_chunk = 2_000
-    config.checkpoints_kept = 2  # of the newest: one to resume from, one if that is damaged
-    config.dataset = dict(
-        name="spiral",
-        num_classes=3,
-        examples_per_class=10 if scale == "smoke" else 100,
-        num_turns=2.0,
-        noise=0.2,
-        seed=0,
-    )
-    config.model = dict(
-        name="mlp", hidden_widths=(100,), activation="relu", initialization="original", use_bias=True
-    )
-    config.loss = dict(name="cross_entropy")
+    config = phase_amplitude_period.get_config(scale)
+    config.num_steps, config.stop_after = _SIZES[scale][3], 0
+    config.model.hidden_widths = (100,)
     config.schedule = dict(name="constant")
-    config.stop_after = 0
-    config.optimizer = dict(name="sgd", learning_rate=1.0)
-    config.probes = dict(hessian=dict(every=every, num=1, tol=1e-3))
+    config.probes = dict(hessian=dict(every=_SIZES[scale][4], num=1, tol=1e-3))
     return config
 
 
-def sweep(scale: str):
-    """Vary width, learning rate and seed."""
+def sweep(scale, part=1):
+    """Vary width, learning rate and seed; of the seeds take one `part`-th."""
     widths, rates, num_seeds, *_ = _SIZES[scale]
     yield axis("width", widths, lambda width: {"model.hidden_widths": (width,)})
     yield axis("learning_rate", rates, "optimizer.learning_rate")
-    yield axis("seed", range(num_seeds), "seed", "dataset.seed")
+    yield axis("seed", range(num_seeds // part), "seed", "dataset.seed")
     yield record("series", "loss", "accuracy", "hessian_eigenvalues")
 
 
-def sweep_control(scale: str):
-    """Half of the seeds once more in float64, of which the last values are kept."""
-    *axes, _, _ = sweep(scale)
-    yield from axes
-    yield axis("seed", range(_SIZES[scale][2] // 2), "seed", "dataset.seed")
-    yield axis("precision", ("double",), lambda _: {"float64": True})
-    yield record("final", "accuracy")
+def sweep_control(scale):
+    """Take half of the seeds once more in float64, of which the last values are kept."""
+    return *sweep(scale, part=2), phase_amplitude_period.DOUBLE, record("final", "accuracy")

@@ -1,0 +1,154 @@
+"""What makes up the curvature: by class, by Gauss-Newton part and residual, along a run and of images."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+import xarray as xr
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+
+from analysis import operators
+from analysis.density import spectral_density, trace
+from analysis.lanczos import top_eigenpairs
+from analysis.linear_maps import dense
+from analysis.ntk import empirical_ntk, spectrum
+from dlf import data, losses, models, optimizers, schedules, train
+from dlf.types import Matvec, Params, Problem, TrainState
+
+PARTS = ("Hessian", "GGN", "residual")
+STAGES = ("initial", "trained")
+
+
+def along(
+    problem: Problem,
+    state: TrainState,
+    advance: Callable[[TrainState], TrainState],
+    num_points: int = 100,
+    num_probes: int = 8,
+    order: int = 64,
+) -> xr.Dataset:
+    """Measure the curvature by class at points along a run, and all spectra at the first of them.
+
+    `advance` trains from one point to the next. `spectrum` are all eigenvalues of Hessian, GGN and residual
+    from the dense matrices, `density` the stochastic estimate of the same, `trace_deviation` the estimated
+    trace minus the dense one in standard errors; along the run the top eigenvector u of the Hessian, found
+    warm from the point before, gives `class_curvature` Gamma_c u.H_c u, which sums to the sharpness.
+    """
+    class_losses = losses.make_class_losses(problem.apply_fn, problem.weighted_loss)
+    logits_loss = losses.make_loss(lambda logits, inputs: logits, problem.weighted_loss, problem.schedule)
+    params, batch, step = state.params, problem.batch_fn(state.step), state.step
+    maps = {
+        "Hessian": operators.hessian(problem.loss_fn, params, batch, step),
+        "GGN": operators.ggn(problem.apply_fn, logits_loss, params, batch, step),
+        "residual": operators.residual(problem.apply_fn, logits_loss, params, batch, step),
+    }
+    rows, start = [], None
+
+    @jax.jit
+    def by_class(state, vectors):
+        top = jax.tree.map(lambda leaf: leaf[0], vectors)
+        curvatures = operators.class_curvatures(class_losses, state.params, problem.batch_fn(state.step), top)
+        return problem.schedule(state.step) * curvatures
+
+    for _ in range(num_points + 1):
+        matvec = operators.hessian(problem.loss_fn, state.params, problem.batch_fn(state.step), state.step)
+        pairs = top_eigenpairs(matvec, state.params, num=3, tol=1e-4, start=start, key=problem.key)
+        start = pairs.vectors
+        row = state.step, pairs.values[0], pairs.residuals[0], by_class(state, start), pairs.num_matvecs
+        rows.append(jax.tree.map(np.asarray, row))
+        state = advance(state)
+    steps, sharpness, residuals, class_curvature, num_matvecs = map(np.array, zip(*rows, strict=True))
+    eigenvalues = np.stack([np.linalg.eigvalsh(dense(maps[part], params))[::-1] for part in PARTS])
+    found = xr.Dataset(
+        {
+            "sharpness": ("step", sharpness, {"units": "nat"}),
+            "sharpness_residual": ("step", residuals, {"units": "nat"}),
+            "class_curvature": (("step", "class"), class_curvature, {"units": "nat"}),
+            "num_matvecs": ("step", num_matvecs),
+            "spectrum": (("part", "rank"), eigenvalues, {"units": "nat"}),
+            "ntk_spectrum": (
+                "ntk_rank",
+                np.asarray(spectrum(empirical_ntk(problem.apply_fn, params, batch.inputs))),
+            ),
+        },
+        {"step": steps, "part": list(PARTS), "class": np.arange(class_curvature.shape[1])},
+        {"first": int(step)},
+    )
+    of_parts = {part: (maps[part], params) for part in PARTS}
+    found = found.merge(_densities("", "part", of_parts, num_probes, order, problem.key))
+    found["trace_deviation"] = (found["trace"] - found["spectrum"].sum("rank")) / found["trace_error"]
+    return found
+
+
+def of_images(
+    widths: tuple[int, ...] = (16, 16, 128, 80),
+    num_examples: int = 300,
+    num_steps: int = 200,
+    num_probes: int = 3,
+    order: int = 40,
+) -> xr.Dataset:
+    """Measure the Hessian's density of a convolutional network on digits, before and after training."""
+    dataset = data.digits(num_train=num_examples)
+    model = models.myrtle(dataset.num_classes, widths, activation="relu")
+    key, batch_fn = jax.random.key(0), data.full_batch(dataset.train)
+    loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedules.constant(dataset.num_classes))
+    optimizer = optimizers.make_optimizer("sgd", learning_rate=0.1)
+    state = train.init_state(model.init(key, dataset.train.inputs[:1]), optimizer)
+    trained, _, _ = train.make_loop(train.make_step(loss_fn, batch_fn, optimizer))(state, {}, num_steps)
+    size = min(128, num_examples)
+    maps = {
+        stage: (operators.hessian(loss_fn, at.params, dataset.train, at.step, batch_size=size), at.params)
+        for stage, at in zip(STAGES, (state, trained), strict=True)
+    }
+    found = _densities("image_", "stage", maps, num_probes, order, key)
+    logits = model.apply(trained.params, dataset.test.inputs)
+    found.attrs["num_parameters"] = ravel_pytree(state.params)[0].size
+    found.attrs["test_accuracy"] = float(losses.accuracy(logits, dataset.test.labels))
+    return found
+
+
+def _densities(
+    prefix: str, dim: str, maps: Mapping[str, tuple[Matvec, Params]], num_probes: int, order: int, key: Array
+) -> xr.Dataset:
+    """Return density and trace of each map, labelled by its name along `dim`."""
+    densities = [
+        spectral_density(*of, num_probes=num_probes, order=order, width=0.005, key=key)
+        for of in maps.values()
+    ]
+    traces = [trace(*of, num_matvecs=max(6, num_probes * order // 4), key=key) for of in maps.values()]
+    on_grid, per_value = (dim, f"{prefix}point"), {"units": "1/nat"}
+    return xr.Dataset(
+        {
+            f"{prefix}eigenvalue": (on_grid, np.stack([d.values for d in densities]), {"units": "nat"}),
+            f"{prefix}density": (on_grid, np.stack([d.density for d in densities]), per_value),
+            f"{prefix}density_error": (on_grid, np.stack([d.standard_error for d in densities]), per_value),
+            f"{prefix}trace": (dim, np.stack([t.value for t in traces]), {"units": "nat"}),
+            f"{prefix}trace_error": (dim, np.stack([t.standard_error for t in traces]), {"units": "nat"}),
+        },
+        {dim: list(maps)},
+    )
+
+
+def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
+    """Return a table of what was found, with its errors."""
+    first, warm = found.sel(step=found.first), found["num_matvecs"]
+    rows = [
+        ("quantity", "value", "standard error or residual"),
+        (
+            f"sharpness at step {found.first:,}",
+            f"{first['sharpness']:.4g}",
+            f"{first['sharpness_residual']:.1e}",
+        ),
+        ("sum of its classes", f"{first['class_curvature'].sum():.4g}", ""),
+    ]
+    for part in PARTS:
+        row = found.sel(part=part)
+        rows.append((f"trace of the {part}, estimated", f"{row['trace']:.4g}", f"{row['trace_error']:.1g}"))
+        rows.append((f"trace of the {part}, dense", f"{row['spectrum'].sum():.4g}", ""))
+    for stage in STAGES:
+        row = found.sel(stage=stage)
+        traces = f"{row['image_trace']:.4g}", f"{row['image_trace_error']:.1g}"
+        rows.append((f"image network, {stage}: trace", *traces))
+    products = f"{warm[0]:.0f}, {warm[1:].median():.0f}"
+    return {"curvature": [*rows, ("products a point, first and median after", products, "")]}

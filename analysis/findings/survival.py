@@ -1,0 +1,133 @@
+"""What of a dynamical loss's effects a network shows, real or linearised."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from analysis import cascades
+from analysis.findings.diagrams import ACCURACIES
+from analysis.findings.statistics import paired_gain
+from dlf.store.cells import DIVERGED
+
+_EFFECTS = {
+    "final_accuracy": "accuracy",
+    "final_validation_accuracy": "validation",
+    "unstable": "unstable",
+    "instabilities": "onsets",
+    "peak": "peak ηλ/2",
+    "sharpness_change": "λ, change",
+    "ntk_change": "NTK, change",
+}
+_CAPTION = (
+    "mean ± standard error over {} seeds; unstable: part of the time in which F has not period 1; "
+    "onsets: how often that begins; peak: largest after the first turn; changes: of mid-turn λ from the "
+    "first to the last cycle, of the largest NTK eigenvalue over the run"
+)
+_SERIES = ("loss", "accuracy", "sharpness", "ntk_eigenvalues")
+
+
+def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """Put together what the figure shows.
+
+    `effects` and `final_accuracies` of the sweep "main", with the series of its first seed; the latter of
+    the sweep "easier" under `easier_`; and "measured".
+    """
+    main, easier = results["main"], final_accuracies(results["easier"].squeeze("num_turns", drop=True))
+    found = main[[*_SERIES]].isel(seed=0, drop=True).merge(effects(main), combine_attrs="override")
+    found = found.merge(final_accuracies(main)).merge(results["measured"], combine_attrs="override")
+    return found.merge(easier.rename({name: f"easier_{name}" for name in easier}))
+
+
+def effects(sweep: xr.Dataset) -> xr.Dataset:
+    """Return what each cell shows beside its accuracies.
+
+    While the loss of the dynamical twin moves, up to `stop_after`: `instabilities`, the number of departures
+    of F from period 1, and `unstable`, the part of the time that they take; `peak`, the largest sharpness
+    measured after the first `turn`, in units of 2 / learning rate; over all steps `sharpness_change`, the
+    mean mid-turn sharpness of the last cycle over that of the first, and `ntk_change`, the largest NTK
+    eigenvalue at the end over that at the start. A diverged run does not count.
+    """
+    turn, stop_after, num_classes = (sweep.attrs[name] for name in ("turn", "stop_after", "num_classes"))
+    num_turns = stop_after // turn // num_classes * num_classes
+    middles = (turn * (np.arange(num_turns) + 0.5)).astype(int)
+    sharpness = sweep["sharpness"].sel(stability_step=middles, method="nearest")
+    first, last = (
+        sharpness.isel(stability_step=part).mean("stability_step")
+        for part in (slice(num_classes), slice(-num_classes, None))
+    )
+    moving = sweep["stability_ratio"].sel(stability_step=slice(turn, stop_after - 1))
+    ntk = sweep["ntk_eigenvalues"].isel(rank=0, drop=True)
+    dims, shape = sweep["status"].dims, sweep["status"].shape
+    series = sweep["loss"].sel(step=slice(None, stop_after - 1)).transpose(*dims, "step")
+    windows = [cascades.label(loss) for loss in series.values.reshape(-1, series.sizes["step"])]
+    away = [np.mean((w.labels != 1) & (w.labels != cascades.UNDEFINED)) for w in windows]
+    found = xr.Dataset(
+        {
+            "peak": moving.max("stability_step"),
+            "sharpness_change": last / first,
+            "ntk_change": ntk.isel(ntk_step=-1, drop=True) / ntk.isel(ntk_step=0, drop=True),
+            "instabilities": (dims, np.reshape([len(cascades.find(w)) for w in windows], shape)),
+            "unstable": (dims, np.reshape(away, shape)),
+        }
+    )
+    return found.where(sweep["status"] != DIVERGED)
+
+
+def final_accuracies(sweep: xr.Dataset) -> xr.Dataset:
+    """Return `final_accuracy` and `final_validation_accuracy` of every cell, and what the loss gains.
+
+    `<accuracy>_gain`, with `_gain_error`, is that over the static twin, amplitude 1, paired over seeds. A
+    diverged run counts with the accuracy of guessing.
+    """
+    found = xr.Dataset()
+    for name in ACCURACIES:
+        last = {dim: -1 for dim in sweep[name].dims if dim.endswith("step")}
+        final = sweep[name].isel(last, drop=True)
+        final = final.where(sweep["status"] != DIVERGED, 1 / sweep.attrs["num_classes"])
+        dynamical = final.sel(amplitude=final["amplitude"].max(), drop=True)
+        gain = paired_gain(dynamical, final.sel(amplitude=1.0, drop=True))
+        found[f"final_{name}"] = final
+        found[f"{name}_gain"], found[f"{name}_gain_error"] = gain["gain"], gain["gain_error"]
+    return found
+
+
+def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
+    """Return tables of what both losses do, of what they do on the easier data, and of the closed form."""
+    cells = [
+        found.sel(learning_rate=rate, linearized=linearized)
+        for rate in found["learning_rate"].values
+        for linearized in (False, True)
+    ]
+    networks = (
+        f"{'linearised' if cell['linearized'] else 'real'}\nη = {float(cell['learning_rate']):g}"
+        for cell in cells
+    )
+    rows = [("", *networks)]
+    for variable, words in _EFFECTS.items():
+        for loss, amplitude in ((f"{words}, static", 0), ("  dynamical", -1)):
+            rows.append((loss, *(mean_in_words(cell[variable].isel(amplitude=amplitude)) for cell in cells)))
+        if variable.startswith("final_"):
+            rows.append(("  gain", *(_gain(cell, variable.removeprefix("final_")) for cell in cells)))
+    easier = [("linearised, easier spiral", "static", "dynamical", "gain")]
+    for name in ACCURACIES:
+        both = (mean_in_words(found[f"easier_final_{name}"].isel(amplitude=a)) for a in (0, -1))
+        easier.append((_EFFECTS[f"final_{name}"], *both, _gain(found, f"easier_{name}")))
+    flow = [("closed form", "difference")]
+    for rate in found["flow_rate"].values:
+        flow.append((f"η = {rate:g}", f"{float(found['flow_difference'].sel(flow_rate=rate)):.1e}"))
+    return {_CAPTION.format(found.sizes["seed"]): rows, "easier": easier, "static squared loss": flow}
+
+
+def mean_in_words(values: xr.DataArray) -> str:
+    """Return mean ± standard error over seeds.
+
+    >>> mean_in_words(xr.DataArray([1.0, 2.0, np.nan], dims="seed"))
+    '1.5 ± 0.5'
+    """
+    error = float(values.std("seed", ddof=1)) / np.sqrt(int(values.count("seed")))
+    return f"{float(values.mean('seed')):.3g} ± {error:.1g}"
+
+
+def _gain(cell: xr.Dataset, name: str) -> str:
+    return f"{float(cell[f'{name}_gain']):+.3f} ± {float(cell[f'{name}_gain_error']):.1g}"

@@ -1,1 +1,0 @@
-"""`make cascades`: instabilities of a run, measured, explained and drawn."""

@@ -1,0 +1,167 @@
+"""The command of all figures: what it makes, compares and says to mistakes."""
+
+import importlib
+import os
+import shutil
+
+import pytest
+
+from analysis import figures
+from experiments import figure, records
+
+# a figure of one's own: one tiny run, drawn as Fig. 4
+MINE = """
+from experiments.configs import tiny
+
+FIGURE, EXPECTED, reduce, get_config = "fig4", (), tiny.reduce, tiny.get_config
+"""
+
+
+@pytest.mark.parametrize("name", figure.NAMES)
+def test_every_config_says_what_draws_it_what_reduces_it_and_what_to_expect(name):
+    module = importlib.import_module(f"experiments.configs.{name}")
+    assert figure.load(name) is module
+    drawn = (module.FIGURE,) if isinstance(module.FIGURE, str) else module.FIGURE
+    assert set(drawn) <= set(figures.__all__)
+    assert module.EXPECTED
+    assert all(least <= number <= most for _, _, number, least, most, _ in module.EXPECTED)
+    assert "experiments.figure" in module.__doc__ or "`make " in module.__doc__  # a run card
+    assert "minute" in module.__doc__ or "seconds" in module.__doc__
+
+
+def test_it_trains_draws_and_compares_and_then_only_draws(smoke, command, tmp_path):
+    folder = smoke("tiny")
+    out = (folder / "out.txt").read_text()
+    assert "OFF" not in out and out.count("ok") == 3
+    assert (folder / "tiny.png").stat().st_size > 10_000
+    assert (folder / "tiny.pdf").read_bytes().startswith(b"%PDF")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    rows = (copy / "metrics.zarr/loss/c/0").stat().st_mtime_ns
+    os.remove(copy / "tiny.png")
+    status, again, _ = command(figure.main, "tiny", f"--workdir={copy}")  # does not train again
+    assert status == 0 and (copy / "tiny.png").exists()
+    assert (copy / "metrics.zarr/loss/c/0").stat().st_mtime_ns == rows
+    assert again.splitlines()[:-1] == out.splitlines()[:-1]
+
+
+def test_it_exits_with_one_if_a_number_is_off(command, tmp_path):
+    status, out, _ = command(figure.main, "tiny", f"--workdir={tmp_path}", "--config.seed=3")
+    assert status == 1 and "OFF" in out
+    # the run in a folder is not overwritten
+    status, _, err = command(figure.main, "tiny", f"--workdir={tmp_path}")
+    assert status == 2 and "seed was 3, now 0" in err and err.count("\n") == 1
+
+
+def test_the_numbers_of_another_scale_are_shown_without_a_verdict(smoke):
+    for name in ("phase_losses", "kernel_width"):
+        out = (smoke(name) / "out.txt").read_text()
+        assert "numbers to expect at scale small" in out and "OFF" not in out and " ok" not in out
+
+
+def test_a_number_is_looked_up_by_step_or_labels_and_one_that_is_not_there_is_off(smoke):
+    found = records.load(smoke("tiny"))
+    loss = float(found["loss"][50])
+    ntk = {"ntk_step": 7, "rank": 1}
+    value = float(found["ntk_eigenvalues"].sel(ntk))
+    expected = (
+        ("loss", 50, loss, loss, loss, "source"),
+        ("ntk_eigenvalues", ntk, value, value, value, "source"),
+    )
+    rows, ok = figure.compare(found, expected)
+    assert ok and [row[-2] for row in rows[1:]] == ["ok", "ok"]
+    assert [row[1] for row in rows[1:]] == ["step 50", "ntk_step 7, rank 1"]
+    for absent in (("loss", 600), ("los", 50), ("ntk_eigenvalues", {"rank": 9}), ("loss", {"width": 3})):
+        rows, ok = figure.compare(found, ((*absent, 0.0, -1.0, 1.0, "source"),))
+        assert not ok and rows[1][-3:-1] == ("nan", "OFF")
+
+
+def test_a_file_of_ones_own_is_a_figure_and_several_lie_beside_one_another(command, tmp_path, smoke):
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    shutil.copytree(smoke("tiny"), tmp_path / "out" / "mine")
+    arguments = (path, "phase_losses", f"--workdir={tmp_path / 'out'}")
+    status, _, err = command(figure.main, *arguments, "--shipped")
+    assert status == 2 and "no data of mine come with dlf, only of phase_amplitude_period" in err
+    status, _, err = command(figure.main, path, f"--workdir={tmp_path / 'out' / 'mine'}")
+    assert status == 0, err
+    assert (tmp_path / "out" / "mine" / "mine.png").exists()
+    status, _, err = command(
+        figure.main, "phase_losses", "phase_static", "--shipped", f"--workdir={tmp_path}"
+    )
+    assert status == 0 and (tmp_path / "phase_static" / "shipped" / "phase_static.png").exists()
+
+
+MISTAKES = {
+    "phase_moon": "unknown figure 'phase_moon': one of cascade_rates, cascades, curvature, fig4",
+    "tiny --scale=small": "tiny has no scales: leave --scale out",
+    "phase_static --scale=large": "invalid choice: 'large'",
+    "cascades --shipped": "no data of cascades come with dlf, only of phase_amplitude_period, phase_losses",
+    "fig4 tiny --shipped": "no data of fig4 come with dlf",
+    "phase_static --unknown": "unrecognized arguments: --unknown",
+    "phase_static --config.seed=1": "unrecognized arguments: --config.seed=1: phase_static takes no settings",
+    "tiny --unknown": "unknown",
+    "tiny --config.num_step=5": "unknown config key 'num_step': did you mean 'num_steps'?",
+    "phase_static --launcher=slurm": "--launcher=slurm needs --jobs=N",
+    "phase_static --jobs=0": "--jobs must be at least 1, got 0",
+    "": "required: NAME",
+    "nowhere.py": "nowhere.py",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_a_mistake_gets_one_line_and_leaves_no_folder(command, tmp_path, arguments):
+    status, out, err = command(figure.main, *arguments.split(), f"--workdir={tmp_path / 'run'}")
+    assert status == 2 and out == "" and err.count("\n") == 1 and err.startswith("error: ")
+    assert MISTAKES[arguments] in err
+    assert not (tmp_path / "run").exists()
+
+
+LINES = {
+    "del FIGURE": "has no FIGURE",
+    "del EXPECTED": "has no EXPECTED",
+    "del reduce": "has no reduce",
+    "del get_config": "has no get_config",
+    "FIGURE = 'fig5'": "FIGURE 'fig5' is not in analysis.figures",
+    "1 / 0": "ZeroDivisionError",
+    "get_config = lambda scale: {}[scale]; RUNS = {}": "scale 'small': KeyError: 'small'",
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_config_module_that_lacks_a_part_gets_one_line(command, tmp_path, line):
+    path = tmp_path / "mine.py"
+    path.write_text(MINE + line + "\n")
+    status, _, err = command(figure.main, path, f"--workdir={tmp_path / 'run'}")
+    assert status == 2 and LINES[line] in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "body", ["results['moon']", "1 / 0", "{'loss': 1}", "results['run'].assign_attrs(x={})", "[]"]
+)
+def test_a_reduction_that_fails_gets_one_line_and_keeps_the_run(command, tmp_path, smoke, body):
+    path, folder = tmp_path / "mine.py", shutil.copytree(smoke("tiny"), tmp_path / "run")
+    path.write_text(f"{MINE}\ndef reduce(results):\n    return {body}\n")
+    before = {at: at.read_bytes() for at in folder.rglob("*") if at.is_file()}
+    status, _, err = command(figure.main, path, f"--workdir={folder}")
+    assert status == 2 and err.count("\n") == 1 and "Traceback" not in err
+    assert "mine could not be reduced" in err and f"its runs are kept in {folder}" in err
+    assert before.items() <= {at: at.read_bytes() for at in folder.rglob("*") if at.is_file()}.items()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["phase_static", "--shipped"], ["phase_static", "--scale=smoke"], ["tiny"]]
+)
+def test_a_folder_that_cannot_be_written_is_named(command, tmp_path, arguments):
+    (tmp_path / "file").write_text("")
+    status, _, err = command(figure.main, *arguments, f"--workdir={tmp_path / 'file'}")
+    assert status == 2 and "Traceback" not in err
+    assert "cannot" in err.splitlines()[-1] and str(tmp_path / "file") in err.splitlines()[-1]
+
+
+def test_a_figure_that_cannot_be_written_is_named(command, tmp_path, smoke):
+    folder = shutil.copytree(smoke("tiny"), tmp_path / "run")
+    (folder / "tiny.png").unlink()
+    (folder / "tiny.png").mkdir()
+    status, _, err = command(figure.main, "tiny", f"--workdir={folder}")
+    assert status == 2 and "cannot use" in err and err.count("\n") == 1
