@@ -6,9 +6,10 @@
 
 A figure is a file in experiments/configs, or one of yours: what to run (`get_config`, `RUNS`, `sweep*`), to
 `measure` and to `reduce`, the functions of analysis.figures that draw it, and the numbers to expect, at scale
-"small" if there are scales. What was interrupted goes on; what is finished is only drawn. --shipped draws the
-reduced data that come with dlf. The folder is results/NAME[/SCALE], or DIR, or of several figures
-DIR/NAME[/SCALE]. Settings are for figures of one run. The exit status is 1 if a number is off.
+"small" if there are scales; the last of them stands for it in README. What was interrupted goes on; what is
+finished is only drawn. --shipped draws the reduced data that come with dlf. The folder is results/NAME[/SCALE],
+or DIR, or of several figures DIR/NAME[/SCALE]. Overrides are for figures of one run. The exit status is 1 if a
+number is off.
 """
 
 import argparse
@@ -29,8 +30,8 @@ from rich.table import Table
 
 from analysis import figures, neural_tangents_import
 from analysis.figures.style import save
-from dlf.store.files import StoreError
-from experiments import command_line
+from dlf.store.files import StoreError, write_json
+from experiments import command_line, records
 from experiments.command_line import ConfigError
 from experiments.results import complete, stored
 from experiments.sweep.axes import SCALES, load_config_file
@@ -113,7 +114,8 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     else:
         results = complete(module, figure.config, figure.scale, folder, how)
         try:
-            found = stored(module.reduce(results), folder / f"{name}.nc")
+            seconds = sum(float(of.attrs.get("seconds", 0)) for of in results.values())
+            found = stored(module.reduce(results).assign_attrs(seconds=seconds), folder / f"{name}.nc")
         except OSError:
             raise
         except Exception as error:
@@ -128,12 +130,19 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
         table = found[[variable for variable in found if found[variable].dims == (dim,)]].to_dataframe()
         table.columns = [column.removeprefix(f"{dim}_") for column in table.columns]
         table.to_csv(folder / f"{file}.csv", index=False, na_rep="nan")
-    for title, rows in module.in_words(found).items() if hasattr(module, "in_words") else ():
-        tell(title, rows)
+    tables = module.in_words(found) if hasattr(module, "in_words") else {}
     compared = figure.scale in (None, DEFAULT)
     rows, ok = compare(found, module.EXPECTED, compared)
-    tell(f"{name}: numbers to expect" + ("" if compared else f" at scale {DEFAULT}"), rows)
-    print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.nc")
+    told = tables | {f"{name}: numbers to expect" + ("" if compared else f" at scale {DEFAULT}"): rows}
+    for title, table in told.items():
+        tell(title, table)
+    record = {
+        "name": name,
+        "scale": figure.scale,
+        "seconds": float(found.attrs.get("seconds", 0)),
+    } | records.provenance()
+    write_json(folder / f"{name}.json", record | {"tables": tables, "expected": rows})
+    print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.nc, {name}.json")
     return ok
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -63,8 +64,9 @@ def _measured(
     except (OSError, TypeError, ValueError, LookupError):  # missing, or damaged
         pass
     print(f"measuring: {folder / 'measured.nc'}", file=sys.stderr)
-    measured = module.measure(config, results, folder)
-    return stored(measured.assign_attrs(of=of.hexdigest()), folder / "measured.nc")
+    started = time.monotonic()
+    measured = module.measure(config, results, folder).assign_attrs(of=of.hexdigest())
+    return stored(measured.assign_attrs(seconds=time.monotonic() - started), folder / "measured.nc")
 
 
 def stored(found: xr.Dataset, path: Path) -> xr.Dataset:
