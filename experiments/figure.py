@@ -8,8 +8,8 @@ A figure is a file in experiments/configs, or one of yours: what to run (`get_co
 `measure` and to `reduce`, the functions of analysis.figures that draw it, and the numbers to expect, at scale
 "small" if there are scales; the last of them stands for it in README. What was interrupted goes on; what is
 finished is only drawn. --shipped draws the reduced data that come with dlf. The folder is
-results/NAME[/SCALE], or DIR, or of several figures DIR/NAME[/SCALE]. Overrides are for figures of one run. The
-exit status is 1 if a number is off.
+results/NAME[/SCALE], or DIR, or of several figures DIR/NAME[/SCALE]. Overrides are for figures of one run.
+The exit status is 1 if a number is off.
 """
 
 import argparse
