@@ -99,8 +99,8 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
         except Exception as error:  # whatever the config file, a program of the user's, raises
             raise ConfigError(f"{name}, scale {scale!r}: {type(error).__name__}: {error}") from error
         return Plan(name, module, config, scale, folder)
-    arguments = [sys.argv[0], *overrides]
-    config = command_line.parse(arguments, __doc__, Path(module.__file__), folder).config
+    arguments = [sys.argv[0], f"--config={module.__file__}", *overrides]
+    config = command_line.parse(arguments, __doc__, folder).config
     return Plan(name, module, config, scale, folder)
 
 
