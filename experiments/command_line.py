@@ -49,9 +49,7 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
-def parse(
-    argv: list[str], usage: str, default_config: Path | None = None, default_workdir: Path | None = None
-) -> Arguments:
+def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> Arguments:
     """Read --config, --workdir, --resume and overrides --config.key=value from the command line.
 
     With --help it prints `usage` and ends the program.
@@ -62,7 +60,7 @@ def parse(
         print(usage.strip())
         sys.exit(0)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", default_config and str(default_config), flag_values=values)
+    config_flags.DEFINE_config_file("config", flag_values=values)
     flags.DEFINE_string(
         "workdir", default_workdir and str(default_workdir), "folder of the run", flag_values=values
     )

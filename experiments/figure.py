@@ -13,9 +13,9 @@ The exit status is 1 if a number is off.
 """
 
 import argparse
-import importlib
 import inspect
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -56,11 +56,8 @@ def load(name: str) -> ModuleType:
     """Return the config module of a figure. Raises ConfigError for one that is unknown or lacks a part."""
     if name not in NAMES and not name.endswith(".py"):
         raise ConfigError(f"unknown figure {name!r}: one of {', '.join(NAMES)}")
-    module = (
-        importlib.import_module(f"experiments.configs.{name}")
-        if name in NAMES
-        else load_config_file(Path(name))
-    )
+    known = name in NAMES
+    module = import_module(f"experiments.configs.{name}") if known else load_config_file(Path(name))
     for part in ("get_config", "reduce", "FIGURE", "EXPECTED"):
         if not hasattr(module, part):
             raise ConfigError(f"{module.__file__} has no {part}: see experiments/configs/fig4.py")
@@ -79,10 +76,10 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
     scaled = "scale" in inspect.signature(module.get_config).parameters
     if options.scale and not scaled:
         raise ConfigError(f"{name} has no scales: leave --scale out")
-    scale = options.scale or DEFAULT if scaled else None
+    scale = (options.scale or DEFAULT) if scaled and not options.shipped else None
     folder = options.workdir or Path("results")
     if len(options.names) > 1 or not options.workdir:
-        folder = folder.joinpath(name, *(["shipped"] if options.shipped else [scale] if scaled else []))
+        folder = folder / name / ("shipped" if options.shipped else scale or "")
     if options.shipped:
         if not (CONFIGS / f"{name}.nc").exists():
             shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.nc")))
@@ -96,35 +93,36 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
         if overrides:
             raise ConfigError(f"unrecognized arguments: {' '.join(overrides)}: {name} takes no settings")
         try:
-            config = module.get_config(*([scale] if scaled else []))
+            config = module.get_config(*([scale] if scale else []))
         except Exception as error:  # whatever the config file, a program of the user's, raises
             raise ConfigError(f"{name}, scale {scale!r}: {type(error).__name__}: {error}") from error
         return Plan(name, module, config, scale, folder)
-    arguments = [sys.argv[0], *overrides]
-    config = command_line.parse(arguments, __doc__, Path(module.__file__), folder).config
+    arguments = [sys.argv[0], f"--config={module.__file__}", *overrides]
+    config = command_line.parse(arguments, __doc__, folder).config
     return Plan(name, module, config, scale, folder)
 
 
 def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     """Make a figure in its folder, and return whether its numbers are as expected."""
-    name, module, folder = figure.name, figure.module, figure.folder
+    name, module, folder, functions = figure.name, figure.module, figure.folder, _functions(figure.module)
+    files = functions if len(functions) > 1 else (name,)
     if shipped:
-        found = xr.load_dataset(CONFIGS / f"{name}.nc", engine="scipy")
         folder.mkdir(parents=True, exist_ok=True)
     else:
         results = complete(module, figure.config, figure.scale, folder, how)
-        try:
+    try:
+        if shipped:
+            found = xr.load_dataset(CONFIGS / f"{name}.nc", engine="scipy")
+        else:
             seconds = sum(float(of.attrs.get("seconds", 0)) for of in results.values())
             found = stored(module.reduce(results).assign_attrs(seconds=seconds), folder / f"{name}.nc")
-        except OSError:
-            raise
-        except Exception as error:
-            what = f"{name} could not be reduced: {type(error).__name__}: {error}"
-            raise ConfigError(f"{what}; its runs are kept in {folder}") from error
-    functions = _functions(module)
-    files = functions if len(functions) > 1 else (name,)
-    for function, file in zip(functions, files, strict=True):
-        save(getattr(figures, function)(found), folder, file)
+        for function, file in zip(functions, files, strict=True):
+            save(getattr(figures, function)(found), folder, file)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a program of the user's raises
+        what = f"{name} could not be reduced or drawn: {type(error).__name__}: {error}"
+        raise ConfigError(f"{what}; its runs are kept in {folder}") from error
     if hasattr(module, "CSV"):
         file, dim = module.CSV
         table = found[[variable for variable in found if found[variable].dims == (dim,)]].to_dataframe()

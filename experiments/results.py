@@ -28,7 +28,9 @@ def complete(
     for name, get_config in getattr(module, "RUNS", {}).items():
         runs[name] = get_config(*([scale] if scale else [])), folder / name
     if not hasattr(module, "RUNS") and not hasattr(module, "sweep"):
-        runs["run"] = config, folder
+        runs["run"] = config, folder  # where `train` looks before it builds, and makes it
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
     for name, (of_run, workdir) in runs.items():
         command_line.use_precision(of_run)
         if "tracker" in of_run.probes and not (workdir / "meta.json").exists():
@@ -45,7 +47,6 @@ def complete(
         results[name] = records.load(folder / name)
     command_line.use_precision(config)
     if hasattr(module, "measure"):
-        folder.mkdir(parents=True, exist_ok=True)
         results["measured"] = _measured(module, config, results, folder)
     return results
 

@@ -32,7 +32,7 @@ from jaxtyping import install_import_hook
 
 with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
     # with all of dlf and analysis behind it: what is imported outside the hook is not checked
-    from experiments import figure, train
+    from experiments import train
     from experiments.configs import tiny
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -105,6 +105,8 @@ def made_once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smoke(made_once):
     """A figure at its smallest scale, which no test may change: name -> folder, with what was printed."""
+
+    from experiments import figure
 
     def made(name):
         def make(folder):

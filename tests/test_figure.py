@@ -137,7 +137,15 @@ def test_a_config_module_that_lacks_a_part_gets_one_line(command, tmp_path, line
 
 
 @pytest.mark.parametrize(
-    "body", ["results['moon']", "1 / 0", "{'loss': 1}", "results['run'].assign_attrs(x={})", "[]"]
+    "body",
+    [
+        "results['moon']",
+        "1 / 0",
+        "{'loss': 1}",
+        "results['run'].assign_attrs(x={})",
+        "[]",
+        "results['run'].drop_vars('loss')",
+    ],
 )
 def test_a_reduction_that_fails_gets_one_line_and_keeps_the_run(command, tmp_path, smoke, body):
     path, folder = tmp_path / "mine.py", shutil.copytree(smoke("tiny"), tmp_path / "run")

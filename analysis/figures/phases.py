@@ -32,7 +32,7 @@ def amplitude_period(reduced: xr.Dataset) -> Figure:
             image = _draw_cells(axes, cells, "period", "amplitude", scale, colors)
             figure.colorbar(image, ax=axes, label=title)
             axes.set_title(f"{words} over {reduced.attrs['num_seeds']} seeds")
-        significant = _above_static(reduced, f"{name}_significant", static=0)
+        significant = _above_static(reduced, f"{name}_significant", static=0.0)
         _draw_contour(row[0], significant, "period", "amplitude")
     for axes in grid[1]:
         axes.set_xlabel("period $T$ (steps per class)")

@@ -1,6 +1,6 @@
 """What all figures share: fonts and colours, aligned rows, plain numbers on log axes, dots, thresholds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -32,7 +32,7 @@ THRESHOLD = dict(color=COLORS[1], linewidth=1.0, linestyle="--", zorder=2.5)
 LOSS, SHARPNESS, ACCURACY = r"loss $F$ (nat)", "Hessian\n" r"$\lambda_{\max}$ (nat)", "training\naccuracy"
 
 
-def label_rows(column: Sequence[Axes], labels: Iterable[str]) -> None:
+def label_rows(column: Iterable[Axes], labels: Iterable[str]) -> None:
     """Label the axes of a column of rows that share the step, with aligned labels."""
     for axes, label in zip(column, labels, strict=True):
         axes.set_ylabel(label)
