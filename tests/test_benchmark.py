@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import eigenpairs, networks, one_run, solvers, timing
+from experiments.benchmark import eigenpairs, one_run, solvers, timing
 from experiments.configs import fig4 as config_fig4
 from experiments.configs import tiny
 
@@ -86,7 +86,7 @@ def test_a_wrong_command_line_ends_in_one_line(monkeypatch, capsys, words):
 
 
 def test_solvers_are_measured_at_their_true_residual(float64):
-    case = next(networks.cases())
+    case = next(solvers.cases())
     results = [
         eigenpairs.attempt(case, name, *solvers.SOLVERS[name])[0] for name in list(solvers.SOLVERS)[:3]
     ]
@@ -107,7 +107,7 @@ def test_solvers_are_measured_at_their_true_residual(float64):
 
 
 def test_the_networks_in_plain_operations_are_ours(float64):
-    for words, network in networks.of_kernels():
+    for words, network in eigenpairs.networks():
         params = network.model.init(jax.random.key(0), network.inputs)
         found, expected = network.plain(params, network.inputs), network.model.apply(params, network.inputs)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12, err_msg=words)

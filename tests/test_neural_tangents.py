@@ -124,7 +124,8 @@ def absent(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return version(name)
 importlib.metadata.version = absent
-import analysis.probes, analysis.figures, experiments.train, experiments.benchmark.eigenpairs, experiments.lazy
+import analysis.probes, analysis.figures
+import experiments.train, experiments.benchmark.eigenpairs, experiments.lazy
 sys.argv = ["lazy", "--scale=smoke", "--workdir=" + __import__("tempfile").mkdtemp()]
 experiments.lazy.main()
 """

@@ -47,7 +47,9 @@ def _main() -> int:
             for name, records in part.items():
                 tables[name] = [*tables.get(name, ()), *records]
             timing.write(path, arguments | tables)  # what was measured outlives an interrupt
-    Console().print(*map(timing.table, tables.values()), f"-> {path}")
+    console = Console()
+    console.width = max(console.width, 140)  # a line is a row, also in a file
+    console.print(*map(timing.table, tables.values()), f"-> {path}")
     return 0
 
 

@@ -77,25 +77,21 @@ def rate(float64: bool, name: str) -> float:
     return count * units / taken
 
 
+def _together(pools: list[ProcessPoolExecutor], float64: bool, name: str) -> float:
+    rates = [pool.submit(rate, float64, name) for pool in pools]
+    return sum(found.result() for found in rates)
+
+
 def measure_pinned(float64: bool, repeats: int) -> dict[str, np.ndarray]:
     """Return the rate of every run in every repeat, and under "two: ..." that of two processes together."""
-
-    def case(pools: list[ProcessPoolExecutor], name: str) -> Callable[[], float]:
-        def together():
-            rates = [pool.submit(rate, float64, name) for pool in pools]
-            return sum(found.result() for found in rates)
-
-        return together
-
+    cores, cases = sorted(os.sched_getaffinity(0))[:2], {}
     with ExitStack() as stack:
-        cores = sorted(os.sched_getaffinity(0))[:2]
         pools = [stack.enter_context(timing.fresh_process()) for _ in cores]
         names = [pool.submit(prepare, core, float64) for pool, core in zip(pools, cores, strict=True)]
-        cases = {}
         for name in names[0].result():
-            cases[name] = case(pools[:1], name)
+            cases[name] = partial(_together, pools[:1], float64, name)
             if name.startswith("mapped") and len(pools) > 1:
-                cases[f"two: {name}"] = case(pools, name)
+                cases[f"two: {name}"] = partial(_together, pools, float64, name)
         return timing.measure(cases, repeats)
 
 

@@ -68,9 +68,15 @@ def notebook(experiment: Experiment, learning_rate: float, num_steps: int) -> Ca
     problem, state = experiment.problem, experiment.state
     batch, schedule = problem.batch_fn(state.step), problem.schedule
     static = schedules.constant(len(schedule(state.step)))
-    weighted_loss = jax.jit(problem.loss_fn)
-    static_loss = jax.jit(losses.make_loss(problem.apply_fn, losses.cross_entropy, static))
-    accuracy = jax.jit(lambda params: losses.accuracy(problem.apply_fn(params, batch.inputs), batch.labels))
+    static_loss = losses.make_loss(problem.apply_fn, losses.cross_entropy, static)
+    measured = {
+        "loss": jax.jit(lambda params, step: problem.loss_fn(params, batch, step)),
+        "static_loss": jax.jit(lambda params, step: static_loss(params, batch, step)),
+        "accuracy": jax.jit(
+            lambda params, step: losses.accuracy(problem.apply_fn(params, batch.inputs), batch.labels)
+        ),
+        "class_weights": lambda params, step: schedule(step),
+    }
 
     @jax.jit
     def advance(params, step):
@@ -78,13 +84,10 @@ def notebook(experiment: Experiment, learning_rate: float, num_steps: int) -> Ca
         return jax.tree.map(lambda p, g: p - learning_rate * g, params, grads), step + 1
 
     def run():
-        params, step = state.params, state.step
-        series = {"loss": [], "static_loss": [], "accuracy": [], "class_weights": []}
+        params, step, series = state.params, state.step, {name: [] for name in measured}
         for _ in range(num_steps):
-            series["loss"].append(weighted_loss(params, batch, step))
-            series["static_loss"].append(static_loss(params, batch, step))
-            series["accuracy"].append(accuracy(params))
-            series["class_weights"].append(schedule(step))
+            for name, function in measured.items():
+                series[name].append(function(params, step))
             params, step = advance(params, step)
         return series
 
@@ -190,32 +193,25 @@ def tracking(repeats: int, num_steps: int = 0) -> Iterator[dict[str, list[Record
 
     The runs are whole, since the tracker's work depends on what a run does; fewer steps only to try it.
     """
-    config, series = config_cascades.get_config(), {}
+    config = config_cascades.get_config()
     config.num_steps = num_steps or config.num_steps
     command_line.use_precision(config)
     experiment = build(config)
 
-    def case(name, *probes):
-        train = compiled(experiment, probes, config.num_steps)
-
-        def run():
-            series[name] = train()
-            return series[name]
-
-        return timed(run)
-
-    def label():
-        found = series["exponent"]
-        return cascades.label(np.asarray(found["loss"]), np.asarray(found["log_growth"])[:, 0])
-
-    cases = {"alone": case("alone"), "tracker": case("tracker", "tracker")}
-    cases |= {"exponent": case("exponent", "lyapunov"), "labels": timed(label)}
+    runs = {"alone": compiled(experiment, (), config.num_steps)}
+    runs["tracker"] = compiled(experiment, ("tracker",), config.num_steps)
+    runs["exponent"] = compiled(experiment, ("lyapunov",), config.num_steps)
+    growth = runs["exponent"]()
+    runs["labels"] = partial(
+        cascades.label, np.asarray(growth["loss"]), np.asarray(growth["log_growth"])[:, 0]
+    )
+    cases = {name: timed(run) for name, run in runs.items()}
     cases |= {"gradient": lambda: cost.gradient_seconds(config)}
     taken = measure(cases | {"printed": lambda: cost.estimate(config).gradients}, repeats)
     alone, tracker = taken["alone"], taken["tracker"] - taken["alone"]
     measured, printed = tracker / taken["gradient"], taken["printed"]
     off = 100 * abs(np.median(printed / measured) - 1)
-    matvecs = np.nanmean(series["tracker"]["tracked_matvecs"])
+    matvecs = np.nanmean(runs["tracker"]()["tracked_matvecs"])
     rows = [
         ("training alone", "s", alone),
         ("training alone", "us/step", 1e6 * alone / config.num_steps),

@@ -1,10 +1,10 @@
-"""Solvers of the largest Hessian eigenvalues: ours, and others in JAX and SciPy.
+"""Solvers of the largest Hessian eigenvalues, ours and others in JAX and SciPy, and the cases for them.
 
 A solver is a function (case, setting) -> run, where run() is what is timed.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
+from dlf import data, losses, models, optimizers, schedules, train
 from dlf.types import Batch, LossFn, Matvec, Params
 
 NUM, TOL = 5, 1e-3
@@ -49,6 +50,31 @@ class Found(NamedTuple):
     vectors: np.ndarray
     num_matvecs: int
     noticed: str  # whether it says that it has not converged
+
+
+def cases() -> Iterator[Case]:
+    """Yield three networks at initialisation and after training, the loss weighted by class."""
+    spiral, digits = data.spiral().train, data.digits().train
+    few = Batch(digits.inputs[:200], digits.labels[:200])
+    perceptron, deep = models.mlp(3, (100,), "relu", "original", True), (256, 256)
+    # activation, data, learning rate, steps
+    networks = {
+        "spiral 2-100-3": (perceptron, "relu", spiral, 1.0, 2_000),
+        "digits 64-256-256-10": (models.mlp(10, deep, "tanh", "original", True), "tanh", digits, 0.1, 200),
+        "digits, convolutions": (models.myrtle(10, (16, 32, 32), "relu"), "relu", few, 0.1, 200),
+    }
+    for name, (model, activation, batch, rate, num_steps) in networks.items():
+        batch = Batch(batch.inputs.astype("f4"), batch.labels)
+        schedule = schedules.triangular(3 if name.startswith("spiral") else 10, amplitude=10.0, period=5_000)
+        loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedule)
+        optimizer = optimizers.make_optimizer("sgd", learning_rate=rate)
+        state = train.init_state(model.init(KEY, batch.inputs[:1]), optimizer)
+        weights = np.asarray(schedule(STEP), "f4")
+        loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
+        for stage in ("initial", "trained"):
+            after = loop(state, {}, 10)[0]
+            yield Case(name, stage, activation, loss_fn, weights, batch, state.params, after.params)
+            state = loop(state, {}, num_steps)[0]
 
 
 def ours(case: Case, basis_size: int = 24, warm: bool = False) -> Callable[[], Found]:
