@@ -68,14 +68,12 @@ def notebook(experiment: Experiment, learning_rate: float, num_steps: int) -> Ca
     problem, state = experiment.problem, experiment.state
     batch, schedule = problem.batch_fn(state.step), problem.schedule
     static = schedules.constant(len(schedule(state.step)))
-    static_loss = losses.make_loss(problem.apply_fn, losses.cross_entropy, static)
+    accuracy = jax.jit(lambda params: losses.accuracy(problem.apply_fn(params, batch.inputs), batch.labels))
     measured = {
-        "loss": jax.jit(lambda params, step: problem.loss_fn(params, batch, step)),
-        "static_loss": jax.jit(lambda params, step: static_loss(params, batch, step)),
-        "accuracy": jax.jit(
-            lambda params, step: losses.accuracy(problem.apply_fn(params, batch.inputs), batch.labels)
-        ),
-        "class_weights": lambda params, step: schedule(step),
+        "loss": jax.jit(problem.loss_fn),
+        "static_loss": jax.jit(losses.make_loss(problem.apply_fn, losses.cross_entropy, static)),
+        "accuracy": lambda params, batch, step: accuracy(params),
+        "class_weights": lambda params, batch, step: schedule(step),
     }
 
     @jax.jit
@@ -87,7 +85,7 @@ def notebook(experiment: Experiment, learning_rate: float, num_steps: int) -> Ca
         params, step, series = state.params, state.step, {name: [] for name in measured}
         for _ in range(num_steps):
             for name, function in measured.items():
-                series[name].append(function(params, step))
+                series[name].append(function(params, batch, step))
             params, step = advance(params, step)
         return series
 
@@ -197,14 +195,11 @@ def tracking(repeats: int, num_steps: int = 0) -> Iterator[dict[str, list[Record
     config.num_steps = num_steps or config.num_steps
     command_line.use_precision(config)
     experiment = build(config)
-
     runs = {"alone": compiled(experiment, (), config.num_steps)}
     runs["tracker"] = compiled(experiment, ("tracker",), config.num_steps)
     runs["exponent"] = compiled(experiment, ("lyapunov",), config.num_steps)
-    growth = runs["exponent"]()
-    runs["labels"] = partial(
-        cascades.label, np.asarray(growth["loss"]), np.asarray(growth["log_growth"])[:, 0]
-    )
+    series = runs["exponent"]()
+    runs["labels"] = partial(cascades.label, *map(np.asarray, (series["loss"], series["log_growth"][:, 0])))
     cases = {name: timed(run) for name, run in runs.items()}
     cases |= {"gradient": lambda: cost.gradient_seconds(config)}
     taken = measure(cases | {"printed": lambda: cost.estimate(config).gradients}, repeats)
