@@ -88,7 +88,7 @@ def solve(case: Case, repeats: int) -> list[Record]:
     found = {name: attempt(case, name, *solver) for name, solver in solvers.items()}
     times = measure({name: timed(run) for name, (_, run) in found.items() if run}, repeats)
     for name, (result, _) in found.items():
-        result["values"] = [result["seconds"]] * repeats
+        result["values"] = [] if result["seconds"] is None else [result["seconds"]]
         if name in times:
             result |= {"values": times[name].tolist(), "seconds": float(np.median(times[name]))}
     return [result for result, _ in found.values()]
@@ -99,7 +99,8 @@ def summarise(results: list[Record]) -> Iterator[Record]:
     of = {result["solver"]: result for result in results}
     cold, warm = of["ours, cold"], of["ours, warm"]
     add, products = partial(row, f"{cold['network']}, {cold['stage']}"), cold["num_matvecs"]
-    reached = {name: result for name, result in of.items() if (result["residual"] or np.inf) <= TOL}
+    measured = {name: result for name, result in of.items() if result["residual"] is not None}
+    reached = {name: result for name, result in measured.items() if result["residual"] <= TOL}
     fewest = min((reached[name]["num_matvecs"] for name in _STOPPING if name in reached), default=np.inf)
     base = of["unrestarted Lanczos"]["num_matvecs"]
     yield add("cold : unrestarted", "products", products / base, ("<=", 1.15))

@@ -3,9 +3,9 @@
 A solver is a function (case, setting) -> run, where run() is what is timed.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -183,5 +183,5 @@ SOLVERS = {
     "scipy eigsh": (_scipy, (TOL, TOL / 100)),
     "optax.power_iteration (1)": (_power, (TOL, TOL / 100)),
 }
-if importlib.util.find_spec("matfree"):
+if find_spec("matfree"):
     SOLVERS["matfree"] = (_matfree, (10, 15, 20, 25, 30, 40, 60, 90))
