@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: fig4 curvature phase-diagram cascades lazy test benchmark lock clean
+.PHONY: fig4 curvature phase-diagram cascades lazy test soak benchmark lock clean
 
 fig4: $(VENV)/ready  ## train the run of Fig. 4 (or go on with it), draw it, check its numbers
 	$(RUN) -m experiments.figure fig4
@@ -24,6 +24,9 @@ test: $(VENV)/ready  ## every check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest --numprocesses=2 --dist=loadfile
+
+soak: $(VENV)/ready  ## what takes long: sweeps killed fifty times; SOAK_SEED=N for other moments
+	$(RUN) -m pytest -m soak
 
 benchmark: $(VENV)/ready  ## speed, memory and other solvers; those in PyTorch where they are installed
 	$(RUN) -m experiments.benchmark fig4

@@ -8,47 +8,64 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import baselines, curvature, fig4, ntk, solvers, spread
+from experiments.benchmark import eigenpairs, one_run, solvers, timing
 from experiments.configs import fig4 as config_fig4
 from experiments.configs import tiny
 
 
-def test_fig4_measures_every_row_and_the_implementations_agree(tmp_path):
-    found = fig4.benchmark(tmp_path / "fig4.json", repeats=1, num_steps=4)
-    written = json.loads((tmp_path / "fig4.json").read_text())["rows"]
-    assert [row["quantity"] for row in written] == [row.quantity for row in found]
-    taken = {(row["precision"], row["quantity"]) for row in written if row["median"] is not None}
+def test_fig4_measures_every_row_and_the_implementations_agree(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "fig4.json"
+    monkeypatch.setattr("sys.argv", ["benchmark", "fig4", "--repeats=1", "--steps=4", f"--json={path}"])
+    monkeypatch.setitem(command._LEAST, "repeats", 1)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 0 and str(path) in capsys.readouterr().out.replace("\n", "")
+    content = json.loads(path.read_text())
+    assert {"commit", "dirty", "date", "machine", "cpus", "versions"} <= content.keys()
+    assert (content["repeats"], content["steps"]) == (1, 4)
+    found = content["rows"]
+    assert len({row["id"] for row in found}) == len(found)
+    taken = {(row["case"], row["quantity"]) for row in found if row["median"] is not None}
     for precision in ("float64", "float32"):
-        names = {baselines.COMPILED, baselines.NOTEBOOK, fig4.MATMUL, "compiled : bound"}
+        names = {one_run.COMPILED, one_run.NOTEBOOK, timing.MATMUL, "compiled : bound"}
         if importlib.util.find_spec("torch"):
-            names |= {*baselines.PYTORCH.values(), "compiled : PyTorch"}
+            names |= {*one_run.PYTORCH.values(), "compiled : PyTorch"}
         assert {(precision, name) for name in names} <= taken
     probes = {f"{words} {name}" for words in ("with", "cost of") for name in ("hessian", "ntk", "all probes")}
     programs = {f"{words}, {name}" for words in ("compile", "memory") for name in ("no probes", "all probes")}
     assert {("float64", name) for name in probes | programs} <= taken
 
 
+def test_all_cases_run_in_turn_and_the_first_time_is_not_counted():
+    order = []
+    cases = {name: lambda name=name: order.append(name) or float(len(order)) for name in "ab"}
+    taken = timing.measure(cases, repeats=2)
+    assert order == list("ababab")
+    assert {name: list(values) for name, values in taken.items()} == {"a": [3, 5], "b": [4, 6]}
+
+
 def test_without_pytorch_its_rows_say_so():
-    config = config_fig4.get_config()
-    taken = {name: [1.0] for name in (baselines.COMPILED, baselines.NOTEBOOK, fig4.MATMUL)}
-    found = {row.quantity: row for row in fig4.rows(False, taken, config)}
-    assert found["PyTorch: not installed"].median is None
-    assert found["compiled : PyTorch"].verdict == "not measured"
-    assert found["compiled : notebook"].median == 1
+    taken = {name: np.ones(1) for name in (one_run.COMPILED, one_run.NOTEBOOK, timing.MATMUL)}
+    rows = one_run.speed_rows(False, taken, config_fig4.get_config())
+    found = {row["quantity"]: row for row in rows}
+    assert found["PyTorch: not installed"]["median"] is None
+    assert found["compiled : PyTorch"]["verdict"] == "not measured"
+    assert found["compiled : notebook"]["median"] == 1
 
 
 def test_another_loss_is_noticed():
     series = {"loss": [1.0, 0.5], "static_loss": [1.0, 0.5], "accuracy": [0.3, 0.4]}
     other = series | {"loss": [1.0, 0.6]}
-    baselines.check_agreement({baselines.COMPILED: series, baselines.NOTEBOOK: series}, rtol=1e-9)
+    one_run.check_agreement({one_run.COMPILED: series, one_run.NOTEBOOK: series}, rtol=1e-9)
     with pytest.raises(AssertionError, match="loss: notebook"):
-        baselines.check_agreement({baselines.COMPILED: series, baselines.NOTEBOOK: other}, rtol=1e-9)
+        one_run.check_agreement({one_run.COMPILED: series, one_run.NOTEBOOK: other}, rtol=1e-9)
 
 
 def test_spread_collects_each_number_of_each_run():
     config = tiny.get_config()
     config.float64 = bool(jax.config.jax_enable_x64)
-    row, last = spread.spread(config, (("loss", 50, 1.0, 0.05), ("accuracy", 599, 1.0, 0.05)), num_runs=3)
+    expected = (("loss", 50, 1.0, 0.05), ("accuracy", 599, 1.0, 0.05))
+    row, last = next(one_run.spread(3, config, expected))["rows"]
     assert (row["variable"], row["step"], len(row["values"])) == ("loss", 50, 3)
     assert row["min"] <= row["mean"] <= row["max"]
     assert row["relative_std"] < 1e-3  # long before chaos
@@ -69,26 +86,28 @@ def test_a_wrong_command_line_ends_in_one_line(monkeypatch, capsys, words):
 
 
 def test_solvers_are_measured_at_their_true_residual(float64):
-    case = next(curvature.cases())
-    for name, warm in (("ours, cold", False), ("ours, warm", True)):
-        result = curvature.measure(case, name, [solvers.ours(case, warm)], repeats=1)
-        assert result.residual <= solvers.TOL and result.error <= solvers.TOL and result.noticed == ""
-        assert 0 < result.num_matvecs < 40 and result.seconds > 0
-    too_few = [solvers.others(case)["unrestarted Lanczos"][0]]
-    base = curvature.measure(case, "unrestarted Lanczos", too_few, repeats=1)
-    rows = {
-        row.quantity: row for row in curvature.summarise([result._replace(solver="ours, cold"), result, base])
-    }
-    assert rows["cold : unrestarted"].median == result.num_matvecs / base.num_matvecs
+    case = next(solvers.cases())
+    results = [
+        eigenpairs.attempt(case, name, *solvers.SOLVERS[name])[0] for name in list(solvers.SOLVERS)[:3]
+    ]
+    for result in results:
+        assert result["residual"] <= solvers.TOL and result["error"] <= solvers.TOL
+        assert result["noticed"] == ""
+        assert 0 < result["num_matvecs"] < 40 and result["seconds"] > 0
+        result["values"] = [result["seconds"]]
+    assert [result["solver"] for result in results] == ["ours, cold", "ours, warm", "unrestarted Lanczos"]
+    rows = {row["quantity"]: row for row in eigenpairs.summarise(results)}
+    cold, _, base = (result["num_matvecs"] for result in results)
+    assert rows["cold : unrestarted"]["median"] == cold / base
 
-    def fails():
+    def fails(case, setting):
         raise RuntimeError
 
-    assert curvature.measure(case, "foreign", [fails], repeats=1).noticed == "RuntimeError"
+    assert eigenpairs.attempt(case, "foreign", fails, (None,))[0]["noticed"] == "RuntimeError"
 
 
 def test_the_networks_in_plain_operations_are_ours(float64):
-    for words, network in ntk.networks():
+    for words, network in eigenpairs.networks():
         params = network.model.init(jax.random.key(0), network.inputs)
         found, expected = network.plain(params, network.inputs), network.model.apply(params, network.inputs)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12, err_msg=words)

@@ -15,7 +15,6 @@ import pytest
 from dlf.store import load
 from dlf.store.cells import DONE, NOT_RUN, STORE, Store
 from experiments import listing
-from experiments.benchmark import soak
 from experiments.command_line import ConfigError
 from experiments.configs import tiny
 from experiments.sweep import __main__ as cli
@@ -204,10 +203,3 @@ def test_without_submitit_one_line_says_what_is_missing(command, tmp_path, confi
     options = (f"--config={config_file}", f"--workdir={tmp_path / 'run'}", "--scale=smoke", "--sweep=few")
     status, _, err = command(cli.main, *options, "--launcher=local")
     assert status == 2 and "--launcher=local needs submitit: pip install submitit" in err
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_killed_at_random_moments_a_sweep_loses_nothing_that_it_committed(tmp_path):
-    # the whole soak: python -m experiments.benchmark soak --kills=50
-    counts = soak.soak(tmp_path, num_kills=3, num_steps=2_000, seed=int(os.environ.get("SOAK_SEED", "1")))
-    assert counts["kills"] > 0 and counts["completed"] > 0

@@ -1,7 +1,9 @@
-"""Kill a sweep at random moments, again and again: nothing committed is lost, the end is the same.
+"""A sweep killed at random moments, again and again: nothing committed is lost, the end is the same.
 
 The sweep of smoke size runs in two worker processes. A kill (SIGKILL) hits one random process of it, the
 coordinator, a worker or a job's guard, or all at once; then the same command goes on. For Linux.
+
+    make soak
 """
 
 import os
@@ -14,36 +16,49 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import xarray as xr
-from rich.console import Console
-from rich.progress import track
 
 from dlf import store
 from dlf.store.cells import NOT_RUN, STORE, Store
-from experiments.command_line import ConfigError
 
-_CONFIG = Path(__file__).parent.parent / "configs" / "phase_amplitude_period.py"
+_ROOT = Path(__file__).parent.parent
+_CONFIG = _ROOT / "experiments" / "configs" / "phase_amplitude_period.py"
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
-def soak(folder: Path, num_kills: int, num_steps: int = 20_000, seed: int = 0) -> dict[str, int]:
+def test_killed_at_random_moments_a_sweep_loses_nothing_that_it_committed(tmp_path):
+    seed = int(os.environ.get("SOAK_SEED", "1"))
+    counts = soak(tmp_path, num_kills=3, num_steps=2_000, seed=seed)
+    assert counts["kills"] > 0 and counts["completed"] > 0
+
+
+@pytest.mark.soak
+def test_killed_fifty_times_a_sweep_loses_nothing_that_it_committed(tmp_path):
+    seed = int(os.environ.get("SOAK_SEED", "0"))
+    counts = soak(tmp_path, num_kills=50, num_steps=20_000, seed=seed)
+    print(counts)
+    assert counts["kills"] >= 25 and counts["completed"] > 0 and counts["cells kept over a kill"] > 0
+
+
+def soak(folder: Path, num_kills: int, num_steps: int, seed: int) -> dict[str, int]:
     """Kill a sweep `num_kills` times and compare with an undisturbed one, as often as it is completed.
 
-    Raises AssertionError if a committed value was lost or changed, or an end result differs by a bit;
-    ConfigError if the folder is in use.
+    Raises AssertionError if a committed value was lost or changed, or an end result differs by a bit.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: name another folder")
     chance, killed = random.Random(seed), folder / "killed"
     started = time.monotonic()
-    subprocess.run(_command(folder / "undisturbed", num_steps), check=True, capture_output=True)
+    subprocess.run(_command(folder / "undisturbed", num_steps), cwd=_ROOT, check=True, capture_output=True)
     seconds = time.monotonic() - started
     expected = store.load(folder / "undisturbed")
     counts = {"kills": 0, "completed": 0, "cells kept over a kill": 0}
     sessions: list[int] = []
-    for _ in track(range(num_kills), "killing", console=Console(stderr=True)):
+    for _ in range(num_kills):
         before = _committed(killed)
         process = subprocess.Popen(
             _command(killed, num_steps),
+            cwd=_ROOT,
             start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -113,7 +128,7 @@ def _check_kept(before: xr.Dataset | None, after: xr.Dataset | None) -> int:
 
 def _finish(workdir: Path, expected: xr.Dataset, num_steps: int, sessions: list[int]) -> None:
     """Let a sweep end undisturbed, compare it to the bit, and remove it and its last processes."""
-    subprocess.run(_command(workdir, num_steps), check=True, capture_output=True)
+    subprocess.run(_command(workdir, num_steps), cwd=_ROOT, check=True, capture_output=True)
     found = store.load(workdir)
     found.attrs = expected.attrs
     assert found.identical(expected), f"{workdir} differs from the undisturbed sweep"

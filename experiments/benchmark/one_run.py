@@ -1,0 +1,246 @@
+"""One run, that of Fig. 4: its speed and memory, the cost of its probes, the spread of its chaos.
+
+The compiled program, a loop as in the authors' notebook and PyTorch eager, where it is installed, train
+the same problem. Each precision has a process of its own, with JAX's x64 flag as its user would set it.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
+
+import jax
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from ml_collections import ConfigDict
+
+from analysis import cascades
+from dlf import losses, schedules
+from dlf.train import init_carries
+from experiments import command_line, cost
+from experiments.benchmark import peers, timing
+from experiments.benchmark.timing import MATMUL, Record, fastest, in_fresh_process, measure, row, timed
+from experiments.build import Experiment, build, make_loop
+from experiments.configs import cascades as config_cascades
+from experiments.configs import fig4
+
+COMPILED, NOTEBOOK = "compiled program", "notebook loop"
+PYTORCH = {n: f"PyTorch, {n} thread{'s' * (n > 1)}" for n in sorted({1, 2, os.cpu_count() or 1})}
+_FEW_STEPS = 20  # long before the first instability, where any rounding would grow
+
+
+def step_flops(num_examples: int, widths: tuple[int, ...]) -> int:
+    """Count the floating-point operations in the matrix products of one step of a network.
+
+    Forward, gradient of the weights, and gradient of the hidden layers (not of the inputs).
+    `widths` are those of all layers, inputs and logits included.
+
+    >>> step_flops(300, (2, 100, 3))
+    780000
+    """
+    products = [2 * num_examples * n * m for n, m in pairwise(widths)]
+    return 2 * sum(products) + sum(products[1:])
+
+
+def program(experiment: Experiment, probe_names: Iterable[str] = ()) -> tuple[Callable, tuple]:
+    """Return the loop of `experiments.train` with some of the probes, and its arguments but the last."""
+    probes = {name: experiment.run.probes[name] for name in probe_names}
+    carries = init_carries(probes, experiment.state)
+    return make_loop(experiment, probe_names), (experiment.replica, experiment.state, carries)
+
+
+def compiled(experiment: Experiment, probe_names: Iterable[str], num_steps: int) -> Callable[[], Any]:
+    """Train as `experiments.train` does, without the store; return the series."""
+    loop, arguments = program(experiment, probe_names)
+    return lambda: loop(*arguments, num_steps)[2]
+
+
+def notebook(experiment: Experiment, learning_rate: float, num_steps: int) -> Callable[[], Any]:
+    """Train as the authors' notebook does: a jitted function for each quantity, a list for each.
+
+    The class weights that it logs are computed without jit, and nothing waits for the device.
+    """
+    problem, state = experiment.problem, experiment.state
+    batch, schedule = problem.batch_fn(state.step), problem.schedule
+    static = schedules.constant(len(schedule(state.step)))
+    accuracy = jax.jit(lambda params: losses.accuracy(problem.apply_fn(params, batch.inputs), batch.labels))
+    measured = {
+        "loss": jax.jit(problem.loss_fn),
+        "static_loss": jax.jit(losses.make_loss(problem.apply_fn, losses.cross_entropy, static)),
+        "accuracy": lambda params, batch, step: accuracy(params),
+        "class_weights": lambda params, batch, step: schedule(step),
+    }
+
+    @jax.jit
+    def advance(params, step):
+        grads = jax.grad(problem.loss_fn)(params, batch, step)
+        return jax.tree.map(lambda p, g: p - learning_rate * g, params, grads), step + 1
+
+    def run():
+        params, step, series = state.params, state.step, {name: [] for name in measured}
+        for _ in range(num_steps):
+            for name, function in measured.items():
+                series[name].append(function(params, batch, step))
+            params, step = advance(params, step)
+        return series
+
+    return run
+
+
+def check_agreement(series_of: Mapping[str, Mapping[str, Any]], rtol: float) -> None:
+    """Raise AssertionError unless all implementations recorded the same first steps."""
+    num_steps = min(_FEW_STEPS, *(len(series["loss"]) for series in series_of.values()))
+    for name, series in series_of.items():
+        for variable in ("loss", "static_loss", "accuracy"):
+            found, reference = (np.asarray(s[variable][:num_steps]) for s in (series, series_of[COMPILED]))
+            np.testing.assert_allclose(found, reference, rtol, err_msg=f"{variable}: {name}")
+
+
+def probe_sets(config: ConfigDict) -> dict[str, tuple[str, ...]]:
+    """Return which probes are timed together: each one alone, then all of them."""
+    return {name: (name,) for name in config.probes} | {"all probes": tuple(config.probes)}
+
+
+def time_runs(float64: bool, repeats: int, num_steps: int) -> dict[str, np.ndarray]:
+    """Return the seconds a step of each run in each repeat; for a process of its own.
+
+    PyTorch takes a quarter of the steps: on a busy machine a second thread makes it very slow.
+    """
+    config = fig4.get_config()
+    config.float64 = float64
+    command_line.use_precision(config)
+    experiment = build(config)
+    runs = {COMPILED: compiled(experiment, (), num_steps)}
+    runs[NOTEBOOK] = notebook(experiment, config.optimizer.learning_rate, num_steps)
+    few = -(-num_steps // 4)
+    if find_spec("torch"):
+        weights = np.asarray(runs[COMPILED]()["class_weights"])[:few]
+        runs |= {name: peers.eager(experiment, weights, n, is_recorded=True) for n, name in PYTORCH.items()}
+    check_agreement({name: run() for name, run in runs.items()}, rtol=1e-9 if float64 else 1e-3)
+    for probes, names in (probe_sets(config) if float64 else {}).items():
+        runs[f"with {probes}"] = compiled(experiment, names, num_steps)
+    cases = {name: timed(run, few if name in PYTORCH.values() else num_steps) for name, run in runs.items()}
+    return measure(cases | {MATMUL: timed(*timing.matrix_product())}, repeats)
+
+
+def measure_program(probe_names: Iterable[str], num_steps: int) -> tuple[float, float]:
+    """Return the compile time in s and the peak memory in MiB of the program; for a fresh process."""
+    config = fig4.get_config()
+    command_line.use_precision(config)
+    loop, arguments = program(build(config), probe_names)
+    started = time.perf_counter()
+    executable = loop.lower(*arguments, num_steps).compile()
+    seconds = time.perf_counter() - started
+    jax.block_until_ready(executable(*arguments))
+    return seconds, timing.peak_memory()
+
+
+def speed_rows(float64: bool, taken: Mapping[str, np.ndarray], config: ConfigDict) -> Iterator[Record]:
+    """Derive the rows of one precision from the seconds a step of each run (see `time_runs`).
+
+    `a : b` is the speed of a over that of b; of PyTorch's, the one with the fastest median.
+    """
+    add = partial(row, "float64" if float64 else "float32")
+    pytorch = [name for name in PYTORCH.values() if name in taken]
+    for name in (COMPILED, NOTEBOOK, *pytorch):
+        yield add(name, "steps/s", 1 / taken[name])
+    if not pytorch:
+        yield add("PyTorch: not installed", "steps/s")
+    ratio = fastest(taken[name] for name in pytorch) / taken[COMPILED]
+    yield add("compiled : PyTorch", "times", ratio, (">=", 5 if float64 else 12))
+    yield add("compiled : notebook", "times", taken[NOTEBOOK] / taken[COMPILED])
+
+    widths = (2, *config.model.hidden_widths, config.dataset.num_classes)  # a spiral lies in the plane
+    flops = step_flops(config.dataset.num_classes * config.dataset.examples_per_class, widths)
+    yield add(MATMUL, "Gflop/s", 1e-9 / taken[MATMUL])
+    yield add(f"bound, {flops / 1e3:.0f} kflop/step", "steps/s", 1 / taken[MATMUL] / flops)
+    yield add("compiled : bound", "%", 100 * flops * taken[MATMUL] / taken[COMPILED], (">=", 25))
+
+    for probes in probe_sets(config) if float64 else ():
+        extra = taken[f"with {probes}"] - taken[COMPILED]
+        yield add(f"with {probes}", "steps/s", 1 / taken[f"with {probes}"])
+        yield add(f"cost of {probes}", "us/step", 1e6 * extra)
+        target = ("<=", 30) if probes == "all probes" else None
+        yield add(f"{probes}, whole run", "s", config.num_steps * extra, target)
+
+
+def speed(repeats: int, steps: int) -> Iterator[dict[str, list[Record]]]:
+    """Measure speed, memory and compile time of the run of Fig. 4."""
+    config, found = fig4.get_config(), []
+    # first, while this process is small: a child's peak starts from its parent's
+    sets = {"no probes": (), "all probes": tuple(config.probes)}
+    programs = [
+        [in_fresh_process(measure_program, names, steps) for names in sets.values()] for _ in range(repeats)
+    ]
+    for label, (seconds, peaks) in zip(sets, np.transpose(programs, (1, 2, 0)), strict=True):
+        found.append(row("float64", f"compile, {label}", "s", seconds, ("<", 10)))
+        found.append(row("float64", f"memory, {label}", "MiB", peaks))
+    yield {"rows": found}
+    for float64 in (True, False):
+        taken = in_fresh_process(time_runs, float64, repeats, steps)
+        yield {"rows": list(speed_rows(float64, taken, config))}
+
+
+def tracking(repeats: int, num_steps: int = 0) -> Iterator[dict[str, list[Record]]]:
+    """Measure what tracker, Lyapunov exponent and period labels cost on the run of Fig. 4.
+
+    The runs are whole, since the tracker's work depends on what a run does; fewer steps only to try it.
+    """
+    config = config_cascades.get_config()
+    config.num_steps = num_steps or config.num_steps
+    command_line.use_precision(config)
+    experiment = build(config)
+    runs = {"alone": compiled(experiment, (), config.num_steps)}
+    runs["tracker"] = compiled(experiment, ("tracker",), config.num_steps)
+    runs["exponent"] = compiled(experiment, ("lyapunov",), config.num_steps)
+    series = runs["exponent"]()
+    runs["labels"] = partial(cascades.label, *map(np.asarray, (series["loss"], series["log_growth"][:, 0])))
+    cases = {name: timed(run) for name, run in runs.items()}
+    cases |= {"gradient": lambda: cost.gradient_seconds(config)}
+    taken = measure(cases | {"printed": lambda: cost.estimate(config).gradients}, repeats)
+    alone, tracker = taken["alone"], taken["tracker"] - taken["alone"]
+    measured, printed = tracker / taken["gradient"], taken["printed"]
+    off = 100 * abs(np.median(printed / measured) - 1)
+    matvecs = np.nanmean(runs["tracker"]()["tracked_matvecs"])
+    rows = [
+        ("training alone", "s", alone),
+        ("training alone", "us/step", 1e6 * alone / config.num_steps),
+        ("tracker over training alone", "times", tracker / alone),
+        ("tracker, whole run", "s", tracker),
+        ("its Hessian products a measurement", "1", matvecs),
+        ("tracker, measured", "gradients", measured),
+        ("tracker, printed before", "gradients", printed),
+        ("|printed : measured - 1|", "%", off, ("<=", 20)),
+        ("exponent of every step over alone", "times", taken["exponent"] / alone - 1, ("<=", 4)),
+        (f"labels of {config.num_steps:,} steps", "s", taken["labels"], ("<", 1)),
+    ]
+    yield {"rows": [row("float64", *fields) for fields in rows]}
+
+
+def spread(num_runs: int, config: ConfigDict | None = None, expected: tuple = fig4.EXPECTED):
+    """Collect the numbers to expect of Fig. 4 over runs whose first parameters differ by 1e-12.
+
+    Each record holds one number of `expected` with its `values`, one a run, of which the first is not
+    perturbed, and their mean, extremes and relative standard deviation.
+    """
+    config = config or fig4.get_config()
+    command_line.use_precision(config)
+    experiment = build(config)
+    loop, (replica, first, carries) = program(experiment)
+    flat, unravel = ravel_pytree(first.params)
+    values, found = [], []
+    for run in range(num_runs):
+        noise = jax.random.normal(jax.random.fold_in(experiment.problem.key, run), flat.shape, flat.dtype)
+        state = first._replace(params=unravel(flat + (1e-12 * noise if run else 0)))
+        series = loop(replica, state, carries, config.num_steps)[2]
+        values.append([float(series[variable][step]) for variable, step, *_ in expected])
+    for (variable, step, authors, *_), column in zip(expected, np.transpose(values).tolist(), strict=True):
+        mean = statistics.fmean(column)
+        record = {"variable": variable, "step": step, "authors": authors, "min": min(column), "mean": mean}
+        record |= {"max": max(column), "relative_std": statistics.stdev(column) / mean, "values": column}
+        found.append(record)
+    yield {"rows": found}

@@ -1,0 +1,135 @@
+"""The one loop that times, and the rows that it fills: beside their targets, as tables and as JSON.
+
+All cases run once more in every repeat, so that a noisy machine hits all alike; what compares two of them
+is taken within a repeat, then the median.
+"""
+
+import datetime
+import importlib.metadata
+import multiprocessing
+import operator
+import os
+import platform
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from dlf.store import files
+from experiments import records
+
+MATMUL = "matrix product"
+_RELATIONS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
+_PEERS = [
+    "scipy",
+    "matfree",
+    "neural-tangents",
+    "torch",
+    "pyhessian",
+    "curvlinops-for-pytorch",
+    "hessian-eigenthings",
+]
+
+Record = dict[str, Any]  # one line of a table, as JSON holds it
+
+
+def row(case: str, quantity: str, unit: str, values: Any = np.nan, target: tuple | None = None) -> Record:
+    """Return what was measured, one value a repeat or NaN: `id` names it, the target is for the median.
+
+    >>> found = row("float32", "memory", "MiB", [3, 1, 2], ("<=", 2.5))
+    >>> found["id"], found["median"], found["verdict"]
+    ('float32 | memory | MiB', 2.0, 'reached')
+    """
+    values = [float(value) for value in np.atleast_1d(values) if not np.isnan(value)]
+    median, least, most, verdict = None, None, None, "not measured" if target else ""
+    if values:
+        median, least, most = float(np.median(values)), min(values), max(values)
+        if target:
+            verdict = "reached" if _RELATIONS[target[0]](median, target[1]) else "missed"
+    found = {"id": f"{case} | {quantity} | {unit}", "case": case, "quantity": quantity, "median": median}
+    found |= {"min": least, "max": most, "unit": unit, "target": target}
+    return found | {"verdict": verdict, "values": values}
+
+
+def timed(run: Callable[[], Any], units: int = 1) -> Callable[[], float]:
+    """Return a case for `measure`: the seconds that a function takes for each of its units, steps say."""
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        return (time.perf_counter() - started) / units
+
+    return seconds
+
+
+def measure(cases: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, np.ndarray]:
+    """Return what each case says in each repeat; before the first, each runs once, which compiles."""
+    for case in cases.values():
+        case()
+    taken = [[case() for case in cases.values()] for _ in range(repeats)]
+    return dict(zip(cases, np.transpose(taken), strict=True))
+
+
+def fastest(times: Iterable[np.ndarray]) -> np.ndarray | float:
+    """Return the times of the least median, NaN where there are none: no peer is installed."""
+    return min(times, key=np.median, default=np.nan)
+
+
+def matrix_product() -> tuple[Callable[[], Any], int]:
+    """Return a large matrix product and its floating-point operations: the best that a machine does."""
+    matrix = jax.random.normal(jax.random.key(0), (1024, 1024), jnp.ones(()).dtype)
+    return partial(jax.jit(jnp.matmul), matrix, matrix), 2 * 1024**3
+
+
+def fresh_process() -> ProcessPoolExecutor:
+    """Return a pool of one new process, which has nothing of this one's JAX."""
+    silence = (signal.SIGINT, signal.SIG_DFL)  # at an interrupt the child dies in silence
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), signal.signal, silence)
+
+
+def in_fresh_process(function: Callable, *args: Any) -> Any:
+    """Return what a function returns in a new process."""
+    with fresh_process() as pool:
+        return pool.submit(function, *args).result()
+
+
+def peak_memory() -> float:
+    """Return the peak memory of this process in MiB; on Linux it starts from that of its parent."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write settings and tables of records to a JSON file, with where they come from."""
+    header = records.provenance()
+    installed = {found.name: found.version for found in importlib.metadata.distributions()}
+    header["versions"] |= {name: installed[name] for name in _PEERS if name in installed}
+    header["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    files.write_json(path, header | {"machine": platform.platform(), "cpus": os.cpu_count()} | dict(content))
+
+
+def table(found: Sequence[Record]) -> Table:
+    """Lay out records of one kind, one a line, without what only documents need."""
+    names = [name for name in found[0] if name not in ("id", "values")]
+    layout = Table(*names, box=SIMPLE_HEAD, pad_edge=False)
+    for record in found:
+        layout.add_row(*(words(record[name]) for name in names))
+    return layout
+
+
+def words(value: Any) -> str:
+    """Return a value of a record as tables show it."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str("" if value is None else value)
