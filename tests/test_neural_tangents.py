@@ -124,7 +124,8 @@ def absent(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return version(name)
 importlib.metadata.version = absent
-import analysis.probes, analysis.figures, experiments.train, experiments.benchmark.eigenpairs, experiments.figure
+import analysis.probes, analysis.figures, experiments.train, experiments.figure
+import experiments.benchmark.eigenpairs
 sys.argv = ["figure", "lazy_rich", "--scale=smoke", "--workdir=" + __import__("tempfile").mkdtemp()]
 experiments.figure.main()
 """
