@@ -131,7 +131,7 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     compared = figure.scale in (None, DEFAULT)
     rows, ok = compare(found, module.EXPECTED, compared)
     tell(f"{name}: numbers to expect" + ("" if compared else f" at scale {DEFAULT}"), rows)
-    print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.nc")
+    print(f"{folder}: {', '.join(files)} .png and .pdf{'' if shipped else f', {name}.nc'}")
     return ok
 
 
