@@ -140,7 +140,7 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
         "seconds": float(found.attrs.get("seconds", 0)),
     } | records.provenance()
     write_json(folder / f"{name}.json", record | {"tables": tables, "expected": rows})
-    print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.nc, {name}.json")
+    print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.json{'' if shipped else f', {name}.nc'}")
     return ok
 
 
