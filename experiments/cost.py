@@ -1,22 +1,21 @@
 """What a tracker will cost, told before the run in gradients, and measured after it."""
 
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dlf.types import Probe, TrainState
-from experiments.build import Experiment, build
+from dlf.train import init_carries
+from experiments.build import Experiment, build, make_loop
 
-_NUM_MEASUREMENTS = 40  # timed: four audits among them
+_NUM_MEASUREMENTS = 40  # four audits among them
 _REPEATS = 3
 
 
 class Cost(NamedTuple):
-    """The cost of a probe over a run: a gradient is one of F, as a training step takes it."""
+    """The cost of a probe over a run: a gradient is a training step, which takes one of F."""
 
     num_measurements: int
     gradients_per_measurement: float
@@ -40,58 +39,26 @@ class Cost(NamedTuple):
 
 
 def estimate(config: ConfigDict, probe: str = "tracker") -> Cost:
-    """Estimate what a probe costs over a run, from its time at the first parameters.
-
-    The class weights move on as in the run while the parameters stand still, and the probe keeps its
-    memory, so that warm starts and audits are in it.
-    """
+    """Estimate what a probe costs over a run, from its first measurements: trained with it and without it."""
     experiment = build(config)
-    chosen = experiment.run.probes[probe]
-    measured = _seconds(_measurements(experiment, probe), experiment) / _NUM_MEASUREMENTS
-    num_gradients = 50 * _NUM_MEASUREMENTS
-    gradient = _seconds(_gradients(experiment, num_gradients), experiment) / num_gradients
-    num_measurements = -(-config.num_steps // chosen.every)
-    return Cost(num_measurements, measured / gradient, gradient)
+    every = experiment.run.probes[probe].every
+    num_steps = min(_NUM_MEASUREMENTS * every, config.num_steps)
+    alone, together = (_seconds(experiment, names, num_steps) for names in ((), (probe,)))
+    gradient, each = alone / num_steps, (together - alone) / -(-num_steps // every)
+    return Cost(-(-config.num_steps // every), each / gradient, gradient)
 
 
 def gradient_seconds(config: ConfigDict, num_gradients: int = 2_000) -> float:
-    """Return the time of one gradient of F in a compiled loop."""
-    experiment = build(config)
-    return _seconds(_gradients(experiment, num_gradients), experiment) / num_gradients
+    """Return the time of a training step alone, in a compiled loop."""
+    return _seconds(build(config), (), num_gradients) / num_gradients
 
 
-def _measurements(experiment: Experiment, name: str) -> Callable:
-    every = experiment.run.probes[name].every
-
-    @jax.jit
-    def run(replica):
-        probe: Probe = experiment.assemble(replica).probes[name]
-        first: TrainState = experiment.assemble(replica).state
-
-        def body(index, carry):
-            state = first._replace(step=(index * every).astype(first.step.dtype))
-            return probe.measure(carry, state)[0]
-
-        return jax.lax.fori_loop(0, _NUM_MEASUREMENTS, body, probe.init(first))
-
-    return run
-
-
-def _gradients(experiment: Experiment, num: int) -> Callable:
-    @jax.jit
-    def run(replica):
-        assembled = experiment.assemble(replica)
-        return jax.lax.fori_loop(0, num, lambda _, state: assembled.step_fn(state)[0], assembled.state)
-
-    return run
-
-
-def _seconds(run: Callable, experiment: Experiment) -> float:
-    """Return the median time of a compiled function, which it has been called before."""
-    jax.block_until_ready(run(experiment.replica))
-    taken = []
-    for _ in range(_REPEATS):
+def _seconds(experiment: Experiment, names: tuple[str, ...], num_steps: int) -> float:
+    """Return the median time of the first steps with some of the probes, compiled before."""
+    loop, probes = make_loop(experiment, names), {name: experiment.run.probes[name] for name in names}
+    carries, taken = init_carries(probes, experiment.state), []
+    for _ in range(1 + _REPEATS):
         started = time.perf_counter()
-        jax.block_until_ready(run(experiment.replica))
+        jax.block_until_ready(loop(experiment.replica, experiment.state, carries, num_steps))
         taken.append(time.perf_counter() - started)
-    return float(np.median(taken))
+    return float(np.median(taken[1:]))
