@@ -32,7 +32,7 @@ def test_every_config_says_what_draws_it_what_reduces_it_and_what_to_expect(name
 def test_it_trains_draws_and_compares_and_then_only_draws(smoke, command, tmp_path):
     folder = smoke("tiny")
     out = (folder / "out.txt").read_text()
-    assert "OFF" not in out and out.count("ok") == 3
+    assert "OFF" not in out and out.count(" ok ") == 3
     assert (folder / "tiny.png").stat().st_size > 10_000
     assert (folder / "tiny.pdf").read_bytes().startswith(b"%PDF")
     copy = shutil.copytree(folder, tmp_path / "copy")
