@@ -5,7 +5,7 @@
 `weights` [examples] (Gamma_{y_j}), or [examples, classes] where said (Gamma_c in dmse2), not negative,
 give W^{1/2} Theta W^{1/2}, the kernel of the weighted loss without its 1/P. With a `batch_size` a
 kernel is filled in blocks of so many examples by one compiled loop: beside the kernel, memory is that of
-two blocks of the Jacobian, or of the layers' factors, and of a copy to transpose one. It changes the
+two blocks of the Jacobian, or of the layers' factors, and of a copy to transpose each. It changes the
 numbers by rounding only, and allows forward derivatives only.
 """
 
