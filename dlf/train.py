@@ -43,8 +43,8 @@ SERIES = {
 }
 
 # By this mark XLA keeps a loop that it knows to turn once. Else it takes such a loop apart and compiles the
-# body anew, without what it moves out of loops: a product by a one-hot row is then no choice any more, and
-# joins another sum, which rounds otherwise (seen on CPU with jax 0.12).
+# body anew, with nothing moved out of it (the one-hot labels are): other kernels, which round otherwise
+# (seen on CPU with jax 0.12 in float32).
 _WHOLE = "skip-simplify-while-loops_trip-count-one"
 
 
