@@ -39,6 +39,7 @@ from experiments.train import train as train_config
 
 jax.config.update("jax_enable_x64", True)
 key = jax.random.key(0)
+scale = "small"  # "smoke" runs through in a minute
 
 # %% [markdown]
 # ## A loss that is solved exactly
@@ -70,7 +71,7 @@ def descend(rate):
 
 
 figure, axes = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
-for rate in np.linspace(1.8, 3.0, 241):
+for rate in np.linspace(1.8, 3.0, {"small": 241, "smoke": 13}[scale]):
     series, growth = map(np.asarray, descend(rate))
     # amplitudes are relative to the level of a series: one for x, which has none of its own
     label = int(np.median(cascades.label(1 + series, growth).labels))
@@ -132,8 +133,8 @@ print(f"the most negative multiplier of AdamW here: {found.flip:.3f}, below -1: 
 # stands.
 
 # %%
-config = config_cascades.get_config()
-config.num_steps = 11_000
+config = config_cascades.get_config(scale)
+config.num_steps = {"small": 11_000, "smoke": 600}[scale]
 folder = Path(tempfile.mkdtemp())
 train_config(config, folder / "run")
 run = records.load(folder / "run")
@@ -142,7 +143,8 @@ rows = onsets.instabilities(run, fine)
 pd.DataFrame(rows).set_index("onset").transpose()
 
 # %%
-sharpness = fine["tracked_eigenvalues"][:, 0].sel(step=slice(8_600, 8_960))
+onset = rows[1].onset
+sharpness = fine["tracked_eigenvalues"][:, 0].sel(step=slice(onset - 130, onset + 230))
 figure, axes = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
 axes.plot(sharpness["step"], sharpness, ".", markersize=2, color="#9a9a9a", label="every step")
 axes.plot(
@@ -150,7 +152,7 @@ axes.plot(
     label="mean of two consecutive steps",
 )  # fmt: skip
 axes.axhline(2, color="#D55E00", linestyle="--", label="threshold 2/η")
-axes.axvline(rows[1].onset, color="#222222", linestyle=":", label="onset")
+axes.axvline(onset, color="#222222", linestyle=":", label="onset")
 axes.set(xlabel="step", ylabel=r"Hessian $\lambda_{\max}$ (nat)", ylim=(0.8, 3.2))
 legend = axes.legend(frameon=False, ncols=2, fontsize=7)
 # %% [markdown]

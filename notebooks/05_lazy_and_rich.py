@@ -37,6 +37,7 @@ from experiments.train import train as train_config
 
 jax.config.update("jax_enable_x64", True)
 nt = neural_tangents_import.load()  # the whole library, for your own models: nt.stax, nt.predict, ...
+scale = "small"  # "smoke" runs through in a minute
 dataset = data.spiral()
 print(f"neural-tangents {nt.__version__} on jax {jax.__version__}")
 
@@ -47,7 +48,8 @@ print(f"neural-tangents {nt.__version__} on jax {jax.__version__}")
 # The distance falls as N^(-1/2), from where the part that grows is the larger one.
 
 # %%
-inputs, widths, num_draws = dataset.train.inputs[::3], np.array([30, 100, 300, 1000, 3000]), 10
+inputs, num_draws = dataset.train.inputs[::3], 10
+widths = np.array({"small": [30, 100, 300, 1000, 3000], "smoke": [8, 16]}[scale])
 distances = []
 for width in widths:
     network = dict(hidden_widths=(int(width),), activation="relu", initialization="original", use_bias=True)
@@ -111,8 +113,8 @@ for rate in (0.04, 0.02, 0.01):
 # %%
 runs = {}
 for linearized in (False, True):
-    config = lazy_rich.get_config()
-    config.num_steps = 20_004
+    config = lazy_rich.get_config(scale)
+    config.num_steps = {"small": 20_004, "smoke": 404}[scale]
     config.model.linearized = linearized
     workdir = Path(tempfile.mkdtemp())
     train_config(config, workdir)
