@@ -11,7 +11,7 @@ import jax
 import xarray as xr
 from ml_collections import ConfigDict
 
-from dlf import store
+from dlf import schedules, store
 
 
 def provenance() -> dict[str, Any]:
@@ -70,7 +70,7 @@ def load(workdir: Path) -> xr.Dataset:
         "stop_after": config.stop_after,
         "period": period,
         "amplitude": config.schedule.get("amplitude", 1.0),
-        "turn": period + int(config.schedule.get("hold_step", False)),
+        "turn": schedules.steps_per_turn(period, config.schedule.get("hold_step", False)),
     }
     if config.optimizer.name == "sgd" and len(config.optimizer) == 2:
         found.attrs["learning_rate"] = config.optimizer.learning_rate
