@@ -1,6 +1,7 @@
 """Many runs in one program: each is its single run, whatever the others do."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -56,8 +57,13 @@ def replicas(request):
         yield Replicas(experiments[0].assemble, stacked, jnp.ones(len(SETTINGS), bool), series)
 
 
+@cache
+def _ensemble(assemble, record, vectorized):
+    return ensembles.make_ensemble(assemble, NUM_STEPS, record, VARIABLES, vectorized)
+
+
 def ensemble(replicas, record, vectorized=False):
-    return ensembles.make_ensemble(replicas.assemble, NUM_STEPS, record, VARIABLES, vectorized)
+    return _ensemble(replicas.assemble, record, vectorized)
 
 
 def test_every_replica_has_the_bits_of_its_single_run(replicas):
