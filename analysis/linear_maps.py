@@ -11,7 +11,13 @@ from jaxtyping import Array, Float, PyTree
 
 from dlf.types import Matvec, Params
 
-precise = jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
+
+def precise(fn: Callable) -> Callable:
+    """Return a function that multiplies matrices at full precision: the default of GPU and TPU is too coarse.
+
+    One context for each function: a shared one, entered twice, would stay on.
+    """
+    return jax.default_matmul_precision("highest")(fn)
 
 
 def as_pytree(fn: Callable) -> Partial:
