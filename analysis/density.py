@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from analysis.krylov import check_like, expand, first_basis, flatten
-from analysis.linear_maps import as_pytree
+from analysis.linear_maps import as_pytree, precise
 from dlf.types import Matvec
 
 
@@ -28,7 +28,7 @@ class SpectralDensity(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("num_probes", "order", "num_points"))
-@jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
+@precise
 def _density(matvec, like, width, key, *, num_probes, order, num_points):
     product, random, _, _ = flatten(matvec, like, key)
 
@@ -88,11 +88,8 @@ def spectral_density(
     >>> abs(jnp.trapezoid(found.density[upper], found.values[upper]) - 0.25) < 0.05
     Array(True, dtype=bool)
     """
-    for name, value, least in (
-        ("num_probes", num_probes, 2),
-        ("num_points", num_points, 2),
-        ("order", order, 1),
-    ):
+    counts = ("num_probes", num_probes, 2), ("num_points", num_points, 2), ("order", order, 1)
+    for name, value, least in counts:
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not width > 0:
@@ -111,7 +108,7 @@ class TraceEstimate(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("num_exact", "num_probes"))
-@jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
+@precise
 def _trace(matvec, like, key, *, num_exact, num_probes):
     product, random, _, size = flatten(matvec, like, key)
     sketch = jax.lax.map(lambda i: product(random(i)), jnp.arange(num_exact))

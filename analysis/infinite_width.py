@@ -37,10 +37,8 @@ def infinite_ntk(
     [[11.5, 1.0], [1.0, 1.0]]
     """
     # Of gelu the library has the exact form only, ours is flax's approximation; of the rest none.
-    for name, given, known in (
-        ("activation", activation, "relu"),
-        ("initialization", initialization, "original"),
-    ):
+    settings = ("activation", activation, "relu"), ("initialization", initialization, "original")
+    for name, given, known in settings:
         if given != known:
             raise ValueError(f"no kernel of infinite width for {name} {given!r}: {known!r} has one")
     stax = neural_tangents_import.load().stax

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from analysis.krylov import Basis, check_like, expand, first_basis, flatten, rotate
-from analysis.linear_maps import as_pytree
+from analysis.linear_maps import as_pytree, precise
 from dlf.types import Matvec
 
 _LEAST_WARM = 8  # products after a warm start, in which a new direction can outgrow the old ones
@@ -92,9 +92,7 @@ def top_eigenpairs(
         )
     rows = min(size, max(24, 2 * wanted + 4) if basis_size is None else basis_size)
     if rows < min(size, wanted + 2):
-        raise ValueError(
-            f"basis_size must be at least {wanted + 2} for {wanted} eigenpairs, got {basis_size}"
-        )
+        raise ValueError(f"basis_size must be at least {wanted + 2} for {wanted} eigenpairs, got {rows}")
     if not isinstance(max_matvecs, jax.core.Tracer) and max_matvecs < wanted + 1:
         raise ValueError(f"max_matvecs must be more than {wanted} for as many eigenpairs, got {max_matvecs}")
     floor = 20 * float(jnp.finfo(dtype).eps)
@@ -104,11 +102,9 @@ def top_eigenpairs(
         if tol < floor:
             warnings.warn(f"tol={tol} is below the rounding of {dtype}: {floor:.1e} is used", stacklevel=2)
     if start is not None:
-        shapes = jax.tree.map(jnp.shape, like), jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], start)
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"start must be like the parameters with a leading axis, got {shapes[1]} behind it"
-            )
+        shapes, found = jax.tree.map(jnp.shape, like), jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], start)
+        if shapes != found:
+            raise ValueError(f"start must be like the parameters with a leading axis, got {found} behind it")
     return _solve(as_pytree(matvec), like, start, tol, max_matvecs, key, num=num, which=which, rows=rows)
 
 
@@ -124,7 +120,7 @@ class _Search(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("num", "which", "rows"))
-@jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
+@precise
 def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
     product, random, unflatten, size = flatten(matvec, like, key)
     wanted = 2 * num if which == "both" else num

@@ -12,6 +12,14 @@ from jaxtyping import Array, Float, PyTree
 from dlf.types import Matvec, Params
 
 
+def precise(fn: Callable) -> Callable:
+    """Return a function that multiplies matrices at full precision: the default of GPU and TPU is too coarse.
+
+    One context for each function: a shared one, entered twice, would stay on.
+    """
+    return jax.default_matmul_precision("highest")(fn)
+
+
 def as_pytree(fn: Callable) -> Partial:
     """Return a function as a pytree, so that a compiled function can take it as an argument.
 
@@ -19,6 +27,12 @@ def as_pytree(fn: Callable) -> Partial:
     over is part of the program that is compiled for it.
     """
     return fn if isinstance(fn, Partial) else Partial(fn)  # a Partial of a Partial would be static
+
+
+def check_batch_size(value: int | None, num_examples: int) -> None:
+    """Raise ValueError unless there is no batch size or one from 1 to the number of examples."""
+    if value is not None and not (type(value) is int and 1 <= value <= num_examples):
+        raise ValueError(f"batch_size must be from 1 to {num_examples}, the number of examples, got {value}")
 
 
 def dense(matvec: Matvec, like: Params) -> Float[Array, "size size"]:
@@ -49,19 +63,16 @@ def select(params: PyTree, *names: str) -> PyTree:
     >>> select({"Dense_0": {"bias": 1.0, "kernel": 2.0}, "Dense_1": {"bias": 3.0}}, "Dense_0/bias", "Dense_1")
     {'Dense_0': {'bias': 1.0, 'kernel': None}, 'Dense_1': {'bias': 3.0}}
     """
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     if not names:
         raise ValueError(f"name at least one group of parameters: there are {', '.join(paths)}")
     chosen = {name: [f"{path}/".startswith(f"{name}/") for path in paths] for name in names}
     for name, matches in chosen.items():
         if not any(matches):
             raise ValueError(f"no parameters under {name!r}: there are {', '.join(paths)}")
-    leaves, structure = jax.tree.flatten(params)
-    taken = [any(matches) for matches in zip(*chosen.values(), strict=True)]
-    return structure.unflatten([leaf if take else None for leaf, take in zip(leaves, taken, strict=True)])
+    taken = zip(leaves, zip(*chosen.values(), strict=True), strict=True)
+    return structure.unflatten([leaf if any(matches) else None for (_, leaf), matches in taken])
 
 
 @jax.jit
@@ -148,7 +159,6 @@ def check_operator(
     }
     for (fault, limit), value in zip(limits.items(), found, strict=True):
         if value is not None and not value <= limit:  # NaN fails, too
-            raise ValueError(
-                f"the operator is {fault} differ by {value:.1e} of the product (limit {limit:.1e})"
-            )
+            amount = f"{value:.1e} of the product (limit {limit:.1e})"
+            raise ValueError(f"the operator is {fault} differ by {amount}")
     return OperatorCheck(*found)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from analysis.linear_maps import as_pytree
+from analysis.linear_maps import as_pytree, check_batch_size, precise
 from dlf.types import ApplyFn, Batch, LossFn, Matvec, Params, Step
 
-_precise = jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
+ClassLosses = Callable[[Params, Batch], Float[Array, " classes"]]  # as `make_class_losses` gives them
 
 
 @jax.tree_util.register_static
@@ -33,8 +33,7 @@ def _batch_size(batch: Batch, value: int | None) -> _BatchSize:
         raise ValueError("the data set is empty: curvature is a mean over its examples")
     if len(batch.labels) != num_examples:
         raise ValueError(f"need a label for each input, got {num_examples} and {len(batch.labels)}")
-    if value is not None and not (type(value) is int and 1 <= value <= num_examples):
-        raise ValueError(f"batch_size must be from 1 to {num_examples}, the number of examples, got {value}")
+    check_batch_size(value, num_examples)
     return _BatchSize(value)
 
 
@@ -79,7 +78,7 @@ def _hvp(scalar_fn, point, vector):
 
 
 @jax.jit
-@_precise
+@precise
 def _hessian(loss_fn, params, batch, step, batch_size, vector):
     def product(part, mask, num_examples):
         return _hvp(_share(loss_fn, part, mask, num_examples, step), params, vector)
@@ -110,7 +109,7 @@ def hessian(
 
 
 @jax.jit
-@_precise
+@precise
 def _ggn(apply_fn, logits_loss, params, batch, step, batch_size, vector):
     def product(part, mask, num_examples):
         logits, pullback = jax.vjp(lambda p: apply_fn(p, part.inputs), params)
@@ -151,7 +150,7 @@ def ggn(
 
 
 @jax.jit
-@_precise
+@precise
 def _residual(apply_fn, logits_loss, params, batch, step, batch_size, vector):
     def product(part, mask, num_examples):
         logits = apply_fn(params, part.inputs)
@@ -193,7 +192,7 @@ def _class_loss(class_losses, params, batch, label):
 
 
 def class_hessian(
-    class_losses: Callable[[Params, Batch], Float[Array, " classes"]],
+    class_losses: ClassLosses,
     params: Params,
     batch: Batch,
     label: Int[Array, ""],
@@ -216,12 +215,9 @@ def class_hessian(
     return hessian(loss_fn, params, batch, label, batch_size=batch_size)
 
 
-@_precise
+@precise
 def class_curvatures(
-    class_losses: Callable[[Params, Batch], Float[Array, " classes"]],
-    params: Params,
-    batch: Batch,
-    vector: Params,
+    class_losses: ClassLosses, params: Params, batch: Batch, vector: Params
 ) -> Float[Array, " classes"]:
     """Return u . H_c u of every class c along one vector u, in one pass.
 

@@ -134,13 +134,7 @@ def gauss_newton_curvature(
 
 
 def class_subspace(
-    class_losses: Callable[[Params, Batch], Float[Array, " classes"]],
-    params: Params,
-    batch: Batch,
-    *,
-    num: int,
-    tol: float,
-    key: Array,
+    class_losses: operators.ClassLosses, params: Params, batch: Batch, *, num: int, tol: float, key: Array
 ) -> Float[Array, "classes basis basis"]:
     """Return the Hessian of every class within the space of the `num` top eigenvectors of each of them.
 

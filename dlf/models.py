@@ -87,6 +87,7 @@ def mlp(
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793) and the authors' two notebooks.
 
+    >>> import jax.numpy as jnp
     >>> model = mlp(3, (100,), activation="relu", initialization="original", use_bias=True)
     >>> params = model.init(jax.random.PRNGKey(0), jnp.zeros((1, 2)))
     >>> sum(p.size for p in jax.tree.leaves(params))
@@ -132,6 +133,7 @@ def myrtle(num_classes: int, widths: Sequence[int], activation: str) -> Model:
 
     Source: Shankar et al. 2020 (arXiv 2003.02237), Myrtle5; initialisation and other sizes are ours.
 
+    >>> import jax.numpy as jnp
     >>> model = myrtle(10, (4, 8), activation="relu")
     >>> params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     >>> sum(p.size for p in jax.tree.leaves(params)), model.apply(params, jnp.zeros((5, 8, 8, 1))).shape
@@ -162,6 +164,7 @@ def frozen(module: nn.Module, model_state: Mapping, rngs: Mapping = {}, **mode: 
 
     Raises flax's ModifyScopeVariableError, when called, in a mode that would change `model_state`.
 
+    >>> import jax.numpy as jnp
     >>> module, inputs = nn.BatchNorm(), jnp.asarray([[1.0], [3.0]])
     >>> variables = module.init(jax.random.key(0), inputs, use_running_average=True)
     >>> params = variables.pop("params")

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+from collections import Counter
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -31,48 +32,52 @@ def _imports(path):
             yield node.module.split(".")[0]
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_packages_come_from_this_checkout(package):
-    assert Path(importlib.import_module(package).__file__).parent == ROOT / package
+def test_packages_come_from_this_checkout():
+    for package in PACKAGES:
+        assert Path(importlib.import_module(package).__file__).parent == ROOT / package
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_one_way(path):
-    package = path.relative_to(ROOT).parts[0]
-    assert not (FORBIDDEN[package] | STRAY) & set(_imports(path))
+def test_imports_go_one_way():
+    for path in FILES:
+        package = path.relative_to(ROOT).parts[0]
+        assert not (FORBIDDEN[package] | STRAY) & set(_imports(path)), path
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_modules_fit_on_a_few_screens(path):
-    assert len(path.read_text().splitlines()) <= 300
+def test_modules_fit_on_a_few_screens_and_all_together_in_a_small_house():
+    lines = {path: len(path.read_text().splitlines()) for path in FILES}
+    assert not [path for path, num in lines.items() if num > 300]
+    assert sum(lines.values()) <= 9_000
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in FILES if "experiments" not in p.relative_to(ROOT).parts],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_library_code_sets_no_global_flag_and_writes_no_float_dtype(path):
-    text = path.read_text()
-    for word in ("config.update", "jnp.float", "np.float", '"float32"', '"float64"'):
-        assert word not in text, word
+def test_no_two_modules_have_one_name():
+    """A config is named after its figure; `train` is the loop in one package and a run in the other."""
+    named = [path for path in FILES if path.parent.name != "configs" and not path.stem.startswith("__")]
+    counts = Counter(path.stem for path in named)
+    assert [name for name, num in counts.items() if num > 1] == ["train"] and counts["train"] == 2
 
 
-def test_shapes_are_checked_in_both_packages(x64):
+def test_library_code_sets_no_global_flag_and_writes_no_float_dtype():
+    for path in FILES:
+        text = path.read_text() if path.relative_to(ROOT).parts[0] != "experiments" else ""
+        for word in ("config.update", "jnp.float", "np.float", '"float32"', '"float64"'):
+            assert word not in text, (path, word)
+
+
+def test_shapes_are_checked_in_both_packages():
     with pytest.raises(TypeCheckError):
         accuracy(jnp.zeros(3), jnp.zeros(3, int))
     with pytest.raises(TypeCheckError):
         spectrum(jnp.zeros(3))
 
 
-@pytest.mark.parametrize(
-    "module", ["dlf.schedules", "dlf.losses", "dlf.data", "dlf.models", "analysis.probes", "analysis.figures"]
-)
-def test_catalogue_entries_are_documented_functions(module):
-    catalogue = importlib.import_module(module)
-    assert catalogue.__all__
-    for name in catalogue.__all__:
-        entry = getattr(catalogue, name)
-        assert inspect.isfunction(inspect.unwrap(entry))
-        assert inspect.getdoc(entry)
-        assert entry.__module__.startswith(module)  # a package re-exports its own
+def test_catalogue_entries_are_documented_functions():
+    for module in (
+        "dlf.schedules", "dlf.losses", "dlf.data", "dlf.models", "analysis.probes", "analysis.figures"
+    ):  # fmt: skip
+        catalogue = importlib.import_module(module)
+        assert catalogue.__all__
+        for name in catalogue.__all__:
+            entry = getattr(catalogue, name)
+            assert inspect.isfunction(inspect.unwrap(entry)), entry
+            assert inspect.getdoc(entry), entry
+            assert entry.__module__.startswith(module), entry  # a package re-exports its own

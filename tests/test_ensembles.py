@@ -42,6 +42,7 @@ class Replicas(NamedTuple):
     stacked: build.Replica
     active: jax.Array
     series: list
+    programs: dict  # compiled once
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["float32", "float64"])
@@ -56,11 +57,16 @@ def replicas(request):
         ]
         described = {name: experiments[0].series[name] for name in VARIABLES}
         active = jnp.ones(len(SETTINGS), bool)
-        yield Replicas(experiments[0].assemble, described, stacked, active, series)
+        yield Replicas(experiments[0].assemble, described, stacked, active, series, {})
 
 
 def ensemble(replicas, record, vectorized=False):
-    return ensembles.make_ensemble(replicas.assemble, NUM_STEPS, record, replicas.described, vectorized)
+    if (record, vectorized) not in replicas.programs:
+        program = ensembles.make_ensemble(
+            replicas.assemble, NUM_STEPS, record, replicas.described, vectorized
+        )
+        replicas.programs[record, vectorized] = program
+    return replicas.programs[record, vectorized]
 
 
 def test_every_replica_has_the_bits_of_its_single_run(replicas):

@@ -75,7 +75,7 @@ def test_a_tanh_twin_of_the_spiral_network_has_the_two_cycle_that_is_predicted(f
     found = minimize(lambda x: tuple(map(np.asarray, value_and_grad(x))), flat, jac=True, method="BFGS")
     x = jnp.asarray(found.x)
     for _ in range(8):  # Newton's method, to rounding
-        x = x - jnp.linalg.solve(hessian(x), jax.grad(loss)(x))
+        x = x - jnp.linalg.solve(hessian(x), value_and_grad(x)[1])
     values, vectors = np.linalg.eigh(hessian(x))
     rate = 2.01 / values[-1]
     flip = stability.flip_coefficient(loss, x, jnp.asarray(vectors[:, -1]), rate)

@@ -72,8 +72,8 @@ def test_the_dynamical_loss_is_the_weights_times_the_class_losses(float64, name)
     np.testing.assert_allclose(
         loss_fn(params, batch, step), schedule(step) @ class_losses(params, batch), rtol=1e-13
     )
-    hessian = jax.hessian(loss_fn)(params, batch, step)
-    parts = jax.hessian(class_losses)(params, batch)
+    hessian = jax.jit(jax.hessian(loss_fn))(params, batch, step)
+    parts = jax.jit(jax.hessian(class_losses))(params, batch)
     np.testing.assert_allclose(hessian, jnp.einsum("c,c...->...", schedule(step), parts), atol=1e-13)
 
 
@@ -84,6 +84,7 @@ def test_amplitude_one_is_optax_cross_entropy_at_every_step(float64):
     loss_fn = losses.make_loss(
         lambda w, x: x @ w, losses.cross_entropy, schedules.triangular(3, amplitude=1.0, period=7)
     )
+    loss_fn = jax.jit(loss_fn)
     expected = optax.softmax_cross_entropy_with_integer_labels(batch.inputs @ params, batch.labels).mean()
     for step in range(25):
         np.testing.assert_allclose(loss_fn(params, batch, jnp.asarray(step, jnp.int32)), expected, rtol=1e-14)

@@ -1,5 +1,7 @@
 """Networks against jax.example_libraries.stax, whose layers the authors' draw descends from."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from flax.errors import ModifyScopeVariableError
 from jax import lax
 from jax.example_libraries import stax
 
-from dlf import layers, models
+from dlf import models
 from dlf.data import digits, spiral
 
 ARGUMENTS = {
@@ -53,7 +55,7 @@ def test_the_updated_draw_is_that_of_stax_to_the_bit(float64):
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "softplus"])
-def test_the_logits_are_a_chain_of_matrix_products(x64, activation):
+def test_the_logits_are_a_chain_of_matrix_products(float64, activation):
     functions = {
         "relu": lambda h: np.maximum(h, 0),
         "tanh": np.tanh,
@@ -61,35 +63,31 @@ def test_the_logits_are_a_chain_of_matrix_products(x64, activation):
     }
     model = models.mlp(3, (7, 5), activation=activation, initialization="updated", use_bias=True)
     inputs = spiral().train.inputs
-    params = model.init(jax.random.key(3), inputs)
+    params = jax.jit(model.init)(jax.random.key(3), inputs)
     hidden = np.asarray(inputs)
     for depth in range(3):
         if depth:
             hidden = functions[activation](hidden)
         layer = params[f"Dense_{depth}"]
         hidden = hidden @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
-    logits = model.apply(params, inputs)
-    np.testing.assert_allclose(logits, hidden, rtol=1e-12 if x64 else 1e-4, atol=1e-13 if x64 else 1e-6)
+    logits = jax.jit(model.apply)(params, inputs)
+    np.testing.assert_allclose(logits, hidden, rtol=1e-12, atol=1e-13)
 
 
-def test_without_biases_there_are_none(x64):
+def test_without_biases_there_are_none(float64):
     model = models.mlp(3, (7,), activation="relu", initialization="original", use_bias=False)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 2)))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2)))
     assert all(set(layer) == {"kernel"} for layer in params.values())
     np.testing.assert_array_equal(model.apply(params, jnp.zeros((4, 2))), np.zeros((4, 3)))
 
 
-def test_whether_there_are_biases_must_be_said():
-    with pytest.raises(TypeError, match="use_bias"):
-        models.mlp(3, (7,), activation="relu", initialization="original")
-
-
-def test_images_are_flattened_for_the_mlp(x64):
+def test_images_are_flattened_for_the_mlp(float64):
     model = models.mlp(10, **ARGUMENTS["mlp"])
     images = digits(num_train=20).train.inputs
     rows = images.reshape(20, 64)
-    params = model.init(jax.random.key(0), images)
-    jax.tree.map(np.testing.assert_array_equal, params, model.init(jax.random.key(0), rows))
+    init = jax.jit(model.init)
+    params = init(jax.random.key(0), images)
+    jax.tree.map(np.testing.assert_array_equal, params, init(jax.random.key(0), rows))
     np.testing.assert_array_equal(model.apply(params, images), model.apply(params, rows))
 
 
@@ -102,7 +100,9 @@ def test_an_unknown_name_is_refused(name, setting, value):
         getattr(models, name)(3, **ARGUMENTS[name] | {setting: value})
 
 
-def test_impossible_widths_and_inputs_are_refused():
+def test_impossible_settings_and_inputs_are_refused():
+    with pytest.raises(TypeError, match="use_bias"):  # whether there are biases must be said
+        models.mlp(3, (7,), activation="relu", initialization="original")
     with pytest.raises(ValueError, match="must be positive integers, got \\(4, 0, 3\\)"):
         models.myrtle(3, (4, 0), activation="relu")
     with pytest.raises(ValueError, match="need images"):
@@ -113,7 +113,7 @@ def test_impossible_widths_and_inputs_are_refused():
 def test_every_model_maps_inputs_to_logits_in_the_working_precision(x64, name):
     model = getattr(models, name)(3, **ARGUMENTS[name])
     inputs = digits(num_train=30).train.inputs
-    params = model.init(jax.random.key(0), inputs)
+    params = jax.jit(model.init)(jax.random.key(0), inputs)
     apply = jax.jit(model.apply)
     logits = apply(params, inputs)
     assert logits.shape == (30, 3)
@@ -121,46 +121,6 @@ def test_every_model_maps_inputs_to_logits_in_the_working_precision(x64, name):
     # examples do not interact: the NTK and every batched mean rest on it
     tolerance = dict(rtol=1e-12, atol=1e-13) if x64 else dict(rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(apply(params, inputs[:7]), logits[:7], **tolerance)
-
-
-def lax_convolution(x, kernel):
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize(
-    "shape",
-    [(2, 8, 8, 1), (3, 5, 7, 2), (2, 4, 1, 3), (1, 1, 1, 4)],
-    ids=lambda shape: "x".join(map(str, shape)),
-)
-def test_the_convolution_is_that_of_lax_in_value_and_derivatives(x64, monkeypatch, shape, platform):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    rng = np.random.default_rng(0)
-    x, dx = (jnp.asarray(rng.normal(size=shape)) for _ in range(2))
-    kernel, dkernel = (jnp.asarray(rng.normal(size=(3, 3, shape[3], 5))) for _ in range(2))
-    y = jnp.asarray(rng.normal(size=(*shape[:3], 5)))
-
-    def derivatives(convolve):
-        gradient = jax.grad(lambda *primals: jnp.sum((convolve(*primals) - y) ** 2), argnums=(0, 1))
-        both = jax.jit(lambda *p: (convolve(*p), jax.jvp(gradient, p, (dx, dkernel))))
-        return jax.tree.leaves(both(x, kernel))
-
-    results = zip(derivatives(layers._convolve), derivatives(lax_convolution), strict=True)
-    tolerance = dict(rtol=1e-11, atol=1e-11) if x64 else dict(rtol=1e-4, atol=1e-3)
-    for ours, theirs in results:
-        assert ours.dtype == x.dtype
-        np.testing.assert_allclose(ours, theirs, **tolerance)
-
-
-def test_the_convolutional_layer_is_that_of_flax(x64):
-    images = digits(num_train=5).train.inputs
-    params = layers.Conv(6).init(jax.random.key(0), images)
-    theirs = nn.Conv(6, (3, 3), kernel_init=nn.initializers.he_normal(), param_dtype=images.dtype)
-    jax.tree.map(np.testing.assert_array_equal, params, theirs.init(jax.random.key(0), images))
-    params["params"]["bias"] += jnp.arange(6, dtype=images.dtype)
-    np.testing.assert_allclose(
-        layers.Conv(6).apply(params, images), theirs.apply(params, images), rtol=1e-4, atol=1e-5
-    )
 
 
 def test_four_convolutions_make_myrtle5_of_cifar_images(float64):
@@ -185,22 +145,26 @@ def test_four_convolutions_make_myrtle5_of_cifar_images(float64):
     np.testing.assert_allclose(jax.jit(model.apply)(params, images), expected, rtol=1e-11)
 
 
+def convolved(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 def test_pooling_leaves_an_odd_last_row_and_column_out(float64):
     rng = np.random.default_rng(0)
     model, images = models.myrtle(3, (2, 4), activation="tanh"), jnp.asarray(rng.normal(size=(3, 5, 7, 1)))
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes)
     first, second, last = (params[name] for name in ("Conv_0", "Conv_1", "Dense_0"))
-    hidden = np.tanh(lax_convolution(images, first["kernel"]) + first["bias"][None, None, None])
-    hidden = np.tanh(lax_convolution(hidden, second["kernel"]) + second["bias"][None, None, None])
+    hidden = np.tanh(convolved(images, first["kernel"]) + first["bias"][None, None, None])
+    hidden = np.tanh(convolved(hidden, second["kernel"]) + second["bias"][None, None, None])
     # the mean of the means of the squares of 2x2 pixels
     logits = hidden[:, :4, :6].mean(axis=(1, 2)) @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
-    np.testing.assert_allclose(model.apply(params, images), logits, rtol=1e-11)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, images), logits, rtol=1e-11)
 
 
 def test_the_signal_keeps_its_size_at_the_start_of_myrtle():
     model = models.myrtle(10, (64, 64), activation="relu")
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     assert float(params["Conv_1"]["kernel"].var()) == pytest.approx(2 / (9 * 64), rel=0.05)
     assert float(params["Dense_0"]["kernel"].var()) == pytest.approx(1 / 64, rel=0.15)
     assert not any(layer["bias"].any() for layer in params.values())
@@ -220,23 +184,24 @@ class Noisy(nn.Module):
 
 
 @pytest.fixture
-def noisy(x64):
+def noisy(float64):
     """(module, params, model_state, inputs) with batch statistics of some training behind it."""
     module, inputs = Noisy(), spiral(examples_per_class=20).train.inputs
-    variables = module.init(jax.random.key(0), inputs, train=False)
+    variables = jax.jit(partial(module.init, train=False))(jax.random.key(0), inputs)
     key = {"dropout": jax.random.key(1)}
-    _, state = module.apply(variables, inputs, train=True, rngs=key, mutable=["batch_stats"])
+    train = jax.jit(partial(module.apply, train=True, mutable=["batch_stats"]))
+    _, state = train(variables, inputs, rngs=key)
     return module, variables["params"], state, inputs
 
 
-def test_a_frozen_network_is_a_function_of_parameters_and_single_examples(noisy, x64):
+def test_a_frozen_network_is_a_function_of_parameters_and_single_examples(noisy):
     module, params, state, inputs = noisy
     before = jax.tree.map(np.array, state)
     apply_fn = models.frozen(module, state, train=False)
     logits = apply_fn(params, inputs)
     np.testing.assert_array_equal(logits, module.apply({"params": params, **state}, inputs, train=False))
     np.testing.assert_array_equal(logits, apply_fn(params, inputs))
-    np.testing.assert_allclose(apply_fn(params, inputs[3:9]), logits[3:9], rtol=1e-12 if x64 else 1e-4)
+    np.testing.assert_allclose(apply_fn(params, inputs[3:9]), logits[3:9], rtol=1e-12)
     jax.tree.map(np.testing.assert_array_equal, state, before)
     assert np.any(state["batch_stats"]["BatchNorm_0"]["mean"] != 0)
 
@@ -257,7 +222,7 @@ def test_a_frozen_network_is_an_argument_that_compiles_once(noisy):
     assert not np.array_equal(first, second)
 
 
-def test_a_fixed_key_makes_a_fixed_dropout_mask(x64):
+def test_a_fixed_key_makes_a_fixed_dropout_mask(float64):
     module, ones = nn.Dropout(0.5), jnp.ones((4, 16))
     apply_fns = [
         models.frozen(module, {}, rngs={"dropout": jax.random.key(seed)}, deterministic=False)
@@ -273,32 +238,3 @@ def test_a_mode_that_would_change_the_state_is_refused(noisy):
     training = models.frozen(module, state, rngs={"dropout": jax.random.key(0)}, train=True)
     with pytest.raises(ModifyScopeVariableError):
         training(params, inputs)
-
-
-def convolve_in_a_loop(x, kernel):
-    return lax.scan(lambda carry, _: (jax.jit(lax_convolution)(carry, kernel), None), x, length=2)[0]
-
-
-def convolve_in_a_branch(x, kernel):
-    return lax.cond(x.sum() > 0, lambda: jax.checkpoint(lax_convolution)(x, kernel), lambda: x)
-
-
-@pytest.mark.parametrize("fn", [lax_convolution, convolve_in_a_loop, convolve_in_a_branch])
-def test_a_convolution_of_lax_is_warned_of_once_wherever_it_is(monkeypatch, fn):
-    shapes = jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.zeros(()).dtype), jnp.zeros((3, 3, 2, 2))
-    with pytest.warns(UserWarning) as warned:
-        layers.warn_of_convolutions(fn, *shapes)
-    (warning,) = warned
-    message = str(warning.message)
-    assert "12868" in message and "dlf.layers.Conv" in message and "\n" not in message
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    layers.warn_of_convolutions(fn, *shapes)
-
-
-def test_flax_convolutions_are_warned_of_and_ours_are_not():
-    images = jnp.zeros((2, 8, 8, 1))
-    with pytest.warns(UserWarning, match="12868"):
-        layers.warn_of_convolutions(jax.jit(nn.Conv(2, (3, 3)).init), jax.random.key(0), images)
-    model = models.myrtle(3, (2, 2), activation="relu")
-    params = jax.eval_shape(model.init, jax.random.key(0), images)
-    layers.warn_of_convolutions(jax.jit(jax.grad(lambda p: model.apply(p, images).sum())), params)

@@ -1,4 +1,4 @@
-"""Every form of the NTK against the explicit Jacobian, which networks need none, and the GGN's dual."""
+"""The traced NTK of all kinds of networks against the explicit Jacobian, and which of them need none."""
 
 from functools import partial
 
@@ -9,19 +9,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from analysis.lanczos import top_eigenpairs
-from analysis.linear_maps import dense as dense_matrix
-from analysis.ntk import (
-    diagonal_ntk,
-    empirical_ntk,
-    full_ntk,
-    ggn_ntk_duality,
-    kernel_target_alignment,
-    ntk_operator,
-    per_class_ntk,
-    spectrum,
-)
-from dlf import data, losses, models, schedules
+from analysis.ntk import diagonal_ntk, empirical_ntk, full_ntk, per_class_ntk
+from dlf import models
 
 INPUTS = np.random.RandomState(0).randn(7, 4)
 
@@ -169,13 +158,13 @@ OTHER = {
 @pytest.mark.parametrize(
     ("hidden", "activation", "use_bias"), [((), "relu", True), ((9,), "relu", True), ((9, 5), "tanh", False)]
 )
-def test_a_perceptron_needs_no_jacobian(x64, hidden, activation, use_bias):
+def test_a_perceptron_needs_no_jacobian(float64, hidden, activation, use_bias):
     model = models.mlp(3, hidden, activation=activation, initialization="updated", use_bias=use_bias)
     inputs = jnp.asarray(INPUTS)
-    params = model.init(jax.random.key(1), inputs)
+    params = jax.jit(model.init)(jax.random.key(1), inputs)
     assert not needs_jacobian(model.apply, params, inputs)
     kernel = measured(model.apply, params, inputs)
-    np.testing.assert_allclose(kernel, explicit(model.apply, params, inputs), rtol=1e-12 if x64 else 1e-4)
+    np.testing.assert_allclose(kernel, explicit(model.apply, params, inputs), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", LAYERED)
@@ -190,6 +179,20 @@ def test_any_other_network_takes_its_jacobian(float64, name):
     problem = build(OTHER[name])
     assert needs_jacobian(*problem)
     np.testing.assert_allclose(measured(*problem), explicit(*problem), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["convolution", "kernel used outside"])
+def test_any_network_has_every_form(float64, name):
+    apply_fn, params, inputs = build(OTHER[name])
+    rows = explicit_jacobian(apply_fn, params, inputs)
+    expected = {
+        full_ntk: np.einsum("pcn,qdn->pcqd", rows, rows).reshape(21, 21),
+        per_class_ntk: np.einsum("pcn,qcn->cpq", rows, rows),
+        diagonal_ntk: np.einsum("pcn,pcn->p", rows, rows) / 3,
+    }
+    found = jax.jit(lambda p, x: [form(apply_fn, p, x) for form in expected])(params, inputs)
+    for kernel, value in zip(found, expected.values(), strict=True):
+        np.testing.assert_allclose(kernel, value, atol=1e-13 * np.abs(value).max(), rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -245,229 +248,11 @@ def test_the_kernel_can_be_mapped_looped_over_and_differentiated(float64):
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
     expected = [explicit(model, jax.tree.map(lambda leaf, i=i: leaf[i], stacked), inputs) for i in range(2)]
     kernel = partial(empirical_ntk, model)
-    np.testing.assert_allclose(jax.vmap(kernel, in_axes=(0, None))(stacked, inputs), expected, rtol=1e-12)
-    np.testing.assert_allclose(jax.lax.map(lambda p: kernel(p, inputs), stacked), expected, rtol=1e-12)
+    mapped = jax.jit(jax.vmap(kernel, in_axes=(0, None)))(stacked, inputs)
+    looped = jax.jit(lambda stacked: jax.lax.map(lambda p: kernel(p, inputs), stacked))(stacked)
+    np.testing.assert_allclose(mapped, expected, rtol=1e-12)
+    np.testing.assert_allclose(looped, expected, rtol=1e-12)
     flat, unravel = ravel_pytree(params)
-    gradient = jax.grad(lambda p: kernel(unravel(p), inputs)[0, 1])(flat)
-    step = 1e-5 * jnp.ones_like(flat)
-    change = kernel(unravel(flat + step), inputs)[0, 1] - kernel(unravel(flat - step), inputs)[0, 1]
-    np.testing.assert_allclose(gradient @ step, change / 2, rtol=1e-7)
-
-
-FORMS = {
-    empirical_ntk: lambda rows: np.einsum("pcn,qcn->pq", rows, rows) / rows.shape[1],
-    full_ntk: lambda rows: np.einsum("pcn,qdn->pcqd", rows, rows).reshape(2 * [rows[:, :, 0].size]),
-    per_class_ntk: lambda rows: np.einsum("pcn,qcn->cpq", rows, rows),
-    diagonal_ntk: lambda rows: np.einsum("pcn,pcn->p", rows, rows) / rows.shape[1],
-}
-TRACED = (empirical_ntk, diagonal_ntk)
-ROUTES = {
-    "layers": lambda model, p, x: model(p, x),
-    "jacobian": lambda model, p, x: model(p, x) * (1 + p["Dense_1"]["bias"].sum()),
-}
-
-
-@pytest.fixture(params=ROUTES)
-def problem(request):
-    """(apply_fn, params, inputs) of a perceptron, for the layers' route and for the Jacobian's."""
-
-    def make(num_examples=7, hidden_width=5):
-        model = models.mlp(3, (hidden_width,), activation="tanh", initialization="updated", use_bias=True)
-        inputs = jnp.asarray(np.random.RandomState(0).randn(num_examples, 2))
-        params = model.init(jax.random.key(1), inputs)
-        return partial(ROUTES[request.param], model.apply), params, inputs
-
-    return make
-
-
-def draw_weights(*shape):
-    return jnp.asarray(np.random.RandomState(2).uniform(0.1, 3, shape))
-
-
-def assert_close(found, expected, tolerance):
-    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_each_form_contracts_the_jacobian_whatever_the_block(x64, problem, form):
-    apply_fn, params, inputs = problem()
-    whole = jax.jit(partial(form, apply_fn))(params, inputs)
-    assert_close(whole, FORMS[form](explicit_jacobian(apply_fn, params, inputs)), 1e-13 if x64 else 1e-5)
-    for batch_size in (1, 3, 7) if x64 else (3,):
-        batched = jax.jit(partial(form, apply_fn, batch_size=batch_size))(params, inputs)
-        assert_close(batched, whole, 1e-12 if x64 else 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("form", "shape"),
-    [*((form, (7,)) for form in FORMS), (full_ntk, (7, 3)), (per_class_ntk, (7, 3))],
-)
-def test_weights_scale_the_jacobian_by_their_roots(float64, problem, form, shape):
-    apply_fn, params, inputs = problem()
-    weights = draw_weights(*shape)
-    rows = explicit_jacobian(apply_fn, params, inputs) * np.sqrt(weights).reshape(7, -1, 1)
-    for batch_size in (None, 3):
-        found = jax.jit(partial(form, apply_fn, batch_size=batch_size))(params, inputs, weights=weights)
-        assert_close(found, FORMS[form](rows), 1e-12)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_any_network_has_every_form(float64, form):
-    for network_name in ("convolution", "kernel used outside"):
-        apply_fn, params, inputs = build(OTHER[network_name])
-        expected = FORMS[form](explicit_jacobian(apply_fn, params, inputs))
-        assert_close(jax.jit(partial(form, apply_fn))(params, inputs), expected, 1e-13)
-
-
-def test_a_batched_kernel_can_be_mapped_and_differentiated_forward(float64, problem):
-    apply_fn, params, inputs = problem()
-    whole, batched = (partial(empirical_ntk, apply_fn, inputs=inputs, batch_size=size) for size in (None, 3))
-
-    def slope(kernel, scale):
-        scaled = jax.tree.map(lambda leaf: scale * leaf, params)
-        return jax.jvp(lambda p: kernel(params=p), (scaled,), (params,))[1]
-
-    scales = jnp.asarray([1.0, 2.0])
-    expected, found = (jax.jit(jax.vmap(partial(slope, kernel)))(scales) for kernel in (whole, batched))
-    assert_close(found, expected, 1e-12)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_float32_stays_whole_with_many_examples(problem, form):
-    """The sum over classes by a reduction crashed the compiler of jaxlib 0.10.1, from 128 examples on."""
-    apply_fn, params, inputs = problem(num_examples=150)
-    expected = FORMS[form](explicit_jacobian(apply_fn, params, inputs))
-    for batch_size in (None, 140):
-        found = jax.jit(partial(form, apply_fn, batch_size=batch_size))(params, inputs)
-        assert found.dtype == inputs.dtype
-        assert_close(found, expected, 1e-5)
-
-
-def test_kernels_are_symmetric_and_positive_semi_definite_to_rounding(x64, problem):
-    apply_fn, params, inputs = problem(num_examples=40)
-    for form in (empirical_ntk, full_ntk):  # of 33 parameters: the full kernel has 87 zero eigenvalues
-        for batch_size in (None, 9):
-            kernel = jax.jit(partial(form, apply_fn, batch_size=batch_size))(params, inputs)
-            values = spectrum(kernel)
-            assert values[-1] >= -10 * jnp.finfo(kernel.dtype).eps * len(kernel) * values[0]
-            assert_close(kernel, np.asarray(kernel).T, 4 * float(jnp.finfo(kernel.dtype).eps))
-
-
-@pytest.mark.parametrize("form", [*FORMS, ntk_operator])
-def test_memory_of_a_batched_form_does_not_grow_with_the_jacobian(float64, problem, form):
-    def temporary_bytes(num_examples):
-        apply_fn, params, inputs = problem(num_examples, hidden_width=3000)
-
-        def measure(params, inputs):
-            found = form(apply_fn, params, inputs, batch_size=2)
-            return found(jnp.ones((num_examples, 3))) if form is ntk_operator else found
-
-        compiled = jax.jit(measure).lower(params, inputs).compile()
-        return compiled.memory_analysis().temp_size_in_bytes, ravel_pytree(params)[0].nbytes
-
-    (few, gradient_bytes), (many, _) = temporary_bytes(24), temporary_bytes(48)
-    block_bytes, kernel_bytes = 2 * 3 * gradient_bytes, 8 * (3 * 24) ** 2
-    # Two blocks and the transpose of each, the kernel, and the parameters, padded or transposed, too. With
-    # jax 0.12 all of them are alive at once; 0.10 writes one block transposed.
-    assert few < 4 * block_bytes + kernel_bytes + gradient_bytes
-    assert many - few < block_bytes / 10
-
-
-@pytest.mark.parametrize("problem", ["layers"], indirect=True)
-def test_the_operator_is_the_full_kernel(x64, problem):
-    apply_fn, params, inputs = problem()
-    for weights, batch_size in ((None, None), (draw_weights(7), 7), (draw_weights(7, 3), 3)):
-        kernel = jax.jit(partial(full_ntk, apply_fn))(params, inputs, weights=weights)
-        matvec = ntk_operator(apply_fn, params, inputs, weights=weights, batch_size=batch_size)
-        assert_close(dense_matrix(matvec, jnp.zeros((7, 3))), kernel, 1e-12 if x64 else 1e-5)
-
-
-@pytest.mark.parametrize("problem", ["layers"], indirect=True)
-def test_the_largest_eigenvalues_need_no_kernel(float64, problem):
-    apply_fn, params, inputs = problem()
-    matvec = ntk_operator(apply_fn, params, inputs, batch_size=3)
-    pairs = top_eigenpairs(matvec, jnp.zeros((7, 3)), num=3, tol=1e-9, key=jax.random.key(0))
-    assert bool(pairs.converged)
-    assert_close(pairs.values, spectrum(jax.jit(partial(full_ntk, apply_fn))(params, inputs))[:3], 1e-9)
-
-
-@pytest.mark.parametrize("problem", ["layers"], indirect=True)
-def test_a_compiled_function_takes_the_operator_at_any_parameters(float64, problem):
-    apply_fn, params, inputs = problem()
-    traces = []
-
-    @jax.jit
-    def square(matvec, v):
-        traces.append(v)
-        return matvec(matvec(v))
-
-    v, full = jnp.ones((7, 3)), jax.jit(partial(full_ntk, apply_fn))
-    for scale in (1.0, 2.0):
-        scaled = jax.tree.map(lambda leaf, scale=scale: scale * leaf, params)
-        kernel = full(scaled, inputs)
-        matvec = ntk_operator(apply_fn, scaled, inputs, batch_size=3)
-        assert_close(square(matvec, v).reshape(-1), kernel @ (kernel @ v.reshape(-1)), 1e-12)
-    assert len(traces) == 1
-
-
-def test_a_kernel_of_the_labels_is_aligned_with_them(x64):
-    labels = jnp.asarray([0, 1, 2, 1, 0, 0])
-    one_hot = jax.nn.one_hot(labels, 3)
-    tolerance = {"rtol": 1e-13 if x64 else 1e-5}
-    gram = one_hot @ one_hot.T
-    np.testing.assert_allclose(kernel_target_alignment(gram, labels), 1, **tolerance)
-    np.testing.assert_allclose(kernel_target_alignment(-2 * gram + 5, labels), -1, **tolerance)
-    kernel = jnp.asarray(INPUTS[:6] @ INPUTS[:6].T)
-    centring = np.eye(6) - 1 / 6
-    centred, target = (np.asarray(centring @ np.asarray(m) @ centring) for m in (kernel, gram))
-    expected = np.sum(centred * target) / np.linalg.norm(centred) / np.linalg.norm(target)
-    assert 0 < expected < 1
-    np.testing.assert_allclose(kernel_target_alignment(kernel, labels), expected, **tolerance)
-    np.testing.assert_allclose(kernel_target_alignment(3 * kernel + 7, labels), expected, **tolerance)
-
-
-def test_labels_of_one_class_have_no_alignment(x64):
-    assert jnp.isnan(kernel_target_alignment(jnp.asarray(INPUTS @ INPUTS.T), jnp.zeros(7, int)))
-
-
-def duality(loss, num=5, tol=1e-9):
-    dataset = data.spiral(examples_per_class=8)
-    model = models.mlp(3, (6,), activation="tanh", initialization="updated", use_bias=True)
-    schedule = schedules.triangular(3, amplitude=70.0, period=40)
-    logits_loss = losses.make_loss(lambda logits, inputs: logits, loss, schedule)
-    params = model.init(jax.random.key(2), dataset.train.inputs)
-    step = jnp.asarray(17, jnp.int32)
-    compare = partial(ggn_ntk_duality, model.apply, logits_loss, num=num, tol=tol, key=jax.random.key(3))
-    return jax.jit(compare)(params, dataset.train, step)
-
-
-@pytest.mark.parametrize("name", losses.__all__)
-def test_ggn_and_full_kernel_have_one_spectrum(x64, name):
-    found = duality(getattr(losses, name), tol=1e-9 if x64 else 1e-4)
-    assert found.ggn_eigenvalues.shape == found.ntk_eigenvalues.shape == (5,)
-    assert found.ntk_eigenvalues[-1] > 0
-    assert found.difference < (1e-9 if x64 else 1e-4)
-
-
-def test_a_loss_that_is_not_convex_in_the_logits_has_no_dual(float64):
-    assert duality(lambda *case: -losses.dmse1(*case)).difference == jnp.inf
-
-
-@pytest.mark.parametrize("problem", ["layers"], indirect=True)
-@pytest.mark.parametrize("form", [*FORMS, ntk_operator])
-def test_impossible_arguments_are_refused(float64, problem, form):
-    apply_fn, params, inputs = problem()
-    for batch_size in (0, 8, -1):
-        with pytest.raises(ValueError, match=f"batch_size must be from 1 to 7.*got {batch_size}"):
-            form(apply_fn, params, inputs, batch_size=batch_size)
-    with pytest.raises(ValueError, match="inputs are empty"):
-        form(apply_fn, params, inputs[:0])
-    shapes = [(7, 1), (7, 4), (7, 3)] if form in TRACED else [(7, 1), (7, 4)]
-    for shape in shapes:
-        with pytest.raises(ValueError, match=r"weights must have the shape \(7,\)"):
-            form(apply_fn, params, inputs, weights=jnp.ones(shape))
-
-
-def test_more_eigenvalues_than_logits_are_refused(float64):
-    with pytest.raises(ValueError, match="num must be at most 72, the number of logits, got 73"):
-        duality(losses.dmse1, num=73)
+    value, slope = jax.jit(jax.value_and_grad(lambda p: kernel(unravel(p), inputs)[0, 1])), 1e-5
+    (above, _), (below, _) = value(flat + slope), value(flat - slope)
+    np.testing.assert_allclose(value(flat)[1].sum() * slope, (above - below) / 2, rtol=1e-7)

@@ -61,8 +61,9 @@ def test_at_the_threshold_the_formula_free_multiplier_is_minus_one(float64, opti
     loss, chosen = quadratic(jnp.asarray([bound, -0.5, 1e-3])), chain(name, settings)
     state = train.init_state(jnp.full(3, 1e-12), chosen)
     with jax.numpy_dtype_promotion("standard"):
+        advance = jax.jit(advance_of(loss, chosen))
         for _ in range(40):  # the bias correction dies out
-            state = advance_of(loss, chosen)(state)
+            state = advance(state)
             state = state._replace(params=jnp.full(3, 1e-12))
         found = stability.step_multipliers(advance_of(loss, chosen), state, key=KEY)
     assert abs(found.flip - (-1)) < 1e-6
@@ -104,7 +105,7 @@ def network(optimizer, activation="tanh", width=7):
     problem = train.make_problem(
         model.apply, losses.cross_entropy, schedule, data.full_batch(batch), optimizer, batch, KEY
     )
-    state = train.init_state(model.init(KEY, batch.inputs), optimizers.make_optimizer(**optimizer))
+    state = train.init_state(jax.jit(model.init)(KEY, batch.inputs), optimizers.make_optimizer(**optimizer))
     return problem, state
 
 
@@ -125,8 +126,9 @@ def dense_hessian(problem, state):
 def test_multipliers_are_those_of_the_dense_jacobian(float64, optimizer):
     problem, state = network(optimizer, width=30)  # 183 parameters: by Arnoldi
     with jax.numpy_dtype_promotion("standard"):
+        advance = jax.jit(problem.advance)
         for _ in range(3):
-            state = problem.advance(state)
+            state = advance(state)
         found = stability.step_multipliers(problem.advance, state, num=3, key=KEY)
         moving = (state.params, state.opt_state)
         float_leaves = [x for x in jax.tree.leaves(moving) if jnp.isdtype(x.dtype, "real floating")]
@@ -141,13 +143,10 @@ def test_multipliers_are_those_of_the_dense_jacobian(float64, optimizer):
             leaves = jax.tree.leaves((after.params, after.opt_state))
             return ravel_pytree([x for x in leaves if jnp.isdtype(x.dtype, "real floating")])[0]
 
-        exact = np.linalg.eigvals(np.asarray(jax.jacfwd(step)(flat)))
+        exact = np.linalg.eigvals(np.asarray(jax.jit(jax.jacfwd(step))(flat)))
         exact = exact[np.abs(exact.imag) < 1e-9].real.min()
     assert found.converged
     assert found.flip == pytest.approx(exact, rel=1e-5)
-    if optimizer["name"] == "sgd" and len(optimizer) == 2:
-        lanczos = stability.step_multipliers(problem.advance, state, symmetric=True, key=KEY)
-        assert lanczos.flip == pytest.approx(exact, rel=1e-5)
 
 
 def test_a_step_without_a_derivative_is_named(float64):
@@ -257,13 +256,13 @@ def test_several_exponents_come_in_order(float64):
         stability.first_tangents(state, 5, key=KEY)
 
 
-def test_the_exponent_as_a_probe_is_that_of_the_run(x64):
+def test_the_exponent_as_a_probe_is_that_of_the_run(float64):
     problem, state = network(dict(name="sgd", learning_rate=1.0))
     probe = probes.lyapunov(problem, num=1)
     step_fn = train.make_step(problem.loss_fn, problem.batch_fn, optimizers.make_optimizer("sgd", 1.0))
     loop = train.make_loop(step_fn, {"lyapunov": probe})
     _, _, series = loop(state, {"lyapunov": probe.init(state)}, 20)
     _, growth = stability.lyapunov_exponents(problem.advance, state, num_steps=20, key=problem.key)
-    np.testing.assert_allclose(series["log_growth"], growth, rtol=1e-3 if not x64 else 1e-9)
+    np.testing.assert_allclose(series["log_growth"], growth, rtol=1e-9)
     with pytest.raises(ValueError, match="num must be"):
         probes.lyapunov(problem, num=0)

@@ -1,5 +1,7 @@
 """The tracker against dense matrices: identities, splits, audits, forecasts, and its memory."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +23,18 @@ def a_problem(optimizer=SGD, amplitude=20.0, period=60, width=9):
     problem = train.make_problem(
         model.apply, losses.cross_entropy, schedule, data.full_batch(batch), optimizer, batch, KEY
     )
-    return problem, train.init_state(model.init(KEY, batch.inputs), optimizers.make_optimizer(**optimizer))
+    return problem, train.init_state(
+        jax.jit(model.init)(KEY, batch.inputs), optimizers.make_optimizer(**optimizer)
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _advanced(advance, state, num_steps):
+    return jax.lax.fori_loop(0, num_steps, lambda _, s: advance(s), state)
 
 
 def advanced(problem, state, num_steps):
-    return jax.jit(lambda s: jax.lax.fori_loop(0, num_steps, lambda _, s: problem.advance(s), s))(state)
+    return _advanced(problem.advance, state, num_steps)
 
 
 def loop_of(problem, optimizer, chosen):
@@ -38,11 +47,11 @@ def dense_hessian(problem, state):
     return np.asarray(dense(matvec, state.params))
 
 
-def test_the_tracked_pairs_and_parts_are_those_of_dense_matrices(float64):
-    problem, state = a_problem()
-    probe = probes.tracker(problem, every=4, num=3, tol=1e-8)
-    _, _, series = loop_of(problem, SGD, {"tracker": probe})(state, {"tracker": probe.init(state)}, 41)
-    state = advanced(problem, state, 40)
+def test_the_tracked_pairs_parts_and_split_are_those_of_dense_matrices(float64):
+    problem, start = a_problem(period=600)
+    probe = probes.tracker(problem, every=1, num=3, tol=1e-8)
+    _, _, series = loop_of(problem, SGD, {"tracker": probe})(start, {"tracker": probe.init(start)}, 41)
+    state = advanced(problem, start, 40)
     row = {name: np.asarray(series[name])[40] for name in probe.series}
     values, vectors = np.linalg.eigh(dense_hessian(problem, state))
     np.testing.assert_allclose(row["tracked_eigenvalues"], values[::-1][:3], rtol=1e-7)
@@ -64,16 +73,11 @@ def test_the_tracked_pairs_and_parts_are_those_of_dense_matrices(float64):
     np.testing.assert_allclose(row["tracked_gap"], distances.min(axis=1), rtol=1e-4)
     assert row["tracked_threshold"] == 4.0
     np.testing.assert_array_equal(row["tracked_kept"], [1, *(values[::-1][1:3] > 3.0)])
-
-
-def test_the_split_is_that_of_dense_finite_differences(float64):
-    problem, state = a_problem(period=600)
-    probe = probes.tracker(problem, every=1, num=3, tol=1e-8)
-    _, _, series = loop_of(problem, SGD, {"tracker": probe})(state, {"tracker": probe.init(state)}, 30)
-    state = advanced(problem, state, 28)
+    # what moved from step 28 to 29, by finite differences
+    state = advanced(problem, start, 28)
     now, later = dense_hessian(problem, state), dense_hessian(problem, state._replace(step=state.step + 1))
     moved = np.linalg.eigvalsh(later)[-1] - np.linalg.eigvalsh(now)[-1]  # the loss alone, exactly
-    after = np.linalg.eigvalsh(dense_hessian(problem, problem.advance(state)))[-1]
+    after = np.linalg.eigvalsh(dense_hessian(problem, advanced(problem, state, 1)))[-1]
     assert series["split_valid"][29, 0] == 1
     loss_moved, network_moved = float(series["loss_moved"][29, 0]), float(series["network_moved"][29, 0])
     assert loss_moved == pytest.approx(moved, rel=0.01)  # first order in the change of the weights
@@ -108,7 +112,7 @@ def test_of_adaptive_optimizers_the_preconditioned_hessian_is_tracked(float64, o
         assert np.isnan(series["tracked_eigenvalues"][0]).all() and np.isnan(series["stability_ratio"][0])
 
 
-def test_a_resumed_tracker_goes_on_with_the_same_bits(x64):
+def test_a_resumed_tracker_goes_on_with_the_same_bits(float64):
     problem, state = a_problem()
     chosen = {
         "tracker": probes.tracker(problem, every=5, num=3, tol=1e-3),
@@ -127,36 +131,39 @@ def test_a_resumed_tracker_goes_on_with_the_same_bits(x64):
         np.testing.assert_array_equal(together, whole[name], err_msg=name)
 
 
-def track(curvatures, weights_of_step, num_steps, num=3):
-    """Track a parabola whose Hessian is the diagonal of curvatures [size, classes] @ weights."""
-    curvatures = jnp.concatenate(
-        [jnp.asarray(curvatures), 0.01 * jnp.arange(1.0, 31)[:, None] * jnp.ones((1, 2))]
-    )
+@jax.jit
+def _track(curvatures, weights):
     size = len(curvatures)
     batch = Batch(curvatures, jnp.zeros(size, jnp.int32))
     problem = train.make_problem(
         lambda params, inputs: inputs * params[:, None] ** 2 * (size / 2),
         lambda logits, labels, weights: logits @ weights,
-        weights_of_step,
+        lambda step: weights[step],
         lambda step: batch,
         SGD,
         batch,
         KEY,
     )
-    probe = probes.tracker(problem, every=1, num=num, tol=1e-6)
+    probe = probes.tracker(problem, every=1, num=3, tol=1e-6)
     state = train.init_state(jnp.ones(size), optimizers.make_optimizer(**SGD))
 
     def body(carry, step):
         return probe.measure(carry, state._replace(step=step))
 
-    _, rows = jax.lax.scan(body, probe.init(state), jnp.arange(num_steps, dtype=jnp.int32))
-    return {name: np.asarray(row) for name, row in rows.items()}
+    return jax.lax.scan(body, probe.init(state), jnp.arange(len(weights), dtype=jnp.int32))[1]
+
+
+def track(curvatures, weights_of_step, num_steps):
+    """Track a parabola whose Hessian is the diagonal of curvatures [size, classes] @ weights."""
+    rest = 0.01 * np.arange(35 - len(curvatures))[:, None] * np.ones((1, 2))
+    weights = np.stack([weights_of_step(step) for step in range(31)])  # one program for all tests
+    rows = _track(jnp.concatenate([jnp.asarray(curvatures), rest]), jnp.asarray(weights))
+    return {name: np.asarray(row)[:num_steps] for name, row in rows.items()}
 
 
 def test_a_crossing_keeps_the_identities_and_is_flagged(float64):
     def weights(step):
-        move = 0.1 * step.astype(float)
-        return jnp.stack([1.45 - move, 0.55 + move])
+        return np.array([1.45 - 0.1 * step, 0.55 + 0.1 * step])
 
     rows = track([[2.0, 0.0], [0.0, 2.0], [0.5, 0.5]], weights, 10)  # they pass between steps 4 and 5
     assert rows["tracked_identity"][4].tolist() == [0, 1, 2]
@@ -173,7 +180,7 @@ def test_a_crossing_keeps_the_identities_and_is_flagged(float64):
 
 
 def test_a_degenerate_eigenvalue_has_no_gap_and_no_valid_split(float64):
-    rows = track([[2.0, 1.0], [1.0, 2.0], [0.5, 0.5]], lambda step: jnp.ones(2), 3)
+    rows = track([[2.0, 1.0], [1.0, 2.0], [0.5, 0.5]], lambda step: np.ones(2), 3)
     np.testing.assert_allclose(rows["tracked_eigenvalues"][2], [3, 3, 1], rtol=1e-6)
     np.testing.assert_allclose(rows["tracked_gap"][2], [0, 0, 2], atol=1e-5)
     assert rows["split_valid"][2].tolist() == [0, 0, 1]
@@ -181,7 +188,7 @@ def test_a_degenerate_eigenvalue_has_no_gap_and_no_valid_split(float64):
 
 def test_every_tenth_measurement_is_audited_and_a_newcomer_gets_a_number(float64):
     def weights(step):
-        return jnp.where(step >= 11, jnp.asarray([0.1, 1.9]), jnp.asarray([1.9, 0.1]))
+        return np.array([0.1, 1.9] if step >= 11 else [1.9, 0.1])
 
     rows = track([[1.5, 1.5], [1.0, 1.0], [0.5, 0.5], [0.0, 2.5]], weights, 31)
     audits = np.flatnonzero(np.isfinite(rows["tracked_audit"]))
@@ -196,9 +203,9 @@ def test_the_forecast_is_a_lower_bound_and_close_through_the_whole_cycle(float64
     problem, state = a_problem(amplitude=70.0)
     state = advanced(problem, state, 300)
     probe = probes.forecast(problem, every=1, num=3, tol=1e-6)
-    _, rows = probe.measure((), state)
+    _, rows = jax.jit(probe.measure)((), state)
     steps = np.arange(300, 480, 6)
-    weights = np.stack([problem.schedule(jnp.asarray(step, jnp.int32)) for step in steps])
+    weights = np.asarray(jax.vmap(problem.schedule)(jnp.asarray(steps, jnp.int32)))
     found = tracking.forecast(np.asarray(rows["forecast_matrices"]), weights)
     frozen = [state._replace(step=jnp.asarray(step, jnp.int32)) for step in steps]
     exact = np.array([np.linalg.eigvalsh(dense_hessian(problem, s))[-1] for s in frozen])

@@ -1,21 +1,9 @@
 """Period doublings along training: which period a series has where, and a table of instabilities."""
 
 from analysis.cascades.instabilities import Instability, budget, find, onset_windows, onsets, table
-from analysis.cascades.periods import CHAOS, GROWING, IRREGULAR, PERIODS, UNDEFINED, Windows, label, name
+from analysis.cascades.periods import CHAOS, GROWING, IRREGULAR, UNDEFINED, Windows, label, name
 
 __all__ = [
-    "CHAOS",
-    "GROWING",
-    "IRREGULAR",
-    "PERIODS",
-    "UNDEFINED",
-    "Instability",
-    "Windows",
-    "budget",
-    "find",
-    "label",
-    "name",
-    "onset_windows",
-    "onsets",
-    "table",
-]
+    "CHAOS", "GROWING", "IRREGULAR", "UNDEFINED", "Instability", "Windows", "budget", "find", "label", "name",
+    "onset_windows", "onsets", "table",
+]  # fmt: skip

@@ -178,9 +178,8 @@ def _loud(h, limit):
 def _alternation(x):
     """Return whether a window alternates, by what factor it grows relative to its level, its fast part."""
     h, tiny = alternating_part(x), np.finfo(x.dtype).tiny
-    signed = np.abs(np.sum(h * (-1) ** np.arange(h.shape[1]), axis=1)) / np.maximum(
-        np.abs(h).sum(axis=1), tiny
-    )
+    signed = np.abs(np.sum(h * (-1) ** np.arange(h.shape[1]), axis=1))
+    signed = signed / np.maximum(np.abs(h).sum(axis=1), tiny)
     # nearly all of it has one sign, and it is not a single jump
     alternating = (signed > 0.9) & (np.mean(h[:, 1:] * h[:, :-1] < 0, axis=1) > 0.5)
     level = np.abs(x[:, 2:-2] - h)  # without its fast part

@@ -10,23 +10,9 @@ numbers by rounding only, and allows forward derivatives only.
 """
 
 from analysis.ntk.kernels import diagonal_ntk, empirical_ntk, full_ntk, ntk_operator, per_class_ntk
-from analysis.ntk.spectra import (
-    Duality,
-    ggn_ntk_duality,
-    kernel_target_alignment,
-    relative_distance,
-    spectrum,
-)
+from analysis.ntk.spectra import ggn_ntk_duality, kernel_target_alignment, relative_distance, spectrum
 
 __all__ = [
-    "Duality",
-    "diagonal_ntk",
-    "empirical_ntk",
-    "full_ntk",
-    "ggn_ntk_duality",
-    "kernel_target_alignment",
-    "ntk_operator",
-    "per_class_ntk",
-    "relative_distance",
-    "spectrum",
-]
+    "diagonal_ntk", "empirical_ntk", "full_ntk", "ggn_ntk_duality", "kernel_target_alignment", "ntk_operator",
+    "per_class_ntk", "relative_distance", "spectrum",
+]  # fmt: skip

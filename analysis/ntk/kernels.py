@@ -7,14 +7,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from analysis.linear_maps import as_pytree
+from analysis.linear_maps import as_pytree, check_batch_size, precise
 from analysis.ntk.factors import jacobian_factors, rooted_logits
 from dlf.types import ApplyFn, Matvec, Params
 
-_precise = jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
 
-
-@_precise
+@precise
 def empirical_ntk(
     apply_fn: ApplyFn,
     params: Params,
@@ -54,11 +52,10 @@ def empirical_ntk(
         layers = zip(rows, columns, strict=True)
         return sum(h @ k.mT * reduce(jnp.add, d @ e.mT) for (h, d), (k, e) in layers) / len(rows[0][1])
 
-    roots = _checked_roots(apply_fn, params, inputs, weights, batch_size, per_output=False)
-    return _kernel(contract, apply_fn, params, (inputs, roots), batch_size)
+    return _kernel(contract, apply_fn, params, inputs, weights, batch_size, per_output=False)
 
 
-@_precise
+@precise
 def full_ntk(
     apply_fn: ApplyFn,
     params: Params,
@@ -84,11 +81,10 @@ def full_ntk(
         )
         return kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
 
-    roots = _checked_roots(apply_fn, params, inputs, weights, batch_size, per_output=True)
-    return _kernel(contract, apply_fn, params, (inputs, roots), batch_size)
+    return _kernel(contract, apply_fn, params, inputs, weights, batch_size, per_output=True)
 
 
-@_precise
+@precise
 def per_class_ntk(
     apply_fn: ApplyFn,
     params: Params,
@@ -110,11 +106,10 @@ def per_class_ntk(
     def contract(rows, columns):
         return sum((h @ k.mT)[None] * (d @ e.mT) for (h, d), (k, e) in zip(rows, columns, strict=True))
 
-    roots = _checked_roots(apply_fn, params, inputs, weights, batch_size, per_output=True)
-    return _kernel(contract, apply_fn, params, (inputs, roots), batch_size)
+    return _kernel(contract, apply_fn, params, inputs, weights, batch_size, per_output=True)
 
 
-@_precise
+@precise
 def diagonal_ntk(
     apply_fn: ApplyFn,
     params: Params,
@@ -167,7 +162,7 @@ def ntk_operator(
 
 
 @jax.jit
-@_precise
+@precise
 def _product(apply_fn, params, blocks, v):
     num_blocks, size = blocks[0].shape[:2]
     padded = jnp.pad(v, ((0, num_blocks * size - len(v)), (0, 0)))  # zeros add nothing to J^T v
@@ -190,10 +185,7 @@ def _checked_roots(apply_fn, params, inputs, weights, batch_size, per_output):
     num_examples = len(inputs)
     if num_examples == 0:
         raise ValueError("inputs are empty: a kernel needs at least one example")
-    if batch_size is not None and not 1 <= batch_size <= num_examples:
-        raise ValueError(
-            f"batch_size must be from 1 to {num_examples}, the number of examples, got {batch_size}"
-        )
+    check_batch_size(batch_size, num_examples)
     if weights is None:
         return None
     shapes, hint = [(num_examples,)], "; weights per output need the full or the per-class kernel"
@@ -216,9 +208,10 @@ def _split(arrays, size):
     return jax.tree.map(split, arrays)
 
 
-def _kernel(contract, apply_fn, params, examples, batch_size):
-    """Fill the kernel of examples (inputs, roots), whose last two axes are theirs, by blocks."""
-    factors, num_examples = jacobian_factors(apply_fn, params, examples[0]), len(examples[0])
+def _kernel(contract, apply_fn, params, inputs, weights, batch_size, per_output):
+    """Fill the kernel of the examples, whose last two axes are theirs, by blocks."""
+    examples = inputs, _checked_roots(apply_fn, params, inputs, weights, batch_size, per_output)
+    factors, num_examples = jacobian_factors(apply_fn, params, inputs), len(inputs)
     if batch_size is None:
         rows = factors(*examples)
         return contract(rows, rows)

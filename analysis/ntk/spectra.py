@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from analysis.lanczos import top_eigenpairs
+from analysis.linear_maps import precise
 from analysis.ntk.kernels import full_ntk
 from analysis.operators import ggn
 from dlf.types import ApplyFn, Batch, Labels, LossFn, Params, Step
@@ -70,7 +71,7 @@ class Duality(NamedTuple):
     difference: Float[Array, ""]  # the largest |difference|, relative to the largest eigenvalue
 
 
-@jax.default_matmul_precision("highest")  # the default of GPU and TPU is too coarse
+@precise
 def ggn_ntk_duality(
     apply_fn: ApplyFn,
     logits_loss: LossFn,

@@ -85,9 +85,8 @@ def flip_coefficient(
     sharpness = q @ hessian @ q
     squared = (learning_rate * sharpness - 2) / coefficient
     exists = (coefficient > 0) & (squared > 0)
-    dropped = jnp.sum(jnp.where(regular, 0, parts**2)) / jnp.maximum(
-        jnp.sum(parts**2), jnp.finfo(parts.dtype).tiny
-    )
+    total = jnp.maximum(jnp.sum(parts**2), jnp.finfo(parts.dtype).tiny)
+    dropped = jnp.sum(jnp.where(regular, 0, parts**2)) / total
     return Flip(
         coefficient,
         sharpness,

@@ -8,7 +8,6 @@ import numpy as np
 from jax.tree_util import Partial
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigs
 
-from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import as_pytree, dense
 from analysis.stability.tangents import Advance, flat_step
 from dlf.types import TrainState
@@ -47,24 +46,17 @@ class FloquetMultipliers(NamedTuple):
 
 
 def step_multipliers(
-    advance: Advance,
-    state: TrainState,
-    *,
-    symmetric: bool = False,
-    num: int = 6,
-    tol: float = 1e-6,
-    key: jax.Array,
+    advance: Advance, state: TrainState, *, num: int = 6, tol: float = 1e-6, key: jax.Array
 ) -> StepMultipliers:
     """Find the most negative multiplier of the training step at `state`, without any formula.
 
         J = d(state after the step) / d(state before it),    J v = mu v        flip where Re mu < -1
 
     J acts on parameters, model state and optimizer state together, so schedules, weight decay, momentum
-    and a moving preconditioner are in it. Products are forward derivatives of the step. Plain gradient
-    descent, J = 1 - eta H, is `symmetric`: Lanczos; otherwise Arnoldi (ARPACK), for the smallest real parts,
-    the largest imaginary parts and the largest moduli, `num` of each. States of at most 64 numbers are solved
-    densely. The spectral radius would be no criterion: each negative eigenvalue of the Hessian puts it above
-    1, each flat direction at 1.
+    and a moving preconditioner are in it. Products are forward derivatives of the step; Arnoldi (ARPACK)
+    looks for the smallest real parts, the largest imaginary parts and the largest moduli, `num` of each.
+    States of at most 64 numbers are solved densely. The spectral radius would be no criterion: each negative
+    eigenvalue of the Hessian puts it above 1, each flat direction at 1.
 
     Runs outside of compiled functions. `tol` is relative to the modulus. Where Arnoldi does not converge, the
     best values are returned and `converged` is False.
@@ -86,14 +78,9 @@ def step_multipliers(
     _check(num, tol)
     product = Partial(_product, as_pytree(advance), state)
     _, flat = flat_step(advance, state)
-    if symmetric and flat.size > _LARGEST_DENSE:
-        pairs = top_eigenpairs(product, flat, num=1, tol=tol, which="smallest", key=key)
-        residual, direction = float(pairs.residuals[0]), np.asarray(pairs.vectors[0])
-        return StepMultipliers(float(pairs.values[0]), (), residual, bool(pairs.converged), direction)
-    values, vectors, residuals = _extreme(product, flat, ("SR", "LI", "LM"), num, tol, key)
-    turns = np.abs(values.imag) > 10 * tol * np.abs(values)
-    while turns[:num].all() and 2 * num < flat.size - 2:
-        num *= 2  # a real one lies behind all complex ones found
+    turns = None
+    while turns is None or (turns[:num].all() and 2 * num < flat.size - 2):
+        num = num if turns is None else 2 * num  # a real one lies behind all complex ones found
         values, vectors, residuals = _extreme(product, flat, ("SR", "LI", "LM"), num, tol, key)
         turns = np.abs(values.imag) > 10 * tol * np.abs(values)
     turning = [complex(v) for v in values[turns & (values.imag > 0)] if abs(v) > 1]
@@ -136,23 +123,15 @@ def floquet_multipliers(
     _check(num, tol)
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    if frozen:
-        return _frozen_cycle(advance, state, num_steps, num, tol, key)
-    cycle = Partial(_repeat, as_pytree(advance), jnp.asarray(num_steps))
-    _, flat = flat_step(cycle, state)
-    _, end = flat_step(cycle, cycle(state))
-    size = max(float(jnp.linalg.norm(flat)), float(jnp.finfo(flat.dtype).tiny))
-    closure = float(jnp.linalg.norm(end - flat)) / size
-    return _floquet(Partial(_product, cycle, state), flat, closure, num, tol, key)
-
-
-def _frozen_cycle(advance, state, num_steps, num, tol, key):
     _, flat = flat_step(advance, state)
-    product = Partial(_frozen_product, as_pytree(advance), state, jnp.asarray(num_steps, state.step.dtype))
-    return _floquet(product, flat, 0.0, num, tol, key)
-
-
-def _floquet(product, flat, closure, num, tol, key):
+    if frozen:
+        steps = jnp.asarray(num_steps, state.step.dtype)
+        product, closure = Partial(_frozen_product, as_pytree(advance), state, steps), 0.0
+    else:
+        cycle = Partial(_repeat, as_pytree(advance), jnp.asarray(num_steps))
+        _, end = flat_step(cycle, cycle(state))
+        size = max(float(jnp.linalg.norm(flat)), float(jnp.finfo(flat.dtype).tiny))
+        product, closure = Partial(_product, cycle, state), float(jnp.linalg.norm(end - flat)) / size
     values, _, residuals = _extreme(product, flat, ("LM",), num, tol, key)
     order = np.argsort(-np.abs(values))[:num]
     converged = bool((residuals[order] <= 10 * tol * np.maximum(np.abs(values[order]), 1)).all())
@@ -202,14 +181,10 @@ def _extreme(product, flat, ends, num, tol, key):
         )
         parts = [_arnoldi(operator, end, num, tol, np.asarray(start)) for end in ends]
         values, vectors = np.concatenate([p[0] for p in parts]), np.hstack([p[1] for p in parts])
-    images = [
-        np.asarray(product(jnp.asarray(v.real))) + 1j * np.asarray(product(jnp.asarray(v.imag)))
-        for v in vectors.T.astype(np.result_type(np.asarray(flat), 1j))
-    ]
-    residuals = np.array(
-        [np.linalg.norm(w - mu * v) for w, mu, v in zip(images, values, vectors.T, strict=True)]
-    )
-    return values, vectors, residuals
+    columns = vectors.T.astype(np.result_type(np.asarray(flat), 1j))
+    parts = [[np.asarray(product(jnp.asarray(part))) for part in (v.real, v.imag)] for v in columns]
+    cases = zip(parts, values, vectors.T, strict=True)
+    return values, vectors, np.array([np.linalg.norm(re + 1j * im - mu * v) for (re, im), mu, v in cases])
 
 
 def _arnoldi(operator, end, num, tol, start):
