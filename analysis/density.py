@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from analysis.krylov import check_like, expand, first_basis, flatten
 from analysis.linear_maps import as_pytree, precise
+from dlf.layers import warn_of_convolutions
 from dlf.types import Matvec
 
 
@@ -30,6 +31,7 @@ class SpectralDensity(NamedTuple):
 @partial(jax.jit, static_argnames=("num_probes", "order", "num_points"))
 @precise
 def _density(matvec, like, width, key, *, num_probes, order, num_points):
+    warn_of_convolutions(matvec, like)
     product, random, _, _ = flatten(matvec, like, key)
 
     def quadrature(probe):
@@ -110,6 +112,7 @@ class TraceEstimate(NamedTuple):
 @partial(jax.jit, static_argnames=("num_exact", "num_probes"))
 @precise
 def _trace(matvec, like, key, *, num_exact, num_probes):
+    warn_of_convolutions(matvec, like)
     product, random, _, size = flatten(matvec, like, key)
     sketch = jax.lax.map(lambda i: product(random(i)), jnp.arange(num_exact))
     q, _ = jnp.linalg.qr(sketch.T)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dlf.layers import warn_of_convolutions
 from dlf.types import Matvec, Params
 
 _PIECES = 16  # in which a large basis is rotated
@@ -58,7 +57,6 @@ def flatten(matvec: Matvec, like: Params, key: Array) -> FlatMap:
     expected, found = (jax.tree.map(_kind, tree) for tree in (like, jax.eval_shape(matvec, like)))
     if expected != found:
         raise ValueError(f"the map must return a pytree like the one it is given, {expected}, not {found}")
-    warn_of_convolutions(matvec, like)
     flat, unravel = ravel_pytree(like)
     padding = -flat.size % _PIECES
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from analysis.krylov import Basis, check_like, expand, first_basis, flatten, rotate
 from analysis.linear_maps import as_pytree, precise
+from dlf.layers import warn_of_convolutions
 from dlf.types import Matvec
 
 _LEAST_WARM = 8  # products after a warm start, in which a new direction can outgrow the old ones
@@ -122,6 +123,7 @@ class _Search(NamedTuple):
 @partial(jax.jit, static_argnames=("num", "which", "rows"))
 @precise
 def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
+    warn_of_convolutions(matvec, like)
     product, random, unflatten, size = flatten(matvec, like, key)
     wanted = 2 * num if which == "both" else num
     first, least_warm = _first_vector(start, like, random)

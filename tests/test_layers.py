@@ -9,6 +9,9 @@ from jax import lax
 
 from dlf import layers, models
 from dlf.data import digits
+from dlf.types import Model
+from experiments import build
+from experiments.configs import tiny
 
 
 def lax_convolution(x, kernel):
@@ -85,3 +88,18 @@ def test_flax_convolutions_are_warned_of_and_ours_are_not():
     model = models.myrtle(3, (2, 2), activation="relu")
     params = jax.eval_shape(model.init, jax.random.key(0), images)
     layers.warn_of_convolutions(jax.jit(jax.grad(lambda p: model.apply(p, images).sum())), params)
+
+
+def test_a_configuration_with_such_a_network_is_warned_of_before_it_trains(monkeypatch, float64):
+    def foreign(num_classes):
+        net = nn.Sequential([nn.Conv(2, (3, 3)), lambda h: h.mean((1, 2)), nn.Dense(num_classes)])
+        return Model(net.init, net.apply)
+
+    monkeypatch.setattr(models, "foreign", foreign, raising=False)
+    monkeypatch.setattr(models, "__all__", [*models.__all__, "foreign"])
+    config = tiny.get_config()
+    with config.unlocked():
+        config.dataset = dict(name="digits", num_train=20, num_test=5)
+        config.model, config.probes = dict(name="foreign"), dict()
+    with pytest.warns(UserWarning, match=r"lax\.conv"):
+        build.build(config)

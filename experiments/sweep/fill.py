@@ -44,27 +44,9 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
         started, seconds = time.monotonic(), meta["seconds"]
         files.write_json(workdir / "meta.json", meta | {"status": "running"})
         with interrupts() as interrupted, _progress(store) as report:
-            failed = _work(sweep, workdir, settings, interrupted, report)
+            failed = launch.run_workers(sweep, workdir, settings, interrupted, report)
         meta["seconds"] = seconds + time.monotonic() - started
         return _record(meta, workdir, store, failed)
-
-
-def _work(
-    sweep: Sweep,
-    workdir: Path,
-    settings: Settings,
-    interrupted: Callable[[], bool],
-    report: Callable[..., None],
-) -> list[str]:
-    """Run the workers and return the logs of those that failed."""
-    if settings.launcher == "here":
-        launch.run_here(sweep, workdir, interrupted, report)
-        return []
-    submitted = launch.submit(sweep, workdir, settings)
-    failed = launch.wait(submitted, workdir, settings, report, interrupted)
-    if not failed:
-        launch.clean(workdir)
-    return failed
 
 
 def _open(sweep: Sweep, workdir: Path, settings: Settings) -> dict[str, Any]:

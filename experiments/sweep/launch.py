@@ -85,10 +85,22 @@ class Worker:
         return DelayedSubmission(self)
 
 
-def run_here(sweep: Sweep, workdir: Path, stop: Callable[[], bool], report: Callable[[int], None]) -> None:
-    """Run all missing cells in this process, and report the number of each block."""
-    for num_cells in work(sweep, workdir, stop=stop):
-        report(num_cells)
+def run_workers(
+    sweep: Sweep, workdir: Path, settings: Settings, stop: Callable[[], bool], report: Callable[..., None]
+) -> list[str]:
+    """Run all missing cells, in this process or in workers; return the logs of those that failed.
+
+    `report` hears of the cells of each block that this process has run, else that it is time to look.
+    """
+    if settings.launcher == "here":
+        for num_cells in work(sweep, workdir, stop=stop):
+            report(num_cells)
+        return []
+    failed = wait(submit(sweep, workdir, settings), workdir, settings, report, stop)
+    if not failed:
+        shutil.rmtree(workdir / _JOBS, ignore_errors=True)
+        (workdir / _STOP).unlink(missing_ok=True)
+    return failed
 
 
 def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
@@ -157,12 +169,6 @@ def wait(
         raise
     report()
     return [str(job.paths.stderr) for job in submitted if job.done() and job.exception() is not None]
-
-
-def clean(workdir: Path) -> None:
-    """Remove the files of finished jobs."""
-    shutil.rmtree(workdir / _JOBS, ignore_errors=True)
-    (workdir / _STOP).unlink(missing_ok=True)
 
 
 def _number(value: str) -> int | str:
