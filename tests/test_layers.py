@@ -92,7 +92,7 @@ def test_flax_convolutions_are_warned_of_and_ours_are_not():
 
 def test_a_configuration_with_such_a_network_is_warned_of_before_it_trains(monkeypatch, float64):
     def foreign(num_classes):
-        net = nn.Sequential([nn.Conv(2, (3, 3)), lambda h: h.mean((1, 2)), nn.Dense(num_classes)])
+        net = nn.Sequential([nn.Conv(num_classes, (3, 3), param_dtype=float), lambda h: h.mean((1, 2))])
         return Model(net.init, net.apply)
 
     monkeypatch.setattr(models, "foreign", foreign, raising=False)
