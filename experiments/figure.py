@@ -134,11 +134,8 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     told = tables | {f"{name}: numbers to expect" + ("" if compared else f" at scale {DEFAULT}"): rows}
     for title, table in told.items():
         tell(title, table)
-    record = {
-        "name": name,
-        "scale": figure.scale,
-        "seconds": float(found.attrs.get("seconds", 0)),
-    } | records.provenance()
+    record = {"name": name, "scale": figure.scale, "seconds": float(found.attrs.get("seconds", 0))}
+    record |= {key: value for key, value in records.provenance().items() if key in ("commit", "versions")}
     write_json(folder / f"{name}.json", record | {"tables": tables, "expected": rows})
     print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.json{'' if shipped else f', {name}.nc'}")
     return ok

@@ -56,9 +56,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 def load(workdir: Path) -> xr.Dataset:
     """Open a run or a sweep, with the numbers of its configuration that reductions and figures read.
 
-    As attributes, beside `config` and `commit`: `num_classes`, `amplitude`; `stop_after`, `period` and
-    `turn`, the period with the authors' hold step, in steps; of plain gradient descent also `learning_rate`
-    and `threshold`, in nat.
+    As attributes, beside `config`, `commit` and `seconds`: `num_classes`, `amplitude`; `stop_after`, `period`
+    and `turn`, the period with the authors' hold step, in steps; of plain gradient descent also
+    `learning_rate` and `threshold`, in nat.
     """
     found = store.load(workdir)
     config = ConfigDict(json.loads(found.attrs["config"]))
@@ -66,6 +66,7 @@ def load(workdir: Path) -> xr.Dataset:
     found.attrs = {
         "config": found.attrs["config"],
         "commit": found.attrs.get("commit", ""),
+        "seconds": found.attrs["seconds"],  # that it took
         "num_classes": config.dataset.num_classes,
         "stop_after": config.stop_after,
         "period": period,
