@@ -29,7 +29,6 @@ from experiments.benchmark.timing import Record, fastest, measure, peak_memory, 
 
 _DENSE = 2_000  # parameters up to which the dense Hessian is the reference
 _STOPPING = ("scipy eigsh", "curvlinops + eigsh", "lobpcg_standard, tol / 20n", "eigenthings, power")
-_PYTORCH = ("PyHessian", "curvlinops + eigsh", "eigenthings, Lanczos", "eigenthings, power")
 _PATIENCE = 10.0  # seconds; what takes longer is run once, with its compilation
 _PEAK = Path("/proc/self/clear_refs")  # on Linux
 
@@ -104,20 +103,17 @@ def summarise(results: list[Record]) -> Iterator[Record]:
     yield add("warm : max(8, 0.7 cold)", "products", warm, ("<=", 1))
     if (cold["network"], cold["stage"]) == ("digits 64-256-256-10", "initial"):
         yield add("cold", "products", count, ("<=", 65))
-    torch = fastest(np.array(of[name]["values"]) for name in _PYTORCH if name in reached)
+    torch = fastest(np.array(of[name]["values"]) for name in reached if name not in SOLVERS)
     bound = 1 if "convolutions" in cold["network"] else 0.5
     yield add("cold : best in PyTorch", "seconds", np.array(cold["values"]) / torch, ("<=", bound))
 
 
 def compare_product(case: Case, repeats: int) -> Record:
     """Compare one Hessian product with one gradient."""
-    matvec, gradient = case.hessian(case.params), jax.jit(jax.grad(case.loss_fn))
-    runs = {
-        "product": lambda: [matvec(case.params) for _ in range(10)],
-        "gradient": lambda: [gradient(case.params, case.batch, STEP) for _ in range(10)],
-    }
-    taken = measure({name: timed(run) for name, run in runs.items()}, repeats)
-    ratio = taken["product"] / taken["gradient"]
+    product = partial(case.hessian(case.params), case.params)
+    gradient = partial(jax.jit(jax.grad(case.loss_fn)), case.params, case.batch, STEP)
+    runs = {of: timed(lambda of=of: [of() for _ in range(10)]) for of in (product, gradient)}
+    ratio = np.divide(*measure(runs, repeats).values())
     return row(f"{case.network}, {case.stage}", "Hessian product : gradient", "times", ratio, ("<=", 2.3))
 
 
