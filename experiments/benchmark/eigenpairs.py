@@ -62,8 +62,8 @@ def attempt(case: Case, solver: str, make: Callable, settings: Iterable) -> tupl
     if flat.size <= _DENSE:
         expected = np.linalg.eigvalsh(dense(matvec, exact))[::-1][: len(found.values)]
         result["error"] = float(np.abs(np.sort(found.values)[::-1] - expected).max() / expected[0])
-    result |= {"num_matvecs": found.num_matvecs, "seconds": seconds, "residual": residual, "memory": memory}
-    result |= {"noticed": "" if residual <= TOL else found.noticed, "values": [seconds]}
+    result |= {"num_matvecs": int(found.num_matvecs), "seconds": seconds, "residual": residual}
+    result |= {"memory": memory, "noticed": "" if residual <= TOL else found.noticed, "values": [seconds]}
     return result, run if seconds < _PATIENCE else None
 
 

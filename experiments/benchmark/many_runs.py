@@ -7,7 +7,6 @@ core. Two processes run at the same time, on two cores, for the same seconds.
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import cache, partial
 from importlib.util import find_spec
@@ -76,21 +75,20 @@ def rate(core: int, float64: bool, name: str) -> float:
     return count * units / taken
 
 
-def _together(pools: dict[int, ProcessPoolExecutor], float64: bool, name: str) -> float:
-    rates = [pool.submit(rate, core, float64, name) for core, pool in pools.items()]
-    return sum(found.result() for found in rates)
-
-
 def measure_pinned(float64: bool, repeats: int) -> dict[str, np.ndarray]:
     """Return the rate of every run in every repeat, and under "two: ..." that of two processes together."""
     cores, cases = sorted(os.sched_getaffinity(0))[:2], {}
     with ExitStack() as stack:
         pools = {core: stack.enter_context(timing.fresh_process()) for core in cores}
-        one = {cores[0]: pools[cores[0]]}
-        for name in one[cores[0]].submit(names, cores[0], float64).result():
-            cases[name] = partial(_together, one, float64, name)
-            if name.startswith("mapped") and len(pools) > 1:
-                cases[f"two: {name}"] = partial(_together, pools, float64, name)
+
+        def together(name: str, num: int) -> float:
+            rates = [pools[core].submit(rate, core, float64, name) for core in cores[:num]]
+            return sum(found.result() for found in rates)
+
+        for name in pools[cores[0]].submit(names, cores[0], float64).result():
+            cases[name] = partial(together, name, 1)
+            if name.startswith("mapped") and len(cores) > 1:
+                cases[f"two: {name}"] = partial(together, name, 2)
         return timing.measure(cases, repeats)
 
 

@@ -71,14 +71,11 @@ def notebook(experiment: build.Experiment, num_steps: int) -> Callable[[], Any]:
     """
     problem, rate = experiment.problem, float(experiment.replica.settings["optimizer.learning_rate"])
     batch, static = problem.batch_fn(0), schedules.constant(len(problem.schedule(experiment.state.step)))
-
-    def accuracy(params, batch, step):
-        return losses.accuracy(problem.apply_fn(params, batch.inputs), batch.labels)
-
+    apply_fn = problem.apply_fn
     measured = {
         "loss": jax.jit(problem.loss_fn),
-        "static_loss": jax.jit(losses.make_loss(problem.apply_fn, problem.weighted_loss, static)),
-        "accuracy": jax.jit(accuracy),
+        "static_loss": jax.jit(losses.make_loss(apply_fn, problem.weighted_loss, static)),
+        "accuracy": jax.jit(lambda params, *_: losses.accuracy(apply_fn(params, batch.inputs), batch.labels)),
         "class_weights": lambda params, batch, step: problem.schedule(step),
     }
 
