@@ -147,13 +147,16 @@ def compare_ntk(name: str, dtype: str, repeats: int) -> Iterator[Record]:
     model, plain, inputs, target = networks()[name]
     inputs = inputs.astype(dtype)
     params = model.init(KEY, inputs)
+
+    def apply_fn(params, x):
+        return plain.apply({"params": params}, x)
+
     runs = {"ours": jax.jit(partial(empirical_ntk, model.apply))}
     try:
         library = neural_tangents_import.load()
     except ImportError:
         library = None
     for choice in list(library.NtkImplementation)[1:] if library else ():  # the first leaves it open
-        apply_fn = lambda params, x: plain.apply({"params": params}, x)  # noqa: E731
         kernel_fn = library.empirical_ntk_fn(apply_fn, implementation=choice, vmap_axes=0)
         words = f"neural-tangents, {choice.name.replace('_', ' ').lower()}"
         runs[words] = jax.jit(lambda params, x, kernel_fn=kernel_fn: kernel_fn(x, None, params))

@@ -1,6 +1,7 @@
 """Solvers of the largest Hessian eigenvalues, ours and others in JAX and SciPy, and the cases for them.
 
-A solver is a function (product, start, setting) -> values, vectors as rows; `adapt` makes it what is timed.
+A solver is a function (product, start, setting) -> values, vectors as rows, on vectors as `ravel_pytree` has
+them, ours too; `adapt` makes it what is timed.
 """
 
 from collections.abc import Callable, Iterator
@@ -121,7 +122,10 @@ def _matfree(product, start, size):
 @_compiled
 def _lobpcg(product, start, tol):
     block = jax.random.normal(KEY, (start.size, NUM), start.dtype)
-    products = lambda x: jax.lax.map(product, x.T).T  # noqa: E731
+
+    def products(x):  # one more checks its input where they are counted, and is compiled away elsewhere
+        return jax.lax.map(product, x.T).T
+
     values, vectors, _ = lobpcg_standard(products, block, m=40, tol=tol and tol / start.size)
     return values, vectors.T
 
