@@ -94,7 +94,6 @@ def test_solvers_are_measured_at_their_true_residual(float64):
         assert result["residual"] <= solvers.TOL and result["error"] <= solvers.TOL
         assert result["noticed"] == ""
         assert 0 < result["num_matvecs"] < 40 and result["seconds"] > 0
-        result["values"] = [result["seconds"]]
     assert [result["solver"] for result in results] == ["ours, cold", "ours, warm", "unrestarted Lanczos"]
     rows = {row["quantity"]: row for row in eigenpairs.summarise(results)}
     cold, _, base = (result["num_matvecs"] for result in results)
@@ -107,7 +106,7 @@ def test_solvers_are_measured_at_their_true_residual(float64):
 
 
 def test_the_networks_in_plain_operations_are_ours(float64):
-    for words, network in eigenpairs.networks():
-        params = network.model.init(jax.random.key(0), network.inputs)
-        found, expected = network.plain(params, network.inputs), network.model.apply(params, network.inputs)
+    for words, (model, plain, inputs, _) in eigenpairs.networks().items():
+        params = model.init(jax.random.key(0), inputs)
+        found, expected = plain.apply({"params": params}, inputs), model.apply(params, inputs)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12, err_msg=words)

@@ -45,7 +45,7 @@ def _main() -> int:
     with Console(stderr=True).status("measuring: takes minutes"):
         for part in benchmark(**arguments):
             for name, records in part.items():
-                tables[name] = [*tables.get(name, ()), *records]
+                tables.setdefault(name, []).extend(records)
             timing.write(path, arguments | tables)  # what was measured outlives an interrupt
     console = Console()
     console.width = max(console.width, 140)  # a line is a row, also in a file

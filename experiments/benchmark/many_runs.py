@@ -6,13 +6,12 @@ core. Two processes run at the same time, on two cores, for the same seconds.
 
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -20,79 +19,76 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlf.ensembles import make_ensemble
-from dlf.train import init_carries
-from experiments import build, command_line
-from experiments.benchmark import peers, timing
-from experiments.benchmark.one_run import step_flops
-from experiments.benchmark.timing import MATMUL, Record, fastest, in_fresh_process, row
+from experiments import build
+from experiments.benchmark import timing
+from experiments.benchmark.one_run import compiled, prepare, step_flops
+from experiments.benchmark.timing import MATMUL, Record, fastest, in_fresh_process, row, timed
 from experiments.configs import phase_amplitude_period as diagram
 from experiments.sweep import blocks, fill
 from experiments.sweep.axes import axis, make_sweep, record
 from experiments.sweep.work import work
 
-REPLICAS = (1, 2, 16, 256)
+_REPLICAS = (1, 2, 16, 256)
 _WINDOW = 1.0  # seconds that a row is run for in every repeat
 _VARIABLES = ("loss", "accuracy")
 _WEIGHTS = (1.5, 0.75, 0.75)  # of the classes, in PyTorch
 
 
 @cache
-def runs(float64: bool) -> dict[str, tuple[Callable[[], Any], int]]:
-    """Return what is timed in a process of its own: name -> (function, replica-steps)."""
+def runs(core: int, float64: bool) -> dict[str, tuple[Callable[[], Any], int]]:
+    """Pin this process to a core, before JAX starts; return name -> (what is timed, replica-steps)."""
+    os.sched_setaffinity(0, {core})
     config = diagram.get_config("small")
-    config.float64 = float64
     config.unlock()
     config.probes = dict()
-    command_line.use_precision(config)
-    experiment = build.build(config)
-    loop, carries = build.make_loop(experiment), init_carries({}, experiment.state)
-    found = {"alone": (lambda: loop(experiment.replica, experiment.state, carries, 2_000), 2_000)}
+    experiment = prepare(config, float64=float64)
+    found = {"alone": (compiled(experiment, (), 2_000), 2_000)}
     series = {name: experiment.series[name] for name in _VARIABLES}
-    for num in REPLICAS:
-        steps, few = max(200, 4_000 // num), max(5, 200 // num)
-        stacked = jax.tree.map(lambda leaf, num=num: jnp.stack([leaf] * num), experiment.replica)
+    for num in _REPLICAS:
+        steps = max(200, 4_000 // num)
+        replicas = jax.tree.map(lambda leaf, num=num: jnp.stack([leaf] * num), experiment.replica)
         for name, is_vectorized in (("mapped", False), ("vectorised", True)):
             program = make_ensemble(experiment.assemble, steps, "final", series, is_vectorized)
-            found[f"{name}, {num}"] = partial(program, stacked, jnp.ones(num, bool)), num * steps
-        if find_spec("torch"):
-            found[f"torch.func, {num}"] = peers.vectorized(experiment, _WEIGHTS, num, few), num * few
+            found[f"{name}, {num}"] = partial(program, replicas, jnp.ones(num, bool)), num * steps
     if find_spec("torch"):
+        from experiments.benchmark import peers
+
+        for num in _REPLICAS:
+            steps = max(5, 200 // num)
+            found[f"torch.func, {num}"] = peers.vectorized(experiment, _WEIGHTS, num, steps), num * steps
         found["PyTorch eager"] = peers.eager(experiment, np.tile(_WEIGHTS, (200, 1))), 200
-    found[MATMUL] = timing.matrix_product()
-    return found
+    return found | {MATMUL: timing.matrix_product()}
 
 
-def prepare(core: int, float64: bool) -> list[str]:
-    """Pin this process to a core, before JAX starts, and return the names of its runs."""
-    os.sched_setaffinity(0, {core})
-    return list(runs(float64))
+def names(core: int, float64: bool) -> list[str]:
+    """Return the names of what is timed; functions do not leave their process."""
+    return list(runs(core, float64))
 
 
-def rate(float64: bool, name: str) -> float:
+def rate(core: int, float64: bool, name: str) -> float:
     """Return the replica-steps a second of a run, over a window of time."""
-    run, units = runs(float64)[name]
-    started, count = time.perf_counter(), 0
-    while (taken := time.perf_counter() - started) < _WINDOW:
+    run, units = runs(core, float64)[name]
+    started, count = perf_counter(), 0
+    while (taken := perf_counter() - started) < _WINDOW:
         jax.block_until_ready(run())
         count += 1
     return count * units / taken
-
-
-def _together(pools: list[ProcessPoolExecutor], float64: bool, name: str) -> float:
-    rates = [pool.submit(rate, float64, name) for pool in pools]
-    return sum(found.result() for found in rates)
 
 
 def measure_pinned(float64: bool, repeats: int) -> dict[str, np.ndarray]:
     """Return the rate of every run in every repeat, and under "two: ..." that of two processes together."""
     cores, cases = sorted(os.sched_getaffinity(0))[:2], {}
     with ExitStack() as stack:
-        pools = [stack.enter_context(timing.fresh_process()) for _ in cores]
-        names = [pool.submit(prepare, core, float64) for pool, core in zip(pools, cores, strict=True)]
-        for name in names[0].result():
-            cases[name] = partial(_together, pools[:1], float64, name)
-            if name.startswith("mapped") and len(pools) > 1:
-                cases[f"two: {name}"] = partial(_together, pools, float64, name)
+        pools = {core: stack.enter_context(timing.fresh_process()) for core in cores}
+
+        def together(name: str, num: int) -> float:
+            rates = [pools[core].submit(rate, core, float64, name) for core in cores[:num]]
+            return sum(found.result() for found in rates)
+
+        for name in pools[cores[0]].submit(names, cores[0], float64).result():
+            cases[name] = partial(together, name, 1)
+            if name.startswith("mapped") and len(cores) > 1:
+                cases[f"two: {name}"] = partial(together, name, 2)
         return timing.measure(cases, repeats)
 
 
@@ -102,7 +98,7 @@ def rows(float64: bool, taken: dict[str, np.ndarray]) -> Iterator[Record]:
     bound = taken.pop(MATMUL) / step_flops(300, (2, 100, 3))
     for name, values in taken.items():
         yield add(f"{name}: replica-steps", "1/s", values)
-    for num in REPLICAS:
+    for num in _REPLICAS:
         mapped = taken[f"mapped, {num}"]
         yield add(f"mapped {num} : alone", "times", mapped / taken["alone"], (">=", 1.0))
         if f"two: mapped, {num}" in taken:
@@ -115,19 +111,17 @@ def rows(float64: bool, taken: dict[str, np.ndarray]) -> Iterator[Record]:
 
 
 def _sweep(num_cells: int, num_steps: int):
-    """Return a small sweep that stores final values, in its precision."""
-    config = diagram.get_config("small")
-    config.update(num_steps=num_steps)
-    command_line.use_precision(config)
+    """Return a small sweep that stores final values, and what its first cell builds, in its precision."""
+    experiment = prepare(config := diagram.get_config("small"), num_steps=num_steps)
     rates = np.linspace(0.5, 1.0, num_cells // 10)
     axes = [axis("learning_rate", rates, "optimizer.learning_rate"), axis("seed", range(10), "seed")]
-    return make_sweep(config, "main", [*axes, record("final", *_VARIABLES)])
+    return make_sweep(config, "main", [*axes, record("final", *_VARIABLES)]), experiment
 
 
-def peak_memory(num_cells: int) -> float:
+def peak_of_sweep(num_cells: int) -> float:
     """Return the peak memory in MiB of a sweep; for a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
-        fill.run(_sweep(num_cells, num_steps=20), folder)
+        fill.run(_sweep(num_cells, num_steps=20)[0], folder)
     return timing.peak_memory()
 
 
@@ -137,29 +131,25 @@ def overhead(repeats: int, num_steps: int = 35_001) -> tuple[float, np.ndarray]:
     Ten cells a block, on one core; after every block its program runs alone. For a fresh process.
     """
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    sweep = _sweep(10 * (repeats + 1), num_steps)
-    program = blocks.ensemble(sweep, build.build(sweep.config), num_steps)
+    sweep, experiment = _sweep(10 * (repeats + 1), num_steps)
     replicas = [build.draw(sweep.cell((0, seed))) for seed in range(10)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicas)
-    alone = timing.timed(partial(program, stacked, jnp.ones(10, bool)))
+    alone = timed(partial(blocks.ensemble(sweep, experiment, num_steps), stacked, jnp.ones(10, bool)))
     alone()  # compiles
     with tempfile.TemporaryDirectory() as folder:
         fill.create(sweep, Path(folder), 2**30)
-        blocks_done = work(sweep, Path(folder))
-        seconds = [(timing.timed(lambda: next(blocks_done))(), alone()) for _ in range(repeats + 1)]
-    whole, compute = np.transpose(seconds)
-    return whole[0] - np.median(whole[1:]), 100 * (whole[1:] / compute[1:] - 1)
+        whole = timed(partial(next, work(sweep, Path(folder))))
+        seconds, compute = np.transpose([(whole(), alone()) for _ in range(repeats + 1)])
+    return seconds[0] - np.median(seconds[1:]), 100 * (seconds[1:] / compute[1:] - 1)
 
 
 def speed(repeats: int) -> Iterator[dict[str, list[Record]]]:
     """Measure ensembles and sweeps: replica-steps a second, overhead, memory."""
-    found = []
-    for num_cells in (100, 1_000, 10_000):
-        peak = in_fresh_process(peak_memory, num_cells)
-        found.append(row("float32", f"peak memory, {num_cells:,} cells", "MiB", peak))
+    for num in (100, 1_000, 10_000):
+        peak = in_fresh_process(peak_of_sweep, num)
+        yield {"rows": [row("float32", f"peak memory, {num:,} cells", "MiB", peak)]}
     compiling, share = in_fresh_process(overhead, repeats)
-    found.append(row("float32", "compile a block's program", "s", compiling))
-    found.append(row("float32", "sweep machinery : compute", "%", share, ("<=", 5.0)))
-    yield {"rows": found}
+    yield {"rows": [row("float32", "compile a block's program", "s", compiling)]}
+    yield {"rows": [row("float32", "sweep machinery : compute", "%", share, ("<=", 5.0))]}
     for float64 in (False, True):
         yield {"rows": list(rows(float64, measure_pinned(float64, repeats)))}

@@ -6,11 +6,11 @@ the same problem. Each precision has a process of its own, with JAX's x64 flag a
 
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -21,10 +21,9 @@ from ml_collections import ConfigDict
 from analysis import cascades
 from dlf import losses, schedules
 from dlf.train import init_carries
-from experiments import command_line, cost
-from experiments.benchmark import peers, timing
+from experiments import build, command_line, cost
+from experiments.benchmark import timing
 from experiments.benchmark.timing import MATMUL, Record, fastest, in_fresh_process, measure, row, timed
-from experiments.build import Experiment, build, make_loop
 from experiments.configs import cascades as config_cascades
 from experiments.configs import fig4
 
@@ -34,10 +33,9 @@ _FEW_STEPS = 20  # long before the first instability, where any rounding would g
 
 
 def step_flops(num_examples: int, widths: tuple[int, ...]) -> int:
-    """Count the floating-point operations in the matrix products of one step of a network.
+    """Count the operations in a step's matrix products; `widths` include inputs and logits.
 
     Forward, gradient of the weights, and gradient of the hidden layers (not of the inputs).
-    `widths` are those of all layers, inputs and logits included.
 
     >>> step_flops(300, (2, 100, 3))
     780000
@@ -46,42 +44,48 @@ def step_flops(num_examples: int, widths: tuple[int, ...]) -> int:
     return 2 * sum(products) + sum(products[1:])
 
 
-def program(experiment: Experiment, probe_names: Iterable[str] = ()) -> tuple[Callable, tuple]:
+def prepare(config: ConfigDict, **settings: Any) -> build.Experiment:
+    """Build an experiment in its precision, with some settings changed."""
+    config.update(settings)
+    command_line.use_precision(config)
+    return build.build(config)
+
+
+def program(experiment: build.Experiment, probe_names: Iterable[str] = ()) -> tuple[Callable, tuple]:
     """Return the loop of `experiments.train` with some of the probes, and its arguments but the last."""
     probes = {name: experiment.run.probes[name] for name in probe_names}
-    carries = init_carries(probes, experiment.state)
-    return make_loop(experiment, probe_names), (experiment.replica, experiment.state, carries)
+    arguments = experiment.replica, experiment.state, init_carries(probes, experiment.state)
+    return build.make_loop(experiment, probe_names), arguments
 
 
-def compiled(experiment: Experiment, probe_names: Iterable[str], num_steps: int) -> Callable[[], Any]:
+def compiled(experiment: build.Experiment, probe_names: Iterable[str], num_steps: int) -> Callable[[], Any]:
     """Train as `experiments.train` does, without the store; return the series."""
     loop, arguments = program(experiment, probe_names)
     return lambda: loop(*arguments, num_steps)[2]
 
 
-def notebook(experiment: Experiment, learning_rate: float, num_steps: int) -> Callable[[], Any]:
+def notebook(experiment: build.Experiment, num_steps: int) -> Callable[[], Any]:
     """Train as the authors' notebook does: a jitted function for each quantity, a list for each.
 
     The class weights that it logs are computed without jit, and nothing waits for the device.
     """
-    problem, state = experiment.problem, experiment.state
-    batch, schedule = problem.batch_fn(state.step), problem.schedule
-    static = schedules.constant(len(schedule(state.step)))
-    accuracy = jax.jit(lambda params: losses.accuracy(problem.apply_fn(params, batch.inputs), batch.labels))
+    problem, rate = experiment.problem, float(experiment.replica.settings["optimizer.learning_rate"])
+    batch, static = problem.batch_fn(0), schedules.constant(len(problem.schedule(experiment.state.step)))
+    apply_fn = problem.apply_fn
     measured = {
         "loss": jax.jit(problem.loss_fn),
-        "static_loss": jax.jit(losses.make_loss(problem.apply_fn, losses.cross_entropy, static)),
-        "accuracy": lambda params, batch, step: accuracy(params),
-        "class_weights": lambda params, batch, step: schedule(step),
+        "static_loss": jax.jit(losses.make_loss(apply_fn, problem.weighted_loss, static)),
+        "accuracy": jax.jit(lambda params, *_: losses.accuracy(apply_fn(params, batch.inputs), batch.labels)),
+        "class_weights": lambda params, batch, step: problem.schedule(step),
     }
 
     @jax.jit
     def advance(params, step):
         grads = jax.grad(problem.loss_fn)(params, batch, step)
-        return jax.tree.map(lambda p, g: p - learning_rate * g, params, grads), step + 1
+        return jax.tree.map(lambda p, g: p - rate * g, params, grads), step + 1
 
     def run():
-        params, step, series = state.params, state.step, {name: [] for name in measured}
+        params, step, series = experiment.state.params, experiment.state.step, {name: [] for name in measured}
         for _ in range(num_steps):
             for name, function in measured.items():
                 series[name].append(function(params, batch, step))
@@ -100,43 +104,25 @@ def check_agreement(series_of: Mapping[str, Mapping[str, Any]], rtol: float) -> 
             np.testing.assert_allclose(found, reference, rtol, err_msg=f"{variable}: {name}")
 
 
-def probe_sets(config: ConfigDict) -> dict[str, tuple[str, ...]]:
-    """Return which probes are timed together: each one alone, then all of them."""
-    return {name: (name,) for name in config.probes} | {"all probes": tuple(config.probes)}
-
-
 def time_runs(float64: bool, repeats: int, num_steps: int) -> dict[str, np.ndarray]:
     """Return the seconds a step of each run in each repeat; for a process of its own.
 
     PyTorch takes a quarter of the steps: on a busy machine a second thread makes it very slow.
     """
-    config = fig4.get_config()
-    config.float64 = float64
-    command_line.use_precision(config)
-    experiment = build(config)
-    runs = {COMPILED: compiled(experiment, (), num_steps)}
-    runs[NOTEBOOK] = notebook(experiment, config.optimizer.learning_rate, num_steps)
-    few = -(-num_steps // 4)
+    config, few = fig4.get_config(), -(-num_steps // 4)
+    experiment = prepare(config, float64=float64)
+    runs = {COMPILED: compiled(experiment, (), num_steps), NOTEBOOK: notebook(experiment, num_steps)}
     if find_spec("torch"):
+        from experiments.benchmark import peers
+
         weights = np.asarray(runs[COMPILED]()["class_weights"])[:few]
         runs |= {name: peers.eager(experiment, weights, n, is_recorded=True) for n, name in PYTORCH.items()}
     check_agreement({name: run() for name, run in runs.items()}, rtol=1e-9 if float64 else 1e-3)
-    for probes, names in (probe_sets(config) if float64 else {}).items():
-        runs[f"with {probes}"] = compiled(experiment, names, num_steps)
+    if float64:
+        runs |= {f"with {name}": compiled(experiment, (name,), num_steps) for name in config.probes}
+        runs["with all probes"] = compiled(experiment, tuple(config.probes), num_steps)
     cases = {name: timed(run, few if name in PYTORCH.values() else num_steps) for name, run in runs.items()}
     return measure(cases | {MATMUL: timed(*timing.matrix_product())}, repeats)
-
-
-def measure_program(probe_names: Iterable[str], num_steps: int) -> tuple[float, float]:
-    """Return the compile time in s and the peak memory in MiB of the program; for a fresh process."""
-    config = fig4.get_config()
-    command_line.use_precision(config)
-    loop, arguments = program(build(config), probe_names)
-    started = time.perf_counter()
-    executable = loop.lower(*arguments, num_steps).compile()
-    seconds = time.perf_counter() - started
-    jax.block_until_ready(executable(*arguments))
-    return seconds, timing.peak_memory()
 
 
 def speed_rows(float64: bool, taken: Mapping[str, np.ndarray], config: ConfigDict) -> Iterator[Record]:
@@ -153,33 +139,38 @@ def speed_rows(float64: bool, taken: Mapping[str, np.ndarray], config: ConfigDic
     ratio = fastest(taken[name] for name in pytorch) / taken[COMPILED]
     yield add("compiled : PyTorch", "times", ratio, (">=", 5 if float64 else 12))
     yield add("compiled : notebook", "times", taken[NOTEBOOK] / taken[COMPILED])
-
     widths = (2, *config.model.hidden_widths, config.dataset.num_classes)  # a spiral lies in the plane
     flops = step_flops(config.dataset.num_classes * config.dataset.examples_per_class, widths)
     yield add(MATMUL, "Gflop/s", 1e-9 / taken[MATMUL])
     yield add(f"bound, {flops / 1e3:.0f} kflop/step", "steps/s", 1 / taken[MATMUL] / flops)
     yield add("compiled : bound", "%", 100 * flops * taken[MATMUL] / taken[COMPILED], (">=", 25))
-
-    for probes in probe_sets(config) if float64 else ():
-        extra = taken[f"with {probes}"] - taken[COMPILED]
-        yield add(f"with {probes}", "steps/s", 1 / taken[f"with {probes}"])
+    for name in (name for name in taken if name.startswith("with ")):
+        probes, extra = name.removeprefix("with "), taken[name] - taken[COMPILED]
+        yield add(name, "steps/s", 1 / taken[name])
         yield add(f"cost of {probes}", "us/step", 1e6 * extra)
         target = ("<=", 30) if probes == "all probes" else None
         yield add(f"{probes}, whole run", "s", config.num_steps * extra, target)
 
 
+def measure_program(probe_names: Iterable[str], num_steps: int) -> tuple[float, float]:
+    """Return the compile time in s and the peak memory in MiB of the program; for a fresh process."""
+    loop, arguments = program(prepare(fig4.get_config()), probe_names)
+    started = perf_counter()
+    executable = loop.lower(*arguments, num_steps).compile()
+    seconds = perf_counter() - started
+    jax.block_until_ready(executable(*arguments))
+    return seconds, timing.peak_memory()
+
+
 def speed(repeats: int, steps: int) -> Iterator[dict[str, list[Record]]]:
     """Measure speed, memory and compile time of the run of Fig. 4."""
-    config, found = fig4.get_config(), []
-    # first, while this process is small: a child's peak starts from its parent's
+    # programs first, while this process is small: a child's peak starts from its parent's
+    config = fig4.get_config()
     sets = {"no probes": (), "all probes": tuple(config.probes)}
-    programs = [
-        [in_fresh_process(measure_program, names, steps) for names in sets.values()] for _ in range(repeats)
-    ]
-    for label, (seconds, peaks) in zip(sets, np.transpose(programs, (1, 2, 0)), strict=True):
-        found.append(row("float64", f"compile, {label}", "s", seconds, ("<", 10)))
-        found.append(row("float64", f"memory, {label}", "MiB", peaks))
-    yield {"rows": found}
+    taken = [[in_fresh_process(measure_program, of, steps) for of in sets.values()] for _ in range(repeats)]
+    for label, (seconds, peaks) in zip(sets, np.transpose(taken, (1, 2, 0)), strict=True):
+        yield {"rows": [row("float64", f"compile, {label}", "s", seconds, ("<", 10))]}
+        yield {"rows": [row("float64", f"memory, {label}", "MiB", peaks)]}
     for float64 in (True, False):
         taken = in_fresh_process(time_runs, float64, repeats, steps)
         yield {"rows": list(speed_rows(float64, taken, config))}
@@ -191,32 +182,29 @@ def tracking(repeats: int, num_steps: int = 0) -> Iterator[dict[str, list[Record
     The runs are whole, since the tracker's work depends on what a run does; fewer steps only to try it.
     """
     config = config_cascades.get_config()
-    config.num_steps = num_steps or config.num_steps
-    command_line.use_precision(config)
-    experiment = build(config)
-    runs = {"alone": compiled(experiment, (), config.num_steps)}
-    runs["tracker"] = compiled(experiment, ("tracker",), config.num_steps)
-    runs["exponent"] = compiled(experiment, ("lyapunov",), config.num_steps)
+    num_steps = num_steps or config.num_steps
+    experiment = prepare(config, num_steps=num_steps)
+    probes = {"alone": (), "tracker": ("tracker",), "exponent": ("lyapunov",)}
+    runs = {name: compiled(experiment, names, num_steps) for name, names in probes.items()}
     series = runs["exponent"]()
     runs["labels"] = partial(cascades.label, *map(np.asarray, (series["loss"], series["log_growth"][:, 0])))
     cases = {name: timed(run) for name, run in runs.items()}
-    cases |= {"gradient": lambda: cost.gradient_seconds(config)}
+    cases |= {"gradient": partial(cost.gradient_seconds, config)}
     taken = measure(cases | {"printed": lambda: cost.estimate(config).gradients}, repeats)
     alone, tracker = taken["alone"], taken["tracker"] - taken["alone"]
     measured, printed = tracker / taken["gradient"], taken["printed"]
-    off = 100 * abs(np.median(printed / measured) - 1)
     matvecs = np.nanmean(runs["tracker"]()["tracked_matvecs"])
     rows = [
         ("training alone", "s", alone),
-        ("training alone", "us/step", 1e6 * alone / config.num_steps),
+        ("training alone", "us/step", 1e6 * alone / num_steps),
         ("tracker over training alone", "times", tracker / alone),
         ("tracker, whole run", "s", tracker),
         ("its Hessian products a measurement", "1", matvecs),
         ("tracker, measured", "gradients", measured),
         ("tracker, printed before", "gradients", printed),
-        ("|printed : measured - 1|", "%", off, ("<=", 20)),
+        ("|printed : measured - 1|", "%", 100 * abs(np.median(printed / measured) - 1), ("<=", 20)),
         ("exponent of every step over alone", "times", taken["exponent"] / alone - 1, ("<=", 4)),
-        (f"labels of {config.num_steps:,} steps", "s", taken["labels"], ("<", 1)),
+        (f"labels of {num_steps:,} steps", "s", taken["labels"], ("<", 1)),
     ]
     yield {"rows": [row("float64", *fields) for fields in rows]}
 
@@ -224,23 +212,21 @@ def tracking(repeats: int, num_steps: int = 0) -> Iterator[dict[str, list[Record
 def spread(num_runs: int, config: ConfigDict | None = None, expected: tuple = fig4.EXPECTED):
     """Collect the numbers to expect of Fig. 4 over runs whose first parameters differ by 1e-12.
 
-    Each record holds one number of `expected` with its `values`, one a run, of which the first is not
-    perturbed, and their mean, extremes and relative standard deviation.
+    A record holds one number's `values`, one a run (the first is not perturbed), and their statistics.
     """
     config = config or fig4.get_config()
-    command_line.use_precision(config)
-    experiment = build(config)
+    experiment = prepare(config)
     loop, (replica, first, carries) = program(experiment)
-    flat, unravel = ravel_pytree(first.params)
-    values, found = [], []
+    (flat, unravel), values = ravel_pytree(first.params), []
     for run in range(num_runs):
         noise = jax.random.normal(jax.random.fold_in(experiment.problem.key, run), flat.shape, flat.dtype)
         state = first._replace(params=unravel(flat + (1e-12 * noise if run else 0)))
         series = loop(replica, state, carries, config.num_steps)[2]
         values.append([float(series[variable][step]) for variable, step, *_ in expected])
+    found = []
     for (variable, step, authors, *_), column in zip(expected, np.transpose(values).tolist(), strict=True):
         mean = statistics.fmean(column)
-        record = {"variable": variable, "step": step, "authors": authors, "min": min(column), "mean": mean}
-        record |= {"max": max(column), "relative_std": statistics.stdev(column) / mean, "values": column}
-        found.append(record)
+        of = {"variable": variable, "step": step, "authors": authors, "min": min(column), "mean": mean}
+        of |= {"max": max(column), "relative_std": statistics.stdev(column) / mean, "values": column}
+        found.append(of)
     yield {"rows": found}

@@ -1,7 +1,7 @@
 """PyTorch from the same weights: training in eager mode and with torch.func, top Hessian eigenpairs.
 
-Packages run as their documentation does, at their defaults, eager, all examples in one batch, on the
-threads of `torch.set_num_threads`. PyTorch and they (`dlf[bench]`) are imported where they are used.
+To be imported only where PyTorch is installed (`dlf[bench]`). Packages run as their documentation does, at
+their defaults, eager, all examples in one batch, on the threads of `torch.set_num_threads`.
 """
 
 import warnings
@@ -13,15 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from dlf.types import Batch, Params
 from experiments.benchmark.solvers import NUM, TOL, Case, Found, arpack
 from experiments.build import Experiment
 
-
-def tensors(arrays: Any) -> Any:
-    """Return the arrays of a pytree as tensors."""
+if find_spec("torch"):
     import torch
-
-    return jax.tree.map(lambda array: torch.tensor(np.array(array)), arrays)
+    from torch.nn import functional
 
 
 def logits(params: Mapping[str, Mapping[str, Any]], hidden: Any, activation: str = "relu") -> Any:
@@ -29,110 +27,92 @@ def logits(params: Mapping[str, Mapping[str, Any]], hidden: Any, activation: str
 
     Parameters have the names, shapes and order of flax: a vector over them is one of `ravel_pytree`.
     """
-    import torch
-    from torch.nn.functional import avg_pool2d, conv2d
-
     for name in sorted(params, key=lambda name: (name.split("_")[0], int(name.split("_")[1]))):
-        bias, kernel = params[name]["bias"], params[name]["kernel"]
+        bias, kernel, act = params[name]["bias"], params[name]["kernel"], getattr(torch, activation)
         if name.startswith("Conv"):
-            hidden = getattr(torch, activation)(conv2d(hidden, kernel.permute(3, 2, 0, 1), bias, padding=1))
+            hidden = act(functional.conv2d(hidden, kernel.permute(3, 2, 0, 1), bias, padding=1))
             if name != "Conv_0" and min(hidden.shape[2:]) > 2:
-                hidden = avg_pool2d(hidden, 2)
+                hidden = functional.avg_pool2d(hidden, 2)
         elif name == "Dense_0":
             hidden = torch.addmm(bias, hidden.mean((2, 3)) if hidden.ndim == 4 else hidden, kernel)
         else:
-            hidden = torch.addmm(bias, getattr(torch, activation)(hidden), kernel)
+            hidden = torch.addmm(bias, act(hidden), kernel)
     return hidden
 
 
-def _training(experiment: Experiment) -> tuple[Any, ...]:
-    """Return first parameters, inputs, labels and learning rate as PyTorch has them."""
-    inputs, labels = tensors(tuple(experiment.replica.train))
-    rate = float(experiment.replica.settings["optimizer.learning_rate"])
-    return tensors(experiment.state.params), inputs, labels.long(), rate
+def _tensors(params: Params, batch: Batch) -> tuple[Any, Any, Any]:
+    """Return parameters, inputs and labels as PyTorch has them."""
+    params, inputs, labels = jax.tree.map(lambda array: torch.tensor(np.array(array)), (params, *batch))
+    return params, inputs.movedim(-1, 1).contiguous() if inputs.ndim == 4 else inputs, labels.long()
 
 
-def _loss(params, inputs, labels, weights):
-    from torch.nn.functional import cross_entropy
-
-    found = logits(params, inputs)
-    return cross_entropy(found, labels, weight=weights, reduction="sum") / len(labels), found
+def _loss(found: Any, labels: Any, weights: Any) -> Any:
+    # reduction="mean" would divide by the sum of the weights, not by the number of examples
+    return functional.cross_entropy(found, labels, weight=weights / len(labels), reduction="sum")
 
 
-def eager(
-    experiment: Experiment, weights: np.ndarray, num_threads: int = 1, is_recorded: bool = False
-) -> Callable[[], Any]:
+def eager(experiment: Experiment, weights: Any, num_threads: int = 1, is_recorded: bool = False) -> Callable:
     """Train one run in eager mode, the fastest way that PyTorch has for it; return what it recorded.
 
     The class weights [steps, classes] are given: PyTorch spends no time on the schedule.
     """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    start, inputs, labels, rate = _training(experiment)
+    start, inputs, labels = _tensors(experiment.state.params, experiment.replica.train)
+    rate = float(experiment.replica.settings["optimizer.learning_rate"])
     weights = torch.tensor(weights, dtype=inputs.dtype)
 
     def run():
         torch.set_num_threads(num_threads)
         params = jax.tree.map(lambda array: array.clone().requires_grad_(), start)
-        leaves = jax.tree.leaves(params)
-        series = {"loss": [], "static_loss": [], "accuracy": []}
+        leaves, series = jax.tree.leaves(params), {"loss": [], "static_loss": [], "accuracy": []}
         for gamma in weights:
-            loss, found = _loss(params, inputs, labels, gamma)
+            found = logits(params, inputs)
+            loss = _loss(found, labels, gamma)
             grads = torch.autograd.grad(loss, leaves)
             with torch.no_grad():
                 for array, grad in zip(leaves, grads, strict=True):
                     array.sub_(grad, alpha=rate)
                 if is_recorded:
                     series["loss"].append(loss.item())
-                    series["static_loss"].append(cross_entropy(found, labels).item())
+                    series["static_loss"].append(functional.cross_entropy(found, labels).item())
                     series["accuracy"].append((found.argmax(1) == labels).double().mean().item())
         return series
 
     return run
 
 
-def vectorized(
-    experiment: Experiment, weights: tuple, num_replicas: int, num_steps: int
-) -> Callable[[], Any]:
+def vectorized(experiment: Experiment, weights: Any, num_replicas: int, num_steps: int) -> Callable:
     """Train many runs at once on one thread, by `torch.func.vmap` of `torch.func.grad`."""
-    import torch
-    from torch.func import grad, vmap
-
-    start, inputs, labels, rate = _training(experiment)
-    data = inputs, labels, torch.tensor(weights, dtype=inputs.dtype)
+    start, inputs, labels = _tensors(experiment.state.params, experiment.replica.train)
+    rate = float(experiment.replica.settings["optimizer.learning_rate"])
+    weights = torch.tensor(weights, dtype=inputs.dtype)
     stacked = jax.tree.map(lambda array: torch.stack([array] * num_replicas), start)
-    grads_of = vmap(grad(lambda *args: _loss(*args)[0]), in_dims=(0, None, None, None))
+    grads_of = torch.func.vmap(torch.func.grad(lambda params: _loss(logits(params, inputs), labels, weights)))
 
     @torch.no_grad()
     def run():
         torch.set_num_threads(1)  # this network gains nothing from a second one
         params = stacked
         for _ in range(num_steps):
-            params = jax.tree.map(lambda array, g: array - rate * g, params, grads_of(params, *data))
+            params = jax.tree.map(lambda array, grad: array - rate * grad, params, grads_of(params))
 
     return run
 
 
-def _prepare(case: Case) -> tuple[Any, Any, Any]:
+def _prepare(case: Case) -> tuple[Any, Callable, tuple[Any, Any]]:
     """Return a case's module, its loss function and the only batch."""
-    import torch
+    params, *batch = _tensors(case.params, case.batch)
 
     class Network(torch.nn.ModuleDict):
         def forward(self, inputs):
             return logits(self, inputs, case.activation)
 
-    layers = {name: torch.nn.ParameterDict(tensors(layer)) for name, layer in sorted(case.params.items())}
-    inputs, labels = tensors(tuple(case.batch))
-    inputs = inputs.movedim(-1, 1).contiguous() if inputs.ndim == 4 else inputs
-    # reduction="mean" would divide by the sum of the weights, not by the number of examples
-    criterion = torch.nn.CrossEntropyLoss(tensors(case.weights / len(labels)), reduction="sum")
-    return Network(layers), criterion, (inputs, labels.long())
+    layers = {name: torch.nn.ParameterDict(layer) for name, layer in sorted(params.items())}
+    weights = torch.tensor(case.weights / len(batch[1]))  # see `_loss`
+    return Network(layers), torch.nn.CrossEntropyLoss(weights, reduction="sum"), tuple(batch)
 
 
 def _pyhessian(case: Case, tol: float) -> Found:
     """Find eigenvalues of largest magnitude: that one changes little is no bound on the residual."""
-    import torch
     from pyhessian import hessian
 
     with warnings.catch_warnings():  # of a cycle that its own zero_grad() breaks
@@ -150,43 +130,37 @@ def _curvlinops(case: Case, tol: float) -> Found:
     from curvlinops import HessianLinearOperator
 
     model, criterion, batch = _prepare(case)
-    params = list(model.parameters())
+    params, calls = list(model.parameters()), []
     # the check of determinism would cost two products
     operator = HessianLinearOperator(model, criterion, params, [batch], check_deterministic=False).to_scipy()
-    return arpack(operator.matvec, operator.shape[0], operator.dtype, tol)
+    start = np.zeros(operator.shape[0], operator.dtype)
+    pairs = arpack(lambda v: calls.append(1) or operator.matvec(v), start, tol)
+    return Found(*pairs, len(calls), "yes")
 
 
-def _eigenthings(algorithm: str, case: Case, **settings: Any) -> Found:
+def _eigenthings(algorithm: str, setting_name: str, case: Case, setting: Any, **settings: Any) -> Found:
     import hessian_eigenthings as package
 
     model, criterion, batch = _prepare(case)
     operator = package.HessianOperator(model, [batch], package.supervised_loss(criterion))
-    found = getattr(package, algorithm)(operator, k=NUM, **settings)  # a product each iteration
+    found = getattr(package, algorithm)(operator, k=NUM, **{setting_name: setting}, **settings)
+    # a product each iteration
     return Found(np.asarray(found.eigenvalues), np.asarray(found.eigenvectors), found.iterations, "yes")
 
 
-def _lanczos(case: Case, num_steps: int) -> Found:
-    # without restarts: beyond 50 steps it may return copies of one eigenpair as converged
-    return _eigenthings("lanczos", case, max_iter=num_steps, which="LA")
-
-
-def _power(case: Case, tol: float) -> Found:
-    return _eigenthings("deflated_power_iteration", case, max_iter=100, tol=tol)
-
-
-# (case, setting) -> Found, the module that it needs beside torch, settings from cheap to expensive
-PEERS = {
+# (case, setting) -> Found, the module that it needs, settings from cheap to expensive
+# Lanczos is without restarts: beyond 50 steps it may return copies of one eigenpair as converged
+_lanczos = partial(_eigenthings, "lanczos", "max_iter", which="LA")
+_power = partial(_eigenthings, "deflated_power_iteration", "tol", max_iter=100)
+_PEERS = {
     "PyHessian": (_pyhessian, "pyhessian", (TOL, TOL / 100)),
     "curvlinops + eigsh": (_curvlinops, "curvlinops", (TOL, TOL / 100)),
     "eigenthings, Lanczos": (_lanczos, "hessian_eigenthings", (15, 20, 30, 40, 50)),
     "eigenthings, power": (_power, "hessian_eigenthings", (TOL, TOL / 100)),
 }
-
-
-def installed() -> dict[str, tuple[Callable, tuple]]:
-    """Return the solvers in PyTorch that are installed, as `solvers.SOLVERS` has those in JAX."""
-    return {
-        name: (partial(partial, solve), settings)  # (case, setting) -> run
-        for name, (solve, module, settings) in PEERS.items()
-        if find_spec("torch") and find_spec(module)
-    }
+# those installed, as `solvers.SOLVERS` has those in JAX
+SOLVERS = {
+    name: (partial(partial, solve), settings)
+    for name, (solve, module, settings) in _PEERS.items()
+    if find_spec(module)
+}

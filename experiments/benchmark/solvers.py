@@ -1,6 +1,7 @@
 """Solvers of the largest Hessian eigenvalues, ours and others in JAX and SciPy, and the cases for them.
 
-A solver is a function (case, setting) -> run, where run() is what is timed.
+A solver is a function (product, start, setting) -> values, vectors as rows, on vectors as `ravel_pytree` has
+them, ours too; `adapt` makes it what is timed.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from analysis import operators
@@ -24,6 +26,8 @@ from dlf.types import Batch, LossFn, Matvec, Params
 NUM, TOL = 5, 1e-3
 STEP = jnp.asarray(1_250, jnp.int32)  # the first class weighs most
 KEY = jax.random.key(0)
+_compiled = partial(jax.jit, static_argnums=2)  # once for all matrices, for each setting
+_multiply = jax.jit(lambda product, v: product(v))
 
 
 class Case(NamedTuple):
@@ -77,111 +81,85 @@ def cases() -> Iterator[Case]:
             state = loop(state, {}, num_steps)[0]
 
 
-def ours(case: Case, basis_size: int = 24, warm: bool = False) -> Callable[[], Found]:
-    """Return our solver, cold, or warm from the eigenvectors of ten training steps before."""
-    solve = partial(top_eigenpairs, num=NUM, tol=TOL, key=KEY, basis_size=basis_size)
-    start = solve(case.hessian(case.params), case.params).vectors if warm else None
-    params = case.next_params if warm else case.params
-    matvec = case.hessian(params)
-
-    def run():
-        pairs = solve(matvec, params, start=start)
-        vectors = jax.vmap(lambda v: ravel_pytree(v)[0])(pairs.vectors)
-        return Found(np.asarray(pairs.values), np.asarray(vectors), int(pairs.num_matvecs), "yes")
-
-    return run
-
-
-def _flat(case: Case) -> tuple[Matvec, Callable, jax.Array]:
-    """Return the Hessian, its compiled product (Hessian, flat vector) -> vector, and a random start."""
+def adapt(solve: Callable, noticed: str, case: Case, setting: Any) -> Callable[[], Found]:
+    """Return what is timed: a solver on a case, its products counted in a run before."""
     flat, unravel = ravel_pytree(case.params)
-    product = jax.jit(lambda matvec, v: ravel_pytree(matvec(unravel(v)))[0])
-    return case.hessian(case.params), product, jax.random.normal(KEY, flat.shape, flat.dtype)
+    matvec, start, calls = case.hessian(case.params), jax.random.normal(KEY, flat.shape, flat.dtype), []
+
+    def product(matvec, v):
+        return ravel_pytree(matvec(unravel(v)))[0]
+
+    def counted(matvec, v):
+        jax.debug.callback(lambda: calls.append(1))
+        return product(matvec, v)
+
+    jax.block_until_ready(solve(Partial(counted, matvec), start, setting))
+    jax.effects_barrier()
+    num_matvecs, product = len(calls), Partial(product, matvec)
+    return lambda: Found(*map(np.asarray, solve(product, start, setting)), num_matvecs, noticed)
 
 
-def _matfree(case: Case, size: int) -> Callable[[], Found]:
+def _ours(product, like, basis_size, start=None):
+    pairs = top_eigenpairs(product, like, num=NUM, tol=TOL, start=start, basis_size=basis_size, key=KEY)
+    return pairs.values, pairs.vectors
+
+
+def _warm(case: Case, basis_size: int) -> Callable[[], Found]:
+    before = adapt(_ours, "", case, basis_size)().vectors  # ten training steps earlier
+    after = case._replace(params=case.next_params)
+    return adapt(partial(_ours, start=jnp.asarray(before)), "yes", after, basis_size)
+
+
+@_compiled
+def _matfree(product, start, size):
     from matfree import decomp
 
-    matvec, product, start = _flat(case)
-
-    @jax.jit
-    def solve(matvec):
-        found = decomp.tridiag_sym(size)(partial(product, matvec), start)
-        values, vectors = jnp.linalg.eigh(found.J_small)
-        return values[::-1][:NUM], vectors[:, ::-1][:, :NUM].T @ found.Q_tall  # one vector a row
-
-    return lambda: Found(*map(np.asarray, solve(matvec)), size, "no")
+    found = decomp.tridiag_sym(size)(product, start)
+    values, vectors = jnp.linalg.eigh(found.J_small)
+    return values[::-1][:NUM], vectors[:, ::-1][:, :NUM].T @ found.Q_tall
 
 
-def _lobpcg(case: Case, tol: float | None) -> Callable[[], Found]:
-    matvec, product, start = _flat(case)
+@_compiled
+def _lobpcg(product, start, tol):
     block = jax.random.normal(KEY, (start.size, NUM), start.dtype)
 
-    @jax.jit
-    def solve(matvec):
-        def products(x):
-            return jax.lax.map(partial(product, matvec), x.T).T
+    def products(x):  # one more checks its input where they are counted, and is compiled away elsewhere
+        return jax.lax.map(product, x.T).T
 
-        return lobpcg_standard(products, block, m=40, tol=tol and tol / start.size)
-
-    def run():
-        values, vectors, count = solve(matvec)
-        # each iteration multiplies three blocks of vectors and once more the best; one block at first
-        return Found(np.asarray(values), np.asarray(vectors).T, (4 * int(count) + 2) * NUM, "partly")
-
-    return run
+    values, vectors, _ = lobpcg_standard(products, block, m=40, tol=tol and tol / start.size)
+    return values, vectors.T
 
 
-def arpack(product: Callable[[np.ndarray], Any], size: int, dtype: Any, tol: float) -> Found:
-    """Run SciPy's `eigsh`, ARPACK's restarted Lanczos, on a function of vectors."""
-    calls = []
+@_compiled
+def _power(product, start, tol):
+    value, vector = optax.power_iteration(product, v0=start, num_iters=1_000, error_tolerance=tol)
+    return value[None], vector[None] / jnp.linalg.norm(vector)
+
+
+def arpack(product: Callable[[np.ndarray], Any], start: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    """Run SciPy's `eigsh`, ARPACK's restarted Lanczos; of `start` it takes shape and dtype."""
 
     def multiply(v):
-        calls.append(1)
-        return np.asarray(product(v.ravel()))
+        return np.asarray(product(v.ravel().astype(start.dtype)))
 
-    operator = LinearOperator((size, size), matvec=multiply, dtype=dtype)
+    operator = LinearOperator((start.size, start.size), matvec=multiply, dtype=start.dtype)
     values, vectors = eigsh(operator, k=NUM, which="LA", tol=tol)
-    return Found(values, vectors.T, len(calls), "yes")
+    return values, vectors.T
 
 
-def _scipy(case: Case, tol: float) -> Callable[[], Found]:
-    matvec, product, start = _flat(case)
-    return lambda: arpack(lambda v: product(matvec, v.astype(start.dtype)), start.size, start.dtype, tol)
+def _scipy(product, start, tol):
+    return arpack(partial(_multiply, product), start, tol)
 
 
-def _power(case: Case, tol: float) -> Callable[[], Found]:
-    matvec, product, start = _flat(case)
-    calls = []
-
-    @partial(jax.jit, static_argnames="counted")
-    def solve(matvec, counted=False):
-        def multiply(v):
-            if counted:
-                jax.debug.callback(lambda: calls.append(1))
-            return product(matvec, v)
-
-        return optax.power_iteration(multiply, v0=start, num_iters=1_000, error_tolerance=tol)
-
-    jax.block_until_ready(solve(matvec, counted=True))
-    jax.effects_barrier()
-
-    def run():
-        value, vector = map(np.asarray, solve(matvec))
-        return Found(value[None], vector[None] / np.linalg.norm(vector), len(calls), "no")
-
-    return run
-
-
-# name: solver, and its settings from cheap to expensive
+# name: (case, setting) -> what is timed, and settings from cheap to expensive
 SOLVERS = {
-    "ours, cold": (ours, (24,)),
-    "ours, warm": (partial(ours, warm=True), (24,)),
-    "unrestarted Lanczos": (ours, (160,)),
-    "lobpcg_standard, tol / 20n": (_lobpcg, (TOL / 20,)),
-    "lobpcg_standard as it comes": (_lobpcg, (None,)),
-    "scipy eigsh": (_scipy, (TOL, TOL / 100)),
-    "optax.power_iteration (1)": (_power, (TOL, TOL / 100)),
+    "ours, cold": (partial(adapt, _ours, "yes"), (24,)),
+    "ours, warm": (_warm, (24,)),
+    "unrestarted Lanczos": (partial(adapt, _ours, "yes"), (160,)),
+    "lobpcg_standard, tol / 20n": (partial(adapt, _lobpcg, "partly"), (TOL / 20,)),
+    "lobpcg_standard as it comes": (partial(adapt, _lobpcg, "partly"), (None,)),
+    "scipy eigsh": (partial(adapt, _scipy, "yes"), (TOL, TOL / 100)),
+    "optax.power_iteration (1)": (partial(adapt, _power, "no"), (TOL, TOL / 100)),
 }
 if find_spec("matfree"):
-    SOLVERS["matfree"] = (_matfree, (10, 15, 20, 25, 30, 40, 60, 90))
+    SOLVERS["matfree"] = (partial(adapt, _matfree, "no"), (10, 15, 20, 25, 30, 40, 60, 90))

@@ -31,15 +31,6 @@ from experiments import records
 
 MATMUL = "matrix product"
 _RELATIONS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
-_PEERS = [
-    "scipy",
-    "matfree",
-    "neural-tangents",
-    "torch",
-    "pyhessian",
-    "curvlinops-for-pytorch",
-    "hessian-eigenthings",
-]
 
 Record = dict[str, Any]  # one line of a table, as JSON holds it
 
@@ -52,11 +43,10 @@ def row(case: str, quantity: str, unit: str, values: Any = np.nan, target: tuple
     ('float32 | memory | MiB', 2.0, 'reached')
     """
     values = [float(value) for value in np.atleast_1d(values) if not np.isnan(value)]
-    median, least, most, verdict = None, None, None, "not measured" if target else ""
-    if values:
-        median, least, most = float(np.median(values)), min(values), max(values)
-        if target:
-            verdict = "reached" if _RELATIONS[target[0]](median, target[1]) else "missed"
+    median, least, most = (float(of(values)) if values else None for of in (np.median, min, max))
+    verdict = "not measured" if target else ""
+    if values and target:
+        verdict = "reached" if _RELATIONS[target[0]](median, target[1]) else "missed"
     found = {"id": f"{case} | {quantity} | {unit}", "case": case, "quantity": quantity, "median": median}
     found |= {"min": least, "max": most, "unit": unit, "target": target}
     return found | {"verdict": verdict, "values": values}
@@ -75,10 +65,8 @@ def timed(run: Callable[[], Any], units: int = 1) -> Callable[[], float]:
 
 def measure(cases: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, np.ndarray]:
     """Return what each case says in each repeat; before the first, each runs once, which compiles."""
-    for case in cases.values():
-        case()
-    taken = [[case() for case in cases.values()] for _ in range(repeats)]
-    return dict(zip(cases, np.transpose(taken), strict=True))
+    taken = [[case() for case in cases.values()] for _ in range(1 + repeats)]
+    return dict(zip(cases, np.transpose(taken[1:]), strict=True))
 
 
 def fastest(times: Iterable[np.ndarray]) -> np.ndarray | float:
@@ -113,8 +101,7 @@ def peak_memory() -> float:
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write settings and tables of records to a JSON file, with where they come from."""
     header = records.provenance()
-    installed = {found.name: found.version for found in importlib.metadata.distributions()}
-    header["versions"] |= {name: installed[name] for name in _PEERS if name in installed}
+    header["versions"] |= {found.name: found.version for found in importlib.metadata.distributions()}
     header["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     files.write_json(path, header | {"machine": platform.platform(), "cpus": os.cpu_count()} | dict(content))
 
