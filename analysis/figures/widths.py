@@ -25,16 +25,15 @@ def kernel_width(found: xr.Dataset) -> Figure:
     panels = figure.subplots(1, found.sizes["rate"], sharex=True, sharey=True)
     for axes, rate in zip(panels, found["rate"].values, strict=True):
         rows, initial = found.sel(rate=rate), found["initial_distance"].rename(draw="seed")
-        slope = found["initial_slope"], found["initial_slope_error"]
-        widths = found["initial_width"].values
+        slope, widths = (found["initial_slope"], found["initial_slope_error"]), found["initial_width"].values
         words = f"first parameters: $N^{{%s}}$ from {found['initial_slope'].attrs['widths'][0]:,} on"
         _draw_distance(axes, widths, initial, words, slope, 0)
         widest = "{:,} to {:,}".format(*found["slope"].attrs["widths"])
         for number, cycles in enumerate(found["cycles"].values, start=1):
             row = rows.sel(cycles=cycles)
             words = f"after {cycles} cycle{'s' * int(cycles > 1)}: $N^{{%s}}$ from {widest}"
-            slope = row["slope"], row["slope_error"]
-            _draw_distance(axes, found["width"].values, row["distance"], words, slope, number)
+            of_row = found["width"].values, row["distance"], words, (row["slope"], row["slope_error"])
+            _draw_distance(axes, *of_row, number)
         guide = float(initial.mean("seed")[-1]) * np.sqrt(widths[-1] / widths)
         axes.plot(widths, guide, color=style.BLACK, linestyle=":", linewidth=1, label="$N^{-1/2}$", zorder=1)
         axes.set(xscale="log", yscale="log", xlabel="width $N$ (hidden units)")
@@ -88,9 +87,9 @@ def lazy_rich(found: xr.Dataset) -> Figure:
     for axes in grid[(0, 2, 3), 0]:
         axes.set_yscale("log")
         style.plain_numbers(axes.yaxis, numticks=9)
-    handles = [Line2D([], [], color=_STATIC), Line2D([], [], color=_DYNAMICAL)]
-    words = "static loss", "dynamical loss"
-    upper.legend(handles, words, loc="outside upper center", ncols=2)
+    kinds = {"static loss": _STATIC, "dynamical loss": _DYNAMICAL}
+    lines = [Line2D([], [], color=color, label=words) for words, color in kinds.items()]
+    upper.legend(handles=lines, loc="outside upper center", ncols=2)
     _draw_final(lower.subplots(), found, columns, titles)
     return figure
 
@@ -119,15 +118,12 @@ def _draw_final(axes: Axes, found: xr.Dataset, columns: list, titles: list[str])
         for shift, (amplitude, color) in zip((-0.12, 0.12), colors.items(), strict=True):
             accuracy = found["final_accuracy"].sel(linearized=kind, learning_rate=rate, amplitude=amplitude)
             axes.plot(np.full(num_seeds, place + shift), accuracy, ".", color=color, markersize=3, alpha=0.5)
-            error = float(accuracy.std(ddof=1)) / np.sqrt(num_seeds)
-            axes.errorbar(
-                place + shift + 0.05, float(accuracy.mean()), error, color=color, marker="_", markersize=9,
-                capsize=3,
-            )  # fmt: skip
+            mean, error = float(accuracy.mean()), float(accuracy.std(ddof=1)) / np.sqrt(num_seeds)
+            bar = dict(color=color, marker="_", markersize=9, capsize=3)
+            axes.errorbar(place + shift + 0.05, mean, error, **bar)
         chosen = found.sel(linearized=kind, learning_rate=rate)
         text = f"gain {float(chosen['accuracy_gain']):+.2f} ± {float(chosen['accuracy_gain_error']):.2f}"
         axes.annotate(text, (place, 1.1), ha="center", va="top", fontsize=7)
-    axes.set(
-        xticks=range(len(columns)), xticklabels=titles, ylim=(0.2, 1.12), xlim=(-0.5, len(columns) - 0.5)
-    )
+    axes.set(ylim=(0.2, 1.12), xlim=(-0.5, len(columns) - 0.5))
+    axes.set(xticks=range(len(columns)), xticklabels=titles)
     axes.set_ylabel(f"final training accuracy\n({num_seeds} seeds)")
