@@ -5,13 +5,16 @@
 onset at every step.
 """
 
+import sys
+
 from analysis.findings import onsets
-from experiments import measurements
+from experiments import cost
 from experiments.configs import fig4
+from experiments.second_pass import measure_windows
 
 FIGURE = "cascades", "bifurcation", "static_dynamic"
 CSV = "instabilities", "instability"  # file, dimension
-measure, reduce, in_words = measurements.onsets_at_every_step, onsets.reduce, onsets.in_words
+reduce, in_words = onsets.reduce, onsets.in_words
 EXPECTED = (
     ("num_instabilities", {}, 9, 7, 11, "[ours], P1 [fig]"),
     ("instability_onset", {"instability": 0}, 4_088, 4_000, 4_200, "[ours]"),
@@ -48,3 +51,18 @@ def static(scale="small"):
 
 
 RUNS = {"run": get_config, "static": static}
+
+
+def measure(config, results, folder):
+    """Follow the eigenvalues about every onset of the run once more, at every step, from its checkpoints."""
+    run, spans = results["run"], onsets.spans(results["run"])
+    estimate = cost.estimate(config)._replace(num_measurements=sum(stop - start for start, stop in spans))
+    print(f"second pass, the onsets at every step: {estimate}", file=sys.stderr)
+    found = measure_windows(config, folder / "run", spans)
+    if spans and not (found["loss"].values == run["loss"].sel(step=found["step"]).values).all():
+        print(
+            "the second pass does not follow the run to the bit: it was made on another machine or version, "
+            "and its sharpness at onsets may be that of another trajectory",
+            file=sys.stderr,
+        )
+    return found
