@@ -14,7 +14,6 @@ from experiments.build import Experiment, build, make_loop
 from experiments.command_line import ConfigError
 
 _BLOCK = 16  # steps of one compiled loop
-_LOSS = {"loss": SERIES["loss"]}
 
 
 def measure_windows(
@@ -42,7 +41,8 @@ def measure_windows(
         at_every_step.probes = {probe: {**config.probes[probe].to_dict(), "every": 1}}
     tracked = build(at_every_step)
     advance, measure = make_loop(experiment, ()), make_loop(tracked)
-    dims = {name: of.dims for name, of in {**tracked.run.probes[probe].series, **_LOSS}.items()}
+    described = tracked.run.probes[probe].series | {"loss": SERIES["loss"]}
+    dims = {name: of.dims for name, of in described.items()}
     parts = []
     for number, (start, stop) in enumerate(windows):
         step, state = nearest(experiment, workdir, start)
