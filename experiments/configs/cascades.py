@@ -9,7 +9,7 @@ import sys
 
 from analysis.findings import onsets
 from experiments import cost
-from experiments.configs import fig4
+from experiments.configs import fig4, tiny
 from experiments.second_pass import measure_windows
 
 FIGURE = "cascades", "bifurcation", "static_dynamic"
@@ -23,13 +23,8 @@ EXPECTED = (
 
 
 def get_config(scale="small"):
-    """Return the configuration of the run."""
-    config = fig4.get_config()
-    if scale == "smoke":
-        config = fig4.get_config(num_turns=6, period=100)
-        config.dataset.update(examples_per_class=20, num_turns=0.5)
-        config.model.hidden_widths = (16,)
-    period = config.schedule.period
+    config = tiny.get_config() if scale == "smoke" else fig4.get_config()
+    config.schedule.amplitude, period = 70.0, config.schedule.period
     config.steps_per_chunk = 2 * period // 5
     config.checkpoints_kept = config.num_steps // config.steps_per_chunk  # all: for the second pass
     config.probes = dict(
@@ -43,7 +38,6 @@ def get_config(scale="small"):
 
 
 def static(scale="small"):
-    """Return the configuration of the same run under the static loss."""
     config = get_config(scale)
     config.schedule.amplitude = 1.0
     del config.probes.ntk, config.probes.forecast

@@ -33,10 +33,8 @@ def along(config, num_points=100, **settings):
 
 
 def measure(config, results, folder):
-    """Measure the curvature of a run and of an image network."""
     return along(config).merge(composition.of_images(), combine_attrs="no_conflicts")
 
 
 def reduce(results):
-    """Return what was measured."""
     return results["measured"]

@@ -28,7 +28,6 @@ _SIZES = {
 
 
 def get_config(scale="small"):
-    """Return the configuration that the sweeps vary."""
     *_, period, examples, num_examples = _SIZES[scale]
     config = fig4.get_config(num_turns=5 * 3, period=period)  # five cycles
     config.float64 = False
@@ -52,7 +51,6 @@ def sweep(scale, power=0.0, num_seeds=None, further_widths=(), **settings):
 
 
 def sweep_scaled(scale):
-    """Let the learning rate fall as 1 / width."""
     return sweep(scale, power=1.0)
 
 

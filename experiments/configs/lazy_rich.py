@@ -29,7 +29,6 @@ _SIZES = {
 
 
 def get_config(scale="small"):
-    """Return the configuration that the sweep varies."""
     _, num_turns, period, width, examples, num_windings, every = _SIZES[scale]
     config = fig4.get_config(num_turns, period)
     config.dataset.update(examples_per_class=examples, num_turns=num_windings)
