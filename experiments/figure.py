@@ -99,15 +99,16 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
             config = module.get_config(*([scale] if scale else []))
         except Exception as error:  # whatever the config file, a program of the user's, raises
             raise ConfigError(f"{name}, scale {scale!r}: {type(error).__name__}: {error}") from error
-        return Plan(name, module, config, scale, folder)
-    arguments = [sys.argv[0], f"--config={module.__file__}", *overrides]
-    config = command_line.parse(arguments, __doc__, folder).config
+    else:
+        arguments = [sys.argv[0], f"--config={module.__file__}", *overrides]
+        config = command_line.parse(arguments, __doc__, folder).config
     return Plan(name, module, config, scale, folder)
 
 
 def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     """Make a figure in its folder, and return whether its numbers are as expected."""
-    name, module, folder, functions = figure.name, figure.module, figure.folder, _functions(figure.module)
+    name, module, _, _, folder = figure
+    functions = _functions(module)
     files = functions if len(functions) > 1 else (name,)
     if shipped:
         folder.mkdir(parents=True, exist_ok=True)
