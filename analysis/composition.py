@@ -38,11 +38,10 @@ def along(
     class_losses = losses.make_class_losses(problem.apply_fn, problem.weighted_loss)
     logits_loss = losses.make_loss(lambda logits, inputs: logits, problem.weighted_loss, problem.schedule)
     params, batch, step = state.params, problem.batch_fn(state.step), state.step
-    maps = {
-        "Hessian": operators.hessian(problem.loss_fn, params, batch, step),
-        "GGN": operators.ggn(problem.apply_fn, logits_loss, params, batch, step),
-        "residual": operators.residual(problem.apply_fn, logits_loss, params, batch, step),
-    }
+    network = problem.apply_fn, logits_loss, params, batch, step
+    hessian = operators.hessian(problem.loss_fn, params, batch, step)
+    matvecs = hessian, operators.ggn(*network), operators.residual(*network)
+    maps = {name: (matvec, params) for name, matvec in zip(PARTS, matvecs, strict=True)}
     rows, start = [], None
 
     @jax.jit
@@ -59,7 +58,8 @@ def along(
         rows.append(jax.tree.map(np.asarray, row))
         state = advance(state)
     steps, sharpness, residuals, class_curvature, num_matvecs = map(np.array, zip(*rows, strict=True))
-    eigenvalues = np.stack([np.linalg.eigvalsh(dense(maps[part], params))[::-1] for part in PARTS])
+    eigenvalues = np.stack([np.linalg.eigvalsh(dense(*of))[::-1] for of in maps.values()])
+    ntk = spectrum(empirical_ntk(problem.apply_fn, params, batch.inputs))
     found = xr.Dataset(
         {
             "sharpness": ("step", sharpness, {"units": "nat"}),
@@ -67,16 +67,12 @@ def along(
             "class_curvature": (("step", "class"), class_curvature, {"units": "nat"}),
             "num_matvecs": ("step", num_matvecs),
             "spectrum": (("part", "rank"), eigenvalues, {"units": "nat"}),
-            "ntk_spectrum": (
-                "ntk_rank",
-                np.asarray(spectrum(empirical_ntk(problem.apply_fn, params, batch.inputs))),
-            ),
+            "ntk_spectrum": ("ntk_rank", np.asarray(ntk)),
         },
         {"step": steps, "part": list(PARTS), "class": np.arange(class_curvature.shape[1])},
         {"first": int(step)},
     )
-    of_parts = {part: (maps[part], params) for part in PARTS}
-    found = found.merge(_densities("", "part", of_parts, num_probes, order, problem.key))
+    found = found.merge(_densities("", "part", maps, num_probes, order, problem.key))
     found["trace_deviation"] = (found["trace"] - found["spectrum"].sum("rank")) / found["trace_error"]
     return found
 
@@ -112,22 +108,21 @@ def _densities(
     prefix: str, dim: str, maps: Mapping[str, tuple[Matvec, Params]], num_probes: int, order: int, key: Array
 ) -> xr.Dataset:
     """Return density and trace of each map, labelled by its name along `dim`."""
-    densities = [
-        spectral_density(*of, num_probes=num_probes, order=order, width=0.005, key=key)
-        for of in maps.values()
-    ]
+    settings = dict(num_probes=num_probes, order=order, width=0.005, key=key)
+    densities = [spectral_density(*of, **settings) for of in maps.values()]
     traces = [trace(*of, num_matvecs=max(6, num_probes * order // 4), key=key) for of in maps.values()]
-    on_grid, per_value = (dim, f"{prefix}point"), {"units": "1/nat"}
-    return xr.Dataset(
-        {
-            f"{prefix}eigenvalue": (on_grid, np.stack([d.values for d in densities]), {"units": "nat"}),
-            f"{prefix}density": (on_grid, np.stack([d.density for d in densities]), per_value),
-            f"{prefix}density_error": (on_grid, np.stack([d.standard_error for d in densities]), per_value),
-            f"{prefix}trace": (dim, np.stack([t.value for t in traces]), {"units": "nat"}),
-            f"{prefix}trace_error": (dim, np.stack([t.standard_error for t in traces]), {"units": "nat"}),
-        },
-        {dim: list(maps)},
-    )
+    variables = {
+        "eigenvalue": ("nat", [d.values for d in densities]),
+        "density": ("1/nat", [d.density for d in densities]),
+        "density_error": ("1/nat", [d.standard_error for d in densities]),
+        "trace": ("nat", [t.value for t in traces]),
+        "trace_error": ("nat", [t.standard_error for t in traces]),
+    }
+    found = xr.Dataset(coords={dim: list(maps)})
+    for name, (units, values) in variables.items():
+        stacked = np.stack(values)
+        found[prefix + name] = ((dim, f"{prefix}point")[: stacked.ndim], stacked, {"units": units})
+    return found
 
 
 def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
@@ -135,11 +130,7 @@ def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     first, warm = found.sel(step=found.first), found["num_matvecs"]
     rows = [
         ("quantity", "value", "standard error or residual"),
-        (
-            f"sharpness at step {found.first:,}",
-            f"{first['sharpness']:.4g}",
-            f"{first['sharpness_residual']:.1e}",
-        ),
+        (f"sharpness at step {found.first:,}", f"{first.sharpness:.4g}", f"{first.sharpness_residual:.1e}"),
         ("sum of its classes", f"{first['class_curvature'].sum():.4g}", ""),
     ]
     for part in PARTS:

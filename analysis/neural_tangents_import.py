@@ -64,8 +64,6 @@ def _without_tensorflow() -> ModuleType:
     stand_in = ModuleType("neural_tangents.experimental")
 
     def __getattr__(name: str):
-        if name.startswith("__"):  # asked for by Python and its tools
-            raise AttributeError(name)
         raise AttributeError(f"neural_tangents.experimental.{name} is left out: it would import TensorFlow")
 
     stand_in.__getattr__ = __getattr__

@@ -13,8 +13,11 @@ The exit status is 1 if a number is off.
 """
 
 import argparse
+import hashlib
 import inspect
+import os
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -31,10 +34,10 @@ from rich.table import Table
 from analysis import figures, neural_tangents_import
 from analysis.figures.style import save
 from dlf.store.files import StoreError, write_json
-from experiments import command_line, records
+from experiments import command_line, cost, records, train
 from experiments.command_line import ConfigError
-from experiments.results import complete, stored
-from experiments.sweep.axes import SCALES, load_config_file
+from experiments.sweep import fill, report
+from experiments.sweep.axes import SCALES, declare, load_config_file, make_sweep, named_sweeps
 from experiments.sweep.launch import Settings, add_options, settings
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -96,20 +99,21 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
             config = module.get_config(*([scale] if scale else []))
         except Exception as error:  # whatever the config file, a program of the user's, raises
             raise ConfigError(f"{name}, scale {scale!r}: {type(error).__name__}: {error}") from error
-        return Plan(name, module, config, scale, folder)
-    arguments = [sys.argv[0], f"--config={module.__file__}", *overrides]
-    config = command_line.parse(arguments, __doc__, folder).config
+    else:
+        arguments = [sys.argv[0], f"--config={module.__file__}", *overrides]
+        config = command_line.parse(arguments, __doc__, folder).config
     return Plan(name, module, config, scale, folder)
 
 
 def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     """Make a figure in its folder, and return whether its numbers are as expected."""
-    name, module, folder, functions = figure.name, figure.module, figure.folder, _functions(figure.module)
+    name, module, _, _, folder = figure
+    functions = _functions(module)
     files = functions if len(functions) > 1 else (name,)
     if shipped:
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        results = complete(module, figure.config, figure.scale, folder, how)
+        results = complete(figure, how)
     try:
         if shipped:
             found = xr.load_dataset(CONFIGS / f"{name}.nc", engine="scipy")
@@ -139,6 +143,65 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     write_json(folder / f"{name}.json", record | {"tables": tables, "expected": rows})
     print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.json{'' if shipped else f', {name}.nc'}")
     return ok
+
+
+def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
+    """Run what is missing of a figure's runs, sweeps and measurements, and open them by name.
+
+    Without `RUNS` and `sweep` that is one run, in the folder itself. What is interrupted ends the program
+    with one line, which says how to go on.
+    """
+    _, module, config, scale, folder = figure
+    results, runs = {}, {}
+    for name, get_config in getattr(module, "RUNS", {}).items():
+        runs[name] = get_config(*([scale] if scale else [])), folder / name
+    if not hasattr(module, "RUNS") and not hasattr(module, "sweep"):
+        runs["run"] = config, folder  # where `train` looks before it builds, and makes it
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, (of_run, workdir) in runs.items():
+        command_line.use_precision(of_run)
+        if "tracker" in of_run.probes and not (workdir / "meta.json").exists():
+            print(f"{name}: the tracker takes {cost.estimate(of_run)}", file=sys.stderr)
+        meta = train.train(of_run, workdir, resume=True)
+        if meta["status"] != "done":
+            train.report(meta, workdir, go_on="the same command")
+        results[name] = records.load(workdir)
+    for name, declared in named_sweeps(module).items() if hasattr(module, "sweep") else ():
+        sweep = make_sweep(config, name, declare(declared, scale))
+        command_line.use_precision(sweep.config)
+        print(f"sweep {name!r}: {folder / name}", file=sys.stderr)
+        report.outcome(fill.run(sweep, folder / name, how), folder / name)
+        results[name] = records.load(folder / name)
+    command_line.use_precision(config)
+    if hasattr(module, "measure"):
+        results["measured"] = _measured(figure, results)
+    return results
+
+
+def _measured(figure: Plan, results: dict[str, xr.Dataset]) -> xr.Dataset:
+    """Return what was measured of the same configuration and runs, or measure it."""
+    _, module, config, _, folder = figure
+    of = hashlib.sha256(config.to_json().encode())
+    for found in results.values():
+        of.update(found["loss"].values.tobytes() if "loss" in found else b"")
+    try:
+        measured = xr.load_dataset(folder / "measured.nc", engine="scipy")
+        if measured.attrs["of"] == of.hexdigest():
+            return measured
+    except (OSError, TypeError, ValueError, LookupError):  # missing, or damaged
+        pass
+    print(f"measuring: {folder / 'measured.nc'}", file=sys.stderr)
+    started = time.monotonic()
+    measured = module.measure(config, results, folder).assign_attrs(of=of.hexdigest())
+    return stored(measured.assign_attrs(seconds=time.monotonic() - started), folder / "measured.nc")
+
+
+def stored(found: xr.Dataset, path: Path) -> xr.Dataset:
+    """Write labelled data in one move, and return what was written."""
+    found.to_netcdf(path.with_suffix(".partial"), engine="scipy")
+    os.replace(path.with_suffix(".partial"), path)
+    return xr.load_dataset(path, engine="scipy")[list(found.data_vars)]
 
 
 def compare(found: xr.Dataset, expected: tuple, compared: bool = True) -> tuple[list[tuple[str, ...]], bool]:

@@ -44,12 +44,8 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     ['a.b was 1, now 3']
     """
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = old | new
-        return [
-            change
-            for key in keys
-            for change in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        ]
+        of = {key: f"{path}.{key}" if path else key for key in old | new}
+        return [d for key, at in of.items() for d in differences(old.get(key), new.get(key), at)]
     return [] if old == new else [f"{path} was {old}, now {new}"]
 
 

@@ -14,7 +14,6 @@ from experiments.build import Experiment, build, make_loop
 from experiments.command_line import ConfigError
 
 _BLOCK = 16  # steps of one compiled loop
-_LOSS = {"loss": SERIES["loss"]}
 
 
 def measure_windows(
@@ -42,22 +41,20 @@ def measure_windows(
         at_every_step.probes = {probe: {**config.probes[probe].to_dict(), "every": 1}}
     tracked = build(at_every_step)
     advance, measure = make_loop(experiment, ()), make_loop(tracked)
-    dims = {name: of.dims for name, of in {**tracked.run.probes[probe].series, **_LOSS}.items()}
+    described = tracked.run.probes[probe].series | {"loss": SERIES["loss"]}
     parts = []
     for number, (start, stop) in enumerate(windows):
         step, state = nearest(experiment, workdir, start)
         for _ in range(step, start - _BLOCK + 1, _BLOCK):
             state, _, _ = advance(experiment.replica, state, {}, _BLOCK)
-        first, carries, rows = int(state.step), init_carries(tracked.run.probes, state), []
-        for _ in range(first, stop, _BLOCK):
+        carries = init_carries(tracked.run.probes, state)
+        for first in range(int(state.step), stop, _BLOCK):
             state, carries, series = measure(tracked.replica, state, carries, _BLOCK)
-            rows.append({name: np.asarray(series[name]) for name in dims})
-        joined = {name: np.concatenate([row[name] for row in rows]) for name in dims}
-        steps = np.arange(first, first + _BLOCK * len(rows))
-        part = xr.Dataset({name: (("step", *dims[name]), joined[name]) for name in dims}, {"step": steps})
-        part["window"] = ("step", np.full(len(steps), number))
-        parts.append(part.sel(step=slice(0, config.num_steps - 1)))
-    return xr.concat(parts, "step").drop_duplicates("step").sortby("step")
+            part = {name: (("step", *of.dims), np.asarray(series[name])) for name, of in described.items()}
+            part["window"] = ("step", np.full(_BLOCK, number))
+            parts.append(xr.Dataset(part, {"step": np.arange(first, first + _BLOCK)}))
+    found = xr.concat(parts, "step").drop_duplicates("step").sortby("step")
+    return found.sel(step=slice(0, config.num_steps - 1))
 
 
 def nearest(experiment: Experiment, workdir: Path, step: int) -> tuple[int, Any]:

@@ -36,8 +36,7 @@ from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import check_operator
 from analysis.ntk import empirical_ntk, spectrum
 from experiments.build import build
-from experiments.configs import tiny
-from experiments.measurements import curvature_along
+from experiments.configs import curvature, tiny
 
 jax.config.update("jax_enable_x64", True)
 
@@ -111,6 +110,6 @@ spectrum(empirical_ntk(problem.apply_fn, params, batch.inputs))[:5]
 # emphasised.
 
 # %%
-run = curvature_along(tiny.get_config(), num_points=20, num_probes=4, order=32)
+run = curvature.along(tiny.get_config(), num_points=20, num_probes=4, order=32)
 images = of_images(widths=(8, 8), num_examples=100, num_steps=30, num_probes=2, order=16)
 figures.curvature(xr.merge([run, images], combine_attrs="no_conflicts"))

@@ -6,14 +6,14 @@ import pytest
 import xarray as xr
 
 from analysis import composition, figures
-from experiments import figure, measurements
+from experiments import figure
 from experiments.configs import curvature, tiny
 
 
 @pytest.fixture(scope="module")
 def found():
     with jax.enable_x64(True):
-        run = measurements.curvature_along(tiny.get_config(), num_points=4, num_probes=4, order=16)
+        run = curvature.along(tiny.get_config(), num_points=4, num_probes=4, order=16)
         images = composition.of_images((4, 4), num_examples=40, num_steps=5, num_probes=2, order=6)
     return xr.merge([run, images], combine_attrs="no_conflicts")
 

@@ -201,7 +201,19 @@ def test_a_step_that_forgets_everything_has_no_multiplier_to_report(float64):
 def test_a_frozen_cycle_of_a_network_is_the_product_of_its_dense_steps(float64):
     optimizer = dict(name="sgd", learning_rate=0.5)
     problem, state = network(optimizer)
-    found = stability.floquet_multipliers(problem.advance, state, num_steps=12, frozen=True, key=KEY)
+
+    def linearised(moved):
+        """Advance a deviation from the frozen state, while the step and with it the loss moves on."""
+        deviation = jax.tree.map(jnp.subtract, moved.params, state.params)
+
+        def update(params):
+            return problem.advance(state._replace(step=moved.step, params=params)).params
+
+        change = jax.jvp(update, (state.params,), (deviation,))[1]
+        return moved._replace(step=moved.step + 1, params=jax.tree.map(jnp.add, state.params, change))
+
+    found = stability.floquet_multipliers(linearised, state, num_steps=12, key=KEY)
+    assert found.closure == 0
     product = np.eye(len(dense_hessian(problem, state)))
     for step in range(12):
         at = state._replace(step=jnp.asarray(step, jnp.int32))

@@ -94,8 +94,7 @@ def table(
     eigenvalue where it was measured. `learning_rate` is that of plain gradient descent, None for others,
     which have no budget.
     """
-    loss = run["loss"].values
-    width = windows.width
+    loss, width = run["loss"].values, windows.width
     known = dict(zip(sharpness["step"].values.tolist(), sharpness.values.tolist(), strict=True))
     ntk = run["ntk_eigenvalues"].sel(rank=0) if "ntk_eigenvalues" in run else None
     rows = []
@@ -114,7 +113,7 @@ def table(
                 onset % steps_per_class / steps_per_class,
                 _two_steps(known, onset),
                 threshold,
-                _crossing(known, start - width, end, threshold),
+                next((s for s in range(start - width, end) if _two_steps(known, s) > threshold), -1),
                 name(max(windows.labels[part], key=_DEPTHS.index)),
                 peak - onset,
                 _log_ratio(loss, onset, peak),
@@ -140,21 +139,16 @@ def onset_windows(windows: Windows, part: slice) -> slice:
 
 
 def _onset(loss, windows, part):
-    """Return the step of the onset of an instability, and that of the end of its growth."""
-    first = onset_windows(windows, part)
-    start, stop = (int(windows.first_step[0]) + windows.width * i for i in (first.start, first.stop))
-    if windows.labels[first.start] != GROWING:  # a burst, which may have begun in the window before
-        start -= windows.width
-    return _growth(loss, max(start, 0), stop, windows.width)
-
-
-def _growth(loss, start, stop, width):
     """Return the step at which an alternation is ten times what it was, and the step at which it is visible.
 
-    What it was is its median over the window before `start`. Rounding and the kinks of a ReLU drive an
+    What it was is its median over the window before its windows. Rounding and the kinks of a ReLU drive an
     alternation that grows already as the multiplier comes near -1, by 1 / sqrt(1 - mu^2): 10 times at
-    mu = -0.995. Visible is a hundredth of the loss, or the largest before `stop`: beyond, it saturates.
+    mu = -0.995. Visible is a hundredth of the loss, or the largest in these windows: beyond, it saturates.
     """
+    first, width = onset_windows(windows, part), windows.width
+    start, stop = (int(windows.first_step[0]) + width * i for i in (first.start, first.stop))
+    if windows.labels[first.start] != GROWING:  # a burst, which may have begun in the window before
+        start -= width
     first = max(start - width, 2)
     size = np.abs(alternating_part(loss[first - 2 : stop + 2]))
     num = len(size) // _BLOCK
@@ -172,10 +166,6 @@ def _two_steps(known, step):
     return (known.get(step, np.nan) + known.get(step + 1, np.nan)) / 2
 
 
-def _crossing(known, start, stop, threshold):
-    return next((step for step in range(start, stop) if _two_steps(known, step) > threshold), -1)
-
-
 def _log_ratio(loss, onset, peak):
     if peak <= onset:  # faster than can be resolved
         return np.nan
@@ -184,6 +174,6 @@ def _log_ratio(loss, onset, peak):
 
 
 def _mean(series, start, stop):
-    dim = series.dims[0]
-    part = series.values[(series[dim].values >= start) & (series[dim].values < stop)]
+    steps = series[series.dims[0]].values
+    part = series.values[(steps >= start) & (steps < stop)]
     return float(np.mean(part)) if len(part) else np.nan

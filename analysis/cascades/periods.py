@@ -111,11 +111,10 @@ def label(
     exponent, error = _exponents(log_growth, num, window)
     size = np.max(np.abs(x), axis=1)
     floor = _ROUNDING * np.finfo(x.dtype).eps * size
+    limit = np.maximum(noise * size, floor)
     alternating, growth, h = _alternation(x)
     amplitude = np.sqrt(np.mean(h**2, axis=1))
-    limit = np.maximum(noise * size, floor)
-    loud = _loud(h, limit)
-    rest = _rest(x, 1)
+    loud, rest = _loud(h, limit), _rest(x, 1)
     smooth = np.sum(rest[:, 1:] * rest[:, :-1] < 0, axis=1) <= _SMOOTH * window / 64
     spreads = np.stack([_spread(x, p) for p in PERIODS])
     labels, tight = _fit(spreads, floor)
@@ -126,8 +125,7 @@ def label(
     cycles = labels.copy()
     onset = defined & alternating & (growth > _ONSET) & (amplitude > floor)
     for index in reversed(np.flatnonzero(onset)):
-        goes_on = index + 1 < num and labels[index + 1] not in (1, UNDEFINED)
-        if goes_on or loud[index]:
+        if loud[index] or (index + 1 < num and labels[index + 1] not in (1, UNDEFINED)):
             labels[index] = GROWING
     for index in range(1, num):  # within a cascade it is no onset
         if labels[index] == GROWING and labels[index - 1] not in (1, GROWING, UNDEFINED):
@@ -199,9 +197,8 @@ def _rest(x, period):
 
 
 def _spread(x, period):
-    """Return the standard deviation of that rest."""
-    num_coefficients = 2 * period + _DRIFT - 1
-    return np.sqrt(np.sum(_rest(x, period) ** 2, axis=1) / (x.shape[1] - num_coefficients))
+    """Return the standard deviation of that rest, which has so many coefficients less."""
+    return np.sqrt(np.sum(_rest(x, period) ** 2, axis=1) / (x.shape[1] - (2 * period + _DRIFT - 1)))
 
 
 def _fit(spreads, floor):

@@ -9,16 +9,6 @@ from analysis.figures.unstable import bifurcation, cascades, static_dynamic, thr
 from analysis.figures.widths import kernel_width, lazy_rich
 
 __all__ = [
-    "amplitude_period",
-    "bifurcation",
-    "cascades",
-    "curvature",
-    "fig4",
-    "kernel_width",
-    "lazy_rich",
-    "losses_width",
-    "static_dynamic",
-    "static_width_rate",
-    "threshold_rate",
-    "width_rate",
-]
+    "amplitude_period", "bifurcation", "cascades", "curvature", "fig4", "kernel_width", "lazy_rich",
+    "losses_width", "static_dynamic", "static_width_rate", "threshold_rate", "width_rate",
+]  # fmt: skip

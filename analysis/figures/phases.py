@@ -22,18 +22,16 @@ def amplitude_period(reduced: xr.Dataset) -> Figure:
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; statistics ours.
     """
-    statistics = {"mean": ("mean", "viridis"), "std": ("standard deviation", "magma")}
+    statistics = {"mean": ("mean", "viridis", (1 / 3, 1)), "std": ("standard deviation", "magma", (0,))}
     figure = Figure(figsize=(7.0, 5.6), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     for row, (name, title) in zip(grid, _TITLES.items(), strict=True):
-        for axes, (statistic, (words, colors)) in zip(row, statistics.items(), strict=True):
-            scale = Normalize(1 / 3, 1) if statistic == "mean" else Normalize(0)
+        for axes, (statistic, (words, colors, limits)) in zip(row, statistics.items(), strict=True):
             cells = _above_static(reduced, f"{name}_{statistic}")
-            image = _draw_cells(axes, cells, "period", "amplitude", scale, colors)
+            image = _draw_cells(axes, cells, Normalize(*limits), colors)
             figure.colorbar(image, ax=axes, label=title)
             axes.set_title(f"{words} over {reduced.attrs['num_seeds']} seeds")
-        significant = _above_static(reduced, f"{name}_significant", static=0.0)
-        _draw_contour(row[0], significant, "period", "amplitude")
+        _draw_contour(row[0], _above_static(reduced, f"{name}_significant", static=0.0))
     for axes in grid[1]:
         axes.set_xlabel("period $T$ (steps per class)")
     for axes in grid[:, 0]:
@@ -52,31 +50,26 @@ def width_rate(reduced: xr.Dataset) -> Figure:
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; sharpness and statistics ours.
     """
+    reduced = reduced.transpose("width", "learning_rate", ...)
     amplitude = float(reduced["amplitude"].max())
-    columns = {
-        "static loss": {"amplitude": 1.0},
-        f"dynamical loss, $A$ = {amplitude:g}": {"amplitude": amplitude},
-    }
-    ratio = reduced["sharpness_mean"] * reduced["learning_rate"] / 2
+    static, dynamical = (reduced.sel(amplitude=value) for value in (1.0, amplitude))
+    columns = {"static loss": static, f"dynamical loss, $A$ = {amplitude:g}": dynamical}
     figure = Figure(figsize=(7.0, 6.2), layout="constrained")
     grid = figure.subplots(3, 3, sharex=True, sharey=True)
     for row, (name, title) in zip(grid, _TITLES.items(), strict=False):
-        for axes, (label, where) in zip(row, columns.items(), strict=False):
-            values = reduced[f"{name}_mean"].sel(where)
-            image = _draw_cells(axes, values, "learning_rate", "width", Normalize(1 / 3, 1))
+        for axes, (label, cells) in zip(row, columns.items(), strict=False):
+            image = _draw_cells(axes, cells[f"{name}_mean"], Normalize(1 / 3, 1))
             axes.set_title(label)
         figure.colorbar(image, ax=row[1], label=title)
-        at = columns[f"dynamical loss, $A$ = {amplitude:g}"]
-        gain = reduced[f"{name}_gain"].sel(at)
+        gain = dynamical[f"{name}_gain"]
         most = max(0.01, float(np.abs(gain).max()))
-        scale = TwoSlopeNorm(0, -most, most)
-        image = _draw_cells(row[2], gain, "learning_rate", "width", scale, "RdBu_r")
+        image = _draw_cells(row[2], gain, TwoSlopeNorm(0, -most, most), "RdBu_r")
         figure.colorbar(image, ax=row[2], label=f"gain in\n{title}")
-        _draw_contour(row[2], reduced[f"{name}_significant"].sel(at), "learning_rate", "width", "#111111")
+        _draw_contour(row[2], dynamical[f"{name}_significant"], "#111111")
         row[2].set_title("dynamical minus static")
-    for axes, where in zip(grid[2], columns.values(), strict=False):
-        values = np.log10(ratio.sel(where).where(ratio.sel(where) > 0))
-        image = _draw_cells(axes, values, "learning_rate", "width", TwoSlopeNorm(0, -2, 1), "PuOr")
+    for axes, cells in zip(grid[2], columns.values(), strict=False):
+        ratio = cells["sharpness_mean"] * cells["learning_rate"] / 2
+        image = _draw_cells(axes, np.log10(ratio.where(ratio > 0)), TwoSlopeNorm(0, -2, 1), "PuOr")
     figure.colorbar(image, ax=grid[2, 1], label=r"$\log_{10}\,\lambda_{\max}\eta/2$" "\nat the end")
     grid[2, 2].axis("off")
     for axes in (*grid[2, :2], grid[1, 2]):
@@ -110,10 +103,8 @@ def static_width_rate(reduced: xr.Dataset) -> Figure:
         column[0].set(yscale="log")
     grid[0, 0].set_ylabel("static cross-entropy (nat)")
     grid[1, 0].set_ylabel(r"sharpness $\lambda_{\max}$ (nat)")
-    lines = [
-        *grid[0, 0].get_legend_handles_labels()[0],
-        Line2D([], [], color="#222222", linewidth=0.9, linestyle="--", label=r"threshold $2/\eta$"),
-    ]
+    threshold = Line2D([], [], color=style.BLACK, linewidth=0.9, linestyle="--", label=r"threshold $2/\eta$")
+    lines = [*grid[0, 0].get_legend_handles_labels()[0], threshold]
     figure.legend(handles=lines, loc="outside upper right", ncols=len(lines))
     return figure
 
@@ -127,90 +118,62 @@ def losses_width(reduced: xr.Dataset) -> Figure:
 
     Source: Ruiz-Garcia et al. 2024 (arXiv 2410.10690).
     """
-    amplitude = float(reduced["amplitude"].max())
+    kinds = {"static": 1.0, "dynamical": float(reduced["amplitude"].max())}
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     grid = figure.subplots(2, reduced.sizes["loss_name"], sharex=True, sharey="row")
     for column, loss in zip(grid.T, reduced["loss_name"].values, strict=True):
         for axes, (name, title) in zip(column, reversed(_TITLES.items()), strict=True):
-            for at, label, color in (
-                (1.0, "static", style.COLORS[0]),
-                (amplitude, "dynamical", style.COLORS[1]),
-            ):
-                cell = reduced.sel(loss_name=loss, amplitude=at)
+            for (label, amplitude), color in zip(kinds.items(), style.COLORS, strict=False):
+                cell = reduced.sel(loss_name=loss, amplitude=amplitude)
                 _draw_band(axes, cell, name, "width", color, label, reduced.attrs["num_seeds"] ** 0.5)
-            better = cell[f"{name}_significant"] == 1
-            better_widths = cell["width"].where(better, drop=True)
-            axes.plot(
-                better_widths, cell[f"{name}_mean"].where(better, drop=True), "o",
-                color=style.COLORS[1], markersize=4, label="significantly better",
-            )  # fmt: skip
-            axes.set(xscale="log")
-            column[0].set_title(str(loss))
-            if axes in grid[:, 0]:
-                axes.set_ylabel(title)
+            better = cell[f"{name}_mean"].where(cell[f"{name}_significant"] == 1, drop=True)
+            dots = dict(color=color, markersize=4, label="significantly better")
+            axes.plot(better["width"], better, "o", **dots)
+            axes.set(xscale="log", ylabel=title if axes in grid[:, 0] else "")
+        column[0].set_title(str(loss))
         column[1].set_xlabel("width (hidden units)")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=3)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return figure
 
 
 def _above_static(reduced: xr.Dataset, name: str, static: float | None = None) -> xr.DataArray:
     """Return a variable over amplitude and period, with the static loss as amplitude 1."""
-    values = reduced[name]
     reference = reduced[f"reference_{name}"] if static is None else static
     row = (xr.zeros_like(reduced["period"], float) + reference).expand_dims(amplitude=[1.0])
-    return xr.concat([row, values], "amplitude")
+    return xr.concat([row, reduced[name].transpose("amplitude", "period")], "amplitude")
 
 
-def _draw_cells(axes: Axes, values: xr.DataArray, x: str, y: str, scale, colors: str = "viridis"):
-    """Draw one rectangle a cell, on log axes: the edges lie half way between the cells."""
-    values = values.transpose(y, x)
-    image = axes.pcolormesh(
-        _edges(values[x].values), _edges(values[y].values), values.values, norm=scale, cmap=colors
-    )
+def _draw_cells(axes: Axes, values: xr.DataArray, scale: Normalize, colors: str = "viridis"):
+    """Draw [y, x] as one rectangle a cell, on log axes: the edges lie half way between the cells."""
     axes.set(xscale="log", yscale="log")
-    return image
+    rows, columns = (_edges(values[dim]) for dim in values.dims)
+    return axes.pcolormesh(columns, rows, values.values, norm=scale, cmap=colors)
 
 
-def _draw_contour(axes: Axes, significant: xr.DataArray, x: str, y: str, color: str = "white") -> None:
-    """Outline the cells that are significant, along their edges."""
-    marked = np.pad(np.nan_to_num(significant.transpose(y, x).values.astype(float)) > 0, 1)
-    columns, rows = _edges(significant[x].values), _edges(significant[y].values)
-    right = np.argwhere(marked[:, 1:] != marked[:, :-1])
-    upper = np.argwhere(marked[1:] != marked[:-1])
-    for row, column in right:
+def _draw_contour(axes: Axes, significant: xr.DataArray, color: str = "white") -> None:
+    """Outline the cells [y, x] that are significant, along their edges."""
+    marked = np.pad(np.nan_to_num(significant.values.astype(float)) > 0, 1)
+    rows, columns = (_edges(significant[dim]) for dim in significant.dims)
+    for row, column in np.argwhere(marked[:, 1:] != marked[:, :-1]):
         axes.plot([columns[column]] * 2, rows[row - 1 : row + 1], color=color, linewidth=1.4)
-    for row, column in upper:
+    for row, column in np.argwhere(marked[1:] != marked[:-1]):
         axes.plot(columns[column - 1 : column + 1], [rows[row]] * 2, color=color, linewidth=1.4)
 
 
-def _edges(centers: np.ndarray) -> np.ndarray:
-    logs = np.log(np.asarray(centers, float))
-    inner = (logs[1:] + logs[:-1]) / 2 if len(logs) > 1 else logs + 0.5
-    first = 2 * logs[0] - inner[0]
-    last = 2 * logs[-1] - inner[-1] if len(logs) > 1 else logs[-1] + 0.5
-    return np.exp(np.concatenate([[first], inner if len(logs) > 1 else [], [last]]))
+def _edges(centers: xr.DataArray) -> np.ndarray:
+    logs = np.log(centers.values.astype(float))
+    half = np.diff(logs) / 2 if len(logs) > 1 else np.array([0.5])
+    return np.exp(np.concatenate([[logs[0] - half[0]], (logs[1:] + logs[:-1]) / 2, [logs[-1] + half[-1]]]))
 
 
-def _draw_band(
-    axes: Axes, cell: xr.Dataset, name: str, x: str, color: str, label: str, per: float = 1.0
-) -> None:
+def _draw_band(axes: Axes, cell: xr.Dataset, name: str, x: str, color: str, label: str, per=1.0) -> None:
     mean, spread = cell[f"{name}_mean"], cell[f"{name}_std"] / per
     axes.plot(cell[x], mean, color=color, linewidth=1.0, label=label)
-    lowest = 0.5 * float(mean.min())  # of a band on a log axis
-    axes.fill_between(
-        cell[x], np.maximum(mean - spread, lowest), mean + spread, color=color, alpha=0.25, linewidth=0
-    )
+    lower = np.maximum(mean - spread, 0.5 * float(mean.min()))  # on a log axis
+    axes.fill_between(cell[x], lower, mean + spread, color=color, alpha=0.25, linewidth=0)
 
 
 def _explain_contour(figure: Figure, text: str, color: str = "white") -> None:
     line = Line2D([], [], color=color, linewidth=1.4, label=text)
-    face = "#31688e" if color == "white" else "white"
-    figure.legend(
-        handles=[line],
-        loc="outside upper right",
-        frameon=True,
-        facecolor=face,
-        labelcolor=color,
-        framealpha=1,
-    )
+    box = dict(frameon=True, facecolor="#31688e" if color == "white" else "white", framealpha=1)
+    figure.legend(handles=[line], loc="outside upper right", labelcolor=color, **box)

@@ -29,32 +29,26 @@ def fig4(run: xr.Dataset) -> Figure:
     """
     period, threshold = run.attrs["period"], run.attrs.get("threshold")
     last = int(run["step"][-1]) + 1
-    spans = [(0, last)]
-    if 2.1 * period < last:
-        spans.append((round(1.6 * period), round(2.1 * period)))
+    spans = [(0, last), (round(1.6 * period), round(2.1 * period))][: 2 if 2.1 * period < last else 1]
     figure = Figure(figsize=(7.0, 7.6), layout="constrained")
     grid = figure.subplots(6, len(spans), sharex="col", squeeze=False, width_ratios=[3.4, 1.0][: len(spans)])
-    for column, (start, stop) in zip(grid.T, spans, strict=True):
-        axes_of_time = [dim for dim in run.dims if dim.endswith("step")]
-        part = run.sel({dim: slice(start, stop) for dim in axes_of_time})
-        _draw_column(column, part, threshold)
-        column[-1].set_xlabel("step")
-        column[-1].set_xlim(start, stop)
+    axes_of_time = [dim for dim in run.dims if dim.endswith("step")]
+    for column, span, title in zip(grid.T, spans, ("whole run", "zoom"), strict=False):
+        _draw_column(column, run.sel({dim: slice(*span) for dim in axes_of_time}), threshold)
+        column[0].set_title(title)
+        column[-1].set(xlabel="step", xlim=span)
     for axes in grid[[1, 4], 1:].flat:  # about one decade: 1, 2, 5 as plain numbers
         style.plain_numbers(axes.yaxis)
     for axes in grid[[1, 4], 0]:
         axes.yaxis.set_minor_formatter(NullFormatter())
     style.label_rows(grid[:, 0], _LABELS)
-    handles = grid[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, ncols=3, loc="outside upper right")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), ncols=3, loc="outside upper right")
     if threshold is not None:
         grid[4, 0].annotate(
             rf"threshold $2/\eta$ = {threshold:g}", (1, threshold), xycoords=("axes fraction", "data"),
             xytext=(-2, 3), textcoords="offset points", ha="right", color=style.COLORS[1], fontsize=7,
             zorder=4,
         )  # fmt: skip
-    for axes, title in zip(grid[0], ("whole run", "zoom"), strict=False):
-        axes.set_title(title)
     return figure
 
 
@@ -88,12 +82,10 @@ def curvature(found: xr.Dataset) -> Figure:
     for label, color in zip(found["class"].values, cycle(style.COLORS), strict=False):
         series = found["class_curvature"].sel({"class": label})
         grid["c"].plot(found["step"], series, color=color, linewidth=1.0, label=f"class {label}")
-    grid["c"].plot(
-        found["step"], found["sharpness"], color=style.BLACK, linewidth=1.2, label="sum: sharpness"
-    )
+    total = dict(color=style.BLACK, linewidth=1.2, label="sum: sharpness")
+    grid["c"].plot(found["step"], found["sharpness"], **total)
     threshold = found.attrs["threshold"]
-    label = rf"threshold $2/\eta$ = {threshold:g}"
-    grid["c"].axhline(threshold, **style.THRESHOLD, label=label)
+    grid["c"].axhline(threshold, **style.THRESHOLD, label=rf"threshold $2/\eta$ = {threshold:g}")
     grid["c"].set(xlabel="step", ylabel=r"$\Gamma_c\, u\cdot H_c u$ (nat)")
     grid["c"].legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
     ntk = found["ntk_spectrum"]

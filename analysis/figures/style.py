@@ -10,20 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 styled = matplotlib.rc_context(  # a decorator of figures
-    {
-        "font.size": 8,
-        "axes.labelsize": 8,
-        "axes.titlesize": 8,
-        "figure.labelsize": 8,
-        "legend.fontsize": 7,
-        "legend.frameon": False,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.6,
-        "pdf.fonttype": 42,  # text stays text
-    }
+    dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "figure.labelsize"), 8)
+    | dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 7)
+    | dict.fromkeys(("legend.frameon", "axes.spines.top", "axes.spines.right"), False)
+    | {"axes.linewidth": 0.6, "pdf.fonttype": 42}  # text stays text
 )
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLACK, GREY = "#222222", "#9a9a9a"

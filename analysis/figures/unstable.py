@@ -12,17 +12,11 @@ from matplotlib.ticker import NullFormatter
 from analysis.cascades import CHAOS, GROWING, IRREGULAR, UNDEFINED, name
 from analysis.figures import style
 
+_BLUE, _RED, _GREEN, _PINK, _YELLOW, _SKY = style.COLORS
 PERIOD_COLORS = {
-    1: style.GREY,
-    GROWING: "#E69F00",
-    2: "#0072B2",
-    4: "#56B4E9",
-    8: "#009E73",
-    16: "#7fd1ae",
-    CHAOS: "#D55E00",
-    IRREGULAR: "#CC79A7",
-    UNDEFINED: "#ffffff",
-}
+    1: style.GREY, GROWING: _YELLOW, 2: _BLUE, 4: _SKY, 8: _GREEN, 16: "#7fd1ae", CHAOS: _RED,
+    IRREGULAR: _PINK, UNDEFINED: "#ffffff",
+}  # fmt: skip
 
 
 @style.styled
@@ -42,7 +36,8 @@ def cascades(found: xr.Dataset) -> Figure:
     spans = [(0, last), (round(1.6 * turn), min(round(2.1 * turn), last))]
     figure = Figure(figsize=(7.2, 7.4), layout="constrained")
     grid = figure.subplots(5, 2, sharex="col", width_ratios=[2.6, 1.0])
-    for column, (start, stop) in zip(grid.T, spans, strict=True):
+    for column, (start, stop), title in zip(grid.T, spans, ("whole run", "zoom"), strict=True):
+        column[0].set_title(title)
         for axes in column:
             axes.set_rasterization_zorder(2.2)
             for onset in found["instability_onset"].values:
@@ -52,20 +47,14 @@ def cascades(found: xr.Dataset) -> Figure:
         _draw_exponent(column[2], found)
         _draw_split(column[3], found)
         column[4].plot(found["step"], found["accuracy"], **style.DOTS)
-        column[4].set_ylim(-0.03, 1.03)
-        column[4].set(xlabel="step", xlim=(start, stop))
+        column[4].set(xlabel="step", xlim=(start, stop), ylim=(-0.03, 1.03))
     exponent, change = "Lyapunov\nexponent\n(nat / step)", r"change of $\lambda_{\max}$" "\nwhere valid (nat)"
     style.label_rows(grid[:, 0], (style.LOSS, style.SHARPNESS, exponent, change, style.ACCURACY))
     for axes in grid[:2].flat:
         axes.yaxis.set_minor_formatter(NullFormatter())
-    grid[0, 0].set_title("whole run")
-    grid[0, 1].set_title("zoom")
     for axes in (grid[1, 0], grid[3, 0]):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(
-                ncols=4, columnspacing=1.0, loc="upper right", borderaxespad=0.1,
-                markerscale=3,
-            )  # fmt: skip
+            axes.legend(ncols=4, columnspacing=1.0, loc="upper right", borderaxespad=0.1, markerscale=3)
     _legend_of_periods(figure, found["label"])
     return figure
 
@@ -93,9 +82,7 @@ def bifurcation(found: xr.Dataset) -> Figure:
             continue
         part = slice(round((number + 0.5) * turn), min(round((number + 1.1) * turn), len(loss) - 8))
         phase = np.arange(part.start, max(part.stop, part.start)) / turn - number
-        for code, color in PERIOD_COLORS.items():
-            chosen = period[part] == code
-            axes.plot(phase[chosen], ratio[part][chosen], **style.DOTS | {"color": color, "markersize": 1.2})
+        _draw_dots(axes, phase, ratio[part], period[part])
         axes.axvline(1, color=style.BLACK, linewidth=0.4, linestyle=":", zorder=1)
         axes.set_title(f"turn {number + 1}", fontsize=7, pad=2)
     for number, axes in enumerate(grid[:, 0]):
@@ -129,8 +116,7 @@ def threshold_rate(found: xr.Dataset) -> Figure:
     for number, (width, color) in enumerate(zip(found["width"].values, cycle(style.COLORS), strict=False)):
         of_width = sharpness.sel(width=width)
         shift = 1.02 ** (number - (num_widths - 1) / 2)  # so that bars do not hide one another
-        for axes, scale in ((above, np.ones_like(rates)), (below, rates / 2)):
-            values = of_width * xr.DataArray(scale, dims="learning_rate")
+        for axes, values in ((above, of_width), (below, of_width * found["learning_rate"] / 2)):
             mean, error = values.mean("seed"), values.std("seed", ddof=1)
             axes.errorbar(
                 rates * shift, mean, error, color=color, linestyle="none", marker="o", markersize=3,
@@ -141,9 +127,8 @@ def threshold_rate(found: xr.Dataset) -> Figure:
                 f"{count}", (rate, 0.01 + 0.065 * (num_widths - 1 - number)), fontsize=6, color=color,
                 xycoords=("data", "axes fraction"), ha="center",
             )  # fmt: skip
-    above.set(xscale="log", yscale="log")
+    above.set(xscale="log", yscale="log", ylabel=r"$\lambda_{\max}$ at the onset (nat)")
     style.plain_numbers(above.yaxis)
-    above.set(ylabel=r"$\lambda_{\max}$ at the onset (nat)")
     below.set(xlabel=r"learning rate $\eta$", ylabel=r"$\eta\,\lambda_{\max} / 2$", ylim=(0.65, 1.25))
     below.set_xticks(rates, [f"{rate:g}" for rate in rates])
     below.minorticks_off()
@@ -196,12 +181,15 @@ def _per_step(found: xr.Dataset, prefix: str = "") -> np.ndarray:
 
 def _draw_periods(axes: Axes, found: xr.Dataset, start: int, stop: int, prefix: str = "") -> None:
     period, loss = _per_step(found, prefix), found[f"{prefix}loss"].values
-    steps = np.arange(len(loss))
-    inside = (steps >= start) & (steps < stop)
-    for code, color in PERIOD_COLORS.items():
-        chosen = inside & (period == code)
-        axes.plot(steps[chosen], loss[chosen], **style.DOTS | {"color": color, "markersize": 1.2})
+    _draw_dots(axes, np.arange(len(loss))[start:stop], loss[start:stop], period[start:stop])
     axes.set_yscale("log")
+
+
+def _draw_dots(axes: Axes, x: np.ndarray, y: np.ndarray, period: np.ndarray) -> None:
+    """Draw dots in the colours of their periods."""
+    for code, color in PERIOD_COLORS.items():
+        chosen = period == code
+        axes.plot(x[chosen], y[chosen], **style.DOTS | {"color": color, "markersize": 1.2})
 
 
 def _draw_sharpness(axes: Axes, found: xr.Dataset) -> None:
@@ -209,15 +197,14 @@ def _draw_sharpness(axes: Axes, found: xr.Dataset) -> None:
     sharpness = found["tracked_eigenvalues"].sel(rank=0)
     dots = style.DOTS | {"markersize": 1.6}
     axes.plot(steps, sharpness, **dots | {"color": style.GREY}, label="single steps")
-    axes.plot(
-        found["stability_step"], found["sharpness"], **dots | {"zorder": 2.1}, label="mean of two steps"
-    )
+    means = found["sharpness"]
+    axes.plot(means["stability_step"], means, **dots | {"zorder": 2.1}, label="mean of two steps")
     label = "forecast"
     for number in range(found.sizes["step"] // turn):
         at = int(np.argmin(np.abs(found["forecast_step"].values - (number + 0.5) * turn)))
         ahead = found["forecast"].values[at]
         inside = np.isfinite(ahead) & (steps < (number + 1) * turn)
-        axes.plot(steps[inside], ahead[inside], color="#009E73", linewidth=1.1, zorder=2.4, label=label)
+        axes.plot(steps[inside], ahead[inside], color=_GREEN, linewidth=1.1, zorder=2.4, label=label)
         label = None
     axes.axhline(found.attrs["threshold"], **style.THRESHOLD, label=f"threshold {found.attrs['threshold']:g}")
     axes.set_yscale("log")
@@ -227,8 +214,8 @@ def _draw_sharpness(axes: Axes, found: xr.Dataset) -> None:
 def _draw_exponent(axes: Axes, found: xr.Dataset) -> None:
     width = found.attrs["window"]
     middle, value, error = found["window_step"] + width / 2, found["exponent"], found["exponent_error"]
-    axes.fill_between(middle, value - error, value + error, color="#0072B2", alpha=0.35, linewidth=0)
-    axes.plot(middle, value, color="#0072B2", linewidth=0.6, zorder=2)
+    axes.fill_between(middle, value - error, value + error, color=_BLUE, alpha=0.35, linewidth=0)
+    axes.plot(middle, value, color=_BLUE, linewidth=0.6, zorder=2)
     axes.axhline(0, color=style.BLACK, linewidth=0.5, zorder=1)
 
 
@@ -240,24 +227,23 @@ def _draw_split(axes: Axes, found: xr.Dataset) -> None:
     calm = _per_step(found)[steps] == 1
     valid = (found["split_valid"].sel(rank=0).values == 1) & calm
     ends = np.flatnonzero(np.diff(valid) | np.diff(steps // turn).astype(bool)) + 1
-    labels = dict(both="change", loss="moved by the loss", network="by the network")
+    parts = {"change": loss + network, "moved by the loss": loss, "by the network": network}
+    first = True  # stretch, which the legend has
     for stretch in np.split(np.arange(len(steps)), ends):
         if valid[stretch[0]] and len(stretch) > 4:
-            for key, color, change in (
-                ("both", style.GREY, loss + network),
-                ("loss", "#CC79A7", loss),
-                ("network", "#0072B2", network),
-            ):
+            at = np.append(2 * steps[stretch[0]] - steps[stretch[0] + 1], steps[stretch])
+            for (words, change), color in zip(parts.items(), (style.GREY, _PINK, _BLUE), strict=True):
                 values = np.append(0, np.cumsum(change[stretch]))
-                at = np.append(2 * steps[stretch[0]] - steps[stretch[0] + 1], steps[stretch])
-                axes.plot(at, values, color=color, linewidth=1.0, label=labels.pop(key, None), zorder=2)
+                axes.plot(at, values, color=color, linewidth=1.0, label=words if first else None, zorder=2)
+            first = False
     axes.axhline(0, color=style.BLACK, linewidth=0.5, zorder=1)
 
 
 def _legend_of_periods(figure: Figure, labels: xr.DataArray) -> None:
-    present = [code for code in PERIOD_COLORS if (labels == code).any()]
+    dots = dict(marker="o", markersize=3, linestyle="none")
     marks = [
-        Line2D([], [], color=PERIOD_COLORS[c], marker="o", markersize=3, linestyle="none") for c in present
+        Line2D([], [], color=color, label=name(code), **dots)
+        for code, color in PERIOD_COLORS.items()
+        if (labels == code).any()
     ]
-    names = [name(code) for code in present]
-    figure.legend(marks, names, ncols=len(names), loc="outside upper center", handletextpad=0.1)
+    figure.legend(handles=marks, ncols=len(marks), loc="outside upper center", handletextpad=0.1)

@@ -24,21 +24,22 @@ def kernel_width(found: xr.Dataset) -> Figure:
     figure = Figure(figsize=(7.0, 3.1), layout="constrained")
     panels = figure.subplots(1, found.sizes["rate"], sharex=True, sharey=True)
     for axes, rate in zip(panels, found["rate"].values, strict=True):
-        rows, initial = found.sel(rate=rate), found["initial_distance"].rename(draw="seed")
+        initial, widths = found["initial_distance"].rename(draw="seed"), found["initial_width"].values
         slope = found["initial_slope"], found["initial_slope_error"]
-        widths = found["initial_width"].values
-        words = f"first parameters: $N^{{%s}}$ from {found['initial_slope'].attrs['widths'][0]:,} on"
-        _draw_distance(axes, widths, initial, words, slope, 0)
-        widest = "{:,} to {:,}".format(*found["slope"].attrs["widths"])
+        where = f"from {slope[0].attrs['widths'][0]:,} on"
+        _draw_distance(axes, widths, initial, slope, "first parameters", where, 0)
+        where = "from {:,} to {:,}".format(*found["slope"].attrs["widths"])
         for number, cycles in enumerate(found["cycles"].values, start=1):
-            row = rows.sel(cycles=cycles)
-            words = f"after {cycles} cycle{'s' * int(cycles > 1)}: $N^{{%s}}$ from {widest}"
+            row, words = found.sel(rate=rate, cycles=cycles), f"after {cycles} cycle{'s' * int(cycles > 1)}"
             slope = row["slope"], row["slope_error"]
-            _draw_distance(axes, found["width"].values, row["distance"], words, slope, number)
+            _draw_distance(axes, row["width"].values, row["distance"], slope, words, where, number)
         guide = float(initial.mean("seed")[-1]) * np.sqrt(widths[-1] / widths)
         axes.plot(widths, guide, color=style.BLACK, linestyle=":", linewidth=1, label="$N^{-1/2}$", zorder=1)
         axes.set(xscale="log", yscale="log", xlabel="width $N$ (hidden units)")
-        axes.set_title(_rate_in_words(rows["learning_rate"].values))
+        rates = found["learning_rate"].sel(rate=rate).values
+        falling = rf"$\eta$ from {rates[0]:.2g} to {rates[-1]:.2g}, as $1\,/\,N$"
+        alike = rf"$\eta = {rates[0]:g}$ at every width"
+        axes.set_title("learning rate " + (falling if np.ptp(rates) else alike))
         axes.legend(loc="upper right", borderaxespad=0.1)
     panels[0].set_ylabel(
         "relative distance from the kernel\nof infinite width, "
@@ -48,19 +49,11 @@ def kernel_width(found: xr.Dataset) -> Figure:
     return figure
 
 
-def _rate_in_words(rates: np.ndarray) -> str:
-    if np.ptp(rates) == 0:
-        return rf"learning rate $\eta = {rates[0]:g}$ at every width"
-    return rf"learning rate $\eta$ from {rates[0]:.2g} to {rates[-1]:.2g}, as $1\,/\,N$"
-
-
-def _draw_distance(
-    axes: Axes, widths: np.ndarray, distance: xr.DataArray, words: str, slope: tuple, number: int
-) -> None:
+def _draw_distance(axes, widths, distance, slope, words: str, where: str, number: int) -> None:
+    power = rf"{float(slope[0]):.3f} \pm {float(slope[1]):.3f}"
     axes.errorbar(
         widths, distance.mean("seed"), distance.std("seed", ddof=1), color=style.COLORS[number],
-        marker="osD"[number], markersize=4, linewidth=1, capsize=2,
-        label=words % rf"{float(slope[0]):.3f} \pm {float(slope[1]):.3f}",
+        marker="osD"[number], markersize=4, linewidth=1, capsize=2, label=f"{words}: $N^{{{power}}}$ {where}",
     )  # fmt: skip
 
 
@@ -88,9 +81,9 @@ def lazy_rich(found: xr.Dataset) -> Figure:
     for axes in grid[(0, 2, 3), 0]:
         axes.set_yscale("log")
         style.plain_numbers(axes.yaxis, numticks=9)
-    handles = [Line2D([], [], color=_STATIC), Line2D([], [], color=_DYNAMICAL)]
-    words = "static loss", "dynamical loss"
-    upper.legend(handles, words, loc="outside upper center", ncols=2)
+    kinds = {"static loss": _STATIC, "dynamical loss": _DYNAMICAL}
+    lines = [Line2D([], [], color=color, label=words) for words, color in kinds.items()]
+    upper.legend(handles=lines, loc="outside upper center", ncols=2)
     _draw_final(lower.subplots(), found, columns, titles)
     return figure
 
@@ -119,15 +112,12 @@ def _draw_final(axes: Axes, found: xr.Dataset, columns: list, titles: list[str])
         for shift, (amplitude, color) in zip((-0.12, 0.12), colors.items(), strict=True):
             accuracy = found["final_accuracy"].sel(linearized=kind, learning_rate=rate, amplitude=amplitude)
             axes.plot(np.full(num_seeds, place + shift), accuracy, ".", color=color, markersize=3, alpha=0.5)
-            error = float(accuracy.std(ddof=1)) / np.sqrt(num_seeds)
-            axes.errorbar(
-                place + shift + 0.05, float(accuracy.mean()), error, color=color, marker="_", markersize=9,
-                capsize=3,
-            )  # fmt: skip
+            mean, error = float(accuracy.mean()), float(accuracy.std(ddof=1)) / np.sqrt(num_seeds)
+            bar = dict(color=color, marker="_", markersize=9, capsize=3)
+            axes.errorbar(place + shift + 0.05, mean, error, **bar)
         chosen = found.sel(linearized=kind, learning_rate=rate)
         text = f"gain {float(chosen['accuracy_gain']):+.2f} ± {float(chosen['accuracy_gain_error']):.2f}"
         axes.annotate(text, (place, 1.1), ha="center", va="top", fontsize=7)
-    axes.set(
-        xticks=range(len(columns)), xticklabels=titles, ylim=(0.2, 1.12), xlim=(-0.5, len(columns) - 0.5)
-    )
+    axes.set(ylim=(0.2, 1.12), xlim=(-0.5, len(columns) - 0.5))
+    axes.set(xticks=range(len(columns)), xticklabels=titles)
     axes.set_ylabel(f"final training accuracy\n({num_seeds} seeds)")

@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import xarray as xr
 
-from analysis.findings.statistics import paired_gain
+from analysis.findings.statistics import mean_error, paired_gain
 from dlf.store.cells import DIVERGED
 
 ACCURACIES = ("accuracy", "validation_accuracy")
 
 
-def reduce(
-    sweeps: Mapping[str, xr.Dataset], num_classes: int | None = None, level: float = 0.05
-) -> xr.Dataset:
+def reduce(sweeps: Mapping[str, xr.Dataset], num_classes: int | None = None) -> xr.Dataset:
     """Reduce the sweeps of one diagram to what its figure shows.
 
     `sweeps` holds "main"; the static loss is its amplitude 1 or the sweep "static"; "control" holds some
@@ -45,7 +42,7 @@ def reduce(
         static = None
     if static is not None:
         for name in set(ACCURACIES) & set(main):
-            gain = paired_gain(main[name], static[name], level)
+            gain = paired_gain(main[name], static[name])
             reduced = reduced.merge(gain.rename({k: f"{name}_{k}" for k in gain}), join="outer")
     if "control" in sweeps:
         reduced = reduced.merge(control(sweeps["control"], sweeps["main"], num_classes))
@@ -65,17 +62,10 @@ def control(double: xr.Dataset, single: xr.Dataset, num_classes: int) -> xr.Data
     found = xr.Dataset()
     for name in set(ACCURACIES) & set(double):
         difference = (double[name] - single[name]).astype(float)
-        shift = difference.mean("seed")
-        error = difference.std("seed", ddof=1) / np.sqrt(difference.sizes["seed"])
-        attributes = {
-            "num_cells": shift.size,
-            "mean": float(shift.mean()),
-            # the seeds are the same in every cell: their means are what is independent
-            "error": float(
-                difference.mean([d for d in difference.dims if d != "seed"]).std("seed", ddof=1)
-                / np.sqrt(difference.sizes["seed"])
-            ),
-        }
+        shift, error = mean_error(difference)
+        # the seeds are the same in every cell: their means are what is independent
+        _, of_all = mean_error(difference.mean(shift.dims))
+        attributes = {"num_cells": shift.size, "mean": float(shift.mean()), "error": float(of_all)}
         renamed = {dim: f"control_{dim}" for dim in shift.dims}
         found[f"control_{name}_shift"] = shift.rename(renamed).assign_attrs(attributes)
         found[f"control_{name}_error"] = error.rename(renamed)
@@ -89,9 +79,9 @@ def in_words(reduced: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
         if f"{name}_mean" not in reduced:
             continue
         label, mean, spread = name.replace("_", " "), reduced[f"{name}_mean"], reduced[f"{name}_std"]
-        if f"reference_{name}_mean" in reduced:
-            reference = reduced[f"reference_{name}_mean"], reduced[f"reference_{name}_std"]
-            rows.append((f"{label}, static loss", f"{reference[0]:.3f} ± {reference[1]:.3f} over seeds"))
+        if (static := f"reference_{name}_mean") in reduced:
+            words = f"{reduced[static]:.3f} ± {reduced[f'reference_{name}_std']:.3f} over seeds"
+            rows.append((f"{label}, static loss", words))
         best = mean.where(mean == mean.max(), drop=True)
         where = {dim: best[dim].values[0] for dim in best.dims}
         place = ", ".join(f"{dim} {value}" for dim, value in where.items())
@@ -108,10 +98,6 @@ def in_words(reduced: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     return {"diagram": [*rows, ("runs that diverged", diverged)]}
 
 
-def _measured(sweep: xr.Dataset) -> list[str]:
-    return [name for name, v in sweep.data_vars.items() if v.dtype.kind == "f"]
-
-
 def _fill_guesses(sweep: xr.Dataset, num_classes: int) -> xr.Dataset:
     """Return the measured values, thinned to the steps of the probe, diverged accuracies as guesses."""
     if "hessian_eigenvalues" in sweep:
@@ -121,17 +107,15 @@ def _fill_guesses(sweep: xr.Dataset, num_classes: int) -> xr.Dataset:
         sweep = sweep.assign({name: v.sel(step=at) for name, v in sweep.items() if "step" in v.dims})
         sweep = sweep.drop_dims("step").rename(hessian_step="step")
     for name in set(ACCURACIES) & set(sweep):
-        guessed = sweep[name].where(sweep["status"] != DIVERGED, 1 / num_classes)
-        sweep = sweep.assign({name: guessed})
+        sweep = sweep.assign({name: sweep[name].where(sweep["status"] != DIVERGED, 1 / num_classes)})
     return sweep
 
 
 def _over_seeds(cells: xr.Dataset) -> xr.Dataset:
     found = xr.Dataset()
-    for name in _measured(cells):
-        attributes = {
-            key: cells[name].attrs[key] for key in ("units", "long_name") if key in cells[name].attrs
-        }
-        found[f"{name}_mean"] = cells[name].mean("seed").assign_attrs(attributes)
-        found[f"{name}_std"] = cells[name].std("seed", ddof=1).assign_attrs(attributes)
+    for name, values in cells.items():
+        if values.dtype.kind == "f":
+            attributes = {key: values.attrs[key] for key in ("units", "long_name") if key in values.attrs}
+            found[f"{name}_mean"] = values.mean("seed").assign_attrs(attributes)
+            found[f"{name}_std"] = values.std("seed", ddof=1).assign_attrs(attributes)
     return found

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analysis import cascades
+from analysis.findings.statistics import mean_error
 
 _CALM = 8  # windows of period 1 before an instability that counts
 
@@ -41,11 +42,8 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
         {"sharpness": (dims, sharpness, {"units": "nat"}), "onset": (dims, onset, {"units": "step"})},
         {dim: sweep[dim] for dim in dims},
     )
-    ratio = found["sharpness"] * found["learning_rate"] / 2
-    num = ratio.notnull().sum("seed")
-    found["ratio"] = ratio.mean("seed")
-    found["ratio_error"] = ratio.std("seed", ddof=1) / np.sqrt(num)
-    several = found["ratio"].where(num > 1)
+    found["ratio"], found["ratio_error"] = mean_error(found["sharpness"] * found["learning_rate"] / 2)
+    several = found["ratio"].where(found["sharpness"].count("seed") > 1)
     return found.assign(least_ratio=several.min(), largest_ratio=several.max())
 
 

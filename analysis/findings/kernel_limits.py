@@ -36,14 +36,10 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     def distances(sweep: str, at: list[int]) -> np.ndarray:
         """[cycles, width, seed]"""
         kernels = results[sweep]["empirical_ntk"].isel(kernel_step=at)
-        of_width = [
-            relative_distance(
-                jnp.asarray(kernels.sel(width=width).transpose("kernel_step", "seed", ...).values),
-                jnp.asarray(limits.sel(width=width).values),
-            )
-            for width in kernels["width"].values
-        ]
-        return np.stack(of_width, axis=1)
+        of_widths = kernels.transpose("width", "kernel_step", "seed", ...)
+        of_limits = limits.sel(width=kernels["width"])
+        pairs = zip(of_widths.values, of_limits.values, strict=True)
+        return np.stack([relative_distance(*map(jnp.asarray, pair)) for pair in pairs], axis=1)
 
     widths, initial_widths = (results[name]["width"].values for name in ("main", "initial"))
     cycles = [1, results["main"].sizes["kernel_step"] - 1]

@@ -10,13 +10,8 @@ from analysis import cascades, tracking
 _HORIZONS = (500, 1_500, 2_500)  # steps, of a forecast whose error is told
 _SERIES = ("loss", "accuracy", "sharpness", "tracked_eigenvalues")
 _TRACKED = (
-    "loss_moved",
-    "network_moved",
-    "split_valid",
-    "tracked_audit",
-    "tracked_matvecs",
-    "tracked_converged",
-)
+    "loss_moved", "network_moved", "split_valid", "tracked_audit", "tracked_matvecs", "tracked_converged"
+)  # fmt: skip
 
 
 def label(run: xr.Dataset) -> cascades.Windows:
@@ -57,22 +52,18 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     `reference_` those of its twin; `label` and `exponent` of each window; `forecast` (see `forecasts`); and
     the fields of `cascades.Instability` under `instability_`.
     """
-    run, rows, windows = (
-        results["run"],
-        instabilities(results["run"], results["measured"]),
-        label(results["run"]),
-    )
+    run = results["run"]
+    rows, windows = instabilities(run, results["measured"]), label(run)
     found = run[[*_SERIES, *_TRACKED]].assign(forecast=forecasts(run), num_instabilities=len(rows))
     for name in ("exponent", "exponent_error"):
         found[name] = ("window_step", getattr(windows, name), {"units": "nat/step"})
     found["label"] = ("window_step", windows.labels)
     if "static" in results:
         twin = results["static"][[*_SERIES]].assign(label=("window_step", label(results["static"]).labels))
-        found = found.merge(
-            twin.rename({name: f"reference_{name}" for name in twin}), combine_attrs="override"
-        )
-    for number, name in enumerate(cascades.Instability._fields):
-        found[f"instability_{name}"] = ("instability", np.array([row[number] for row in rows]))
+        twin = twin.rename({name: f"reference_{name}" for name in twin})
+        found = found.merge(twin, combine_attrs="override")
+    for name in cascades.Instability._fields:
+        found[f"instability_{name}"] = ("instability", np.array([getattr(row, name) for row in rows]))
     found = found.assign_coords(window_step=("window_step", windows.first_step, {"units": "step"}))
     return found.assign_coords(instability=np.arange(len(rows))).assign_attrs(window=windows.width)
 
@@ -118,28 +109,16 @@ def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     λ in nat, mean of two steps at the onset; above: first step at which it exceeds the threshold; growth and
     budget in nat; NTK: change of its largest eigenvalue.
     """
-    names = cascades.Instability._fields
-    rows = [
-        ("onset", "end", "class", "phase", "λ", "above", "deepest", "growth", "budget", "NTK", "accuracy")
-    ]
-    for number in range(found.sizes["instability"]):
-        values = (found[f"instability_{name}"].values[number] for name in names)
-        row = cascades.Instability(*values)
-        rows.append(
-            (
-                f"{row.onset:,}",
-                f"{row.end:,}",
-                "all" if row.emphasised < 0 else str(row.emphasised),
-                f"{row.phase:.2f}",
-                f"{row.sharpness:.3g}",
-                f"{row.crossing:,}" if row.crossing >= 0 else "never",
-                str(row.deepest),
-                f"{row.growth:.1f}",
-                f"{row.budget:.1f}",
-                f"{-row.ntk_drop:+.0%}",
-                f"{row.accuracy_before:.2f} → {row.accuracy_after:.2f}",
-            )
-        )
+    heads = "onset", "end", "class", "phase", "λ", "above", "deepest", "growth", "budget", "NTK", "accuracy"
+    rows, columns = [heads], [found[f"instability_{name}"].values for name in cascades.Instability._fields]
+    for row in map(cascades.Instability, *columns):
+        emphasised = "all" if row.emphasised < 0 else str(row.emphasised)
+        crossing = f"{row.crossing:,}" if row.crossing >= 0 else "never"
+        rows.append((
+            f"{row.onset:,}", f"{row.end:,}", emphasised, f"{row.phase:.2f}", f"{row.sharpness:.3g}",
+            crossing, str(row.deepest), f"{row.growth:.1f}", f"{row.budget:.1f}",
+            f"{-row.ntk_drop:+.0%}", f"{row.accuracy_before:.2f} → {row.accuracy_after:.2f}",
+        ))  # fmt: skip
     quality = [("quantity", "found")]
     audits = found["tracked_audit"].values[np.isfinite(found["tracked_audit"].values)]
     if len(audits):

@@ -7,10 +7,21 @@ from scipy import stats
 _MOST_SIGN_FLIPS = 10_000  # all of them up to 13 seeds, a random draw of as many beyond
 
 
+def mean_error(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return the mean over `seed` and its standard error, of the seeds that are not NaN.
+
+        error = std_s / sqrt(number of seeds)
+
+    >>> [found.item() for found in mean_error(xr.DataArray([1.0, 2.0, np.nan], dims="seed"))]
+    [1.5, 0.5]
+    """
+    return values.mean("seed"), values.std("seed", ddof=1) / np.sqrt(values.count("seed"))
+
+
 def paired_gain(values: xr.DataArray, reference: xr.DataArray, level: float = 0.05) -> xr.Dataset:
     """Test in every cell whether values exceed a reference, paired over `seed`.
 
-        gain = mean_s (values_s - reference_s),    error = std_s / sqrt(number of seeds)
+        gain = mean_s (values_s - reference_s)        with its standard error
 
     `p_value` is that of the one-sided sign-flip permutation test of the mean, which assumes no more than
     that without an effect a difference is as likely as its negative: exact up to 13 seeds, from a fixed
@@ -28,31 +39,18 @@ def paired_gain(values: xr.DataArray, reference: xr.DataArray, level: float = 0.
     ([0.25, 0.0], [0.0625, 1.0])
     """
     difference = (values - reference).transpose(..., "seed").astype(float)
-    num_seeds = difference.sizes["seed"]
-    if num_seeds < 2:
+    if difference.sizes["seed"] < 2:
         raise ValueError("a paired test needs two seeds")
     tested = difference.notnull().all("seed")
     p_value = stats.permutation_test(
-        (difference.fillna(0.0).values,),
-        lambda rows, axis: np.mean(rows, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        alternative="greater",
-        n_resamples=_MOST_SIGN_FLIPS,
-        batch=100,
-        axis=-1,
+        (difference.fillna(0.0).values,), lambda rows, axis: np.mean(rows, axis=axis), vectorized=True,
+        permutation_type="samples", alternative="greater", n_resamples=_MOST_SIGN_FLIPS, batch=100, axis=-1,
         rng=np.random.default_rng(0),
-    ).pvalue
+    ).pvalue  # fmt: skip
     p_value = tested.copy(data=p_value).where(tested)
     significant = tested.copy(data=np.zeros(tested.shape, np.int8))
     if tested.any():
         adjusted = stats.false_discovery_control(p_value.values[tested.values])
         significant.values[tested.values] = adjusted <= level
-    return xr.Dataset(
-        {
-            "gain": difference.mean("seed"),
-            "gain_error": difference.std("seed", ddof=1) / np.sqrt(num_seeds),
-            "p_value": p_value,
-            "significant": significant,
-        }
-    )
+    gain, error = mean_error(difference)
+    return xr.Dataset(dict(gain=gain, gain_error=error, p_value=p_value, significant=significant))

@@ -7,7 +7,7 @@ import xarray as xr
 
 from analysis import cascades
 from analysis.findings.diagrams import ACCURACIES
-from analysis.findings.statistics import paired_gain
+from analysis.findings.statistics import mean_error, paired_gain
 from dlf.store.cells import DIVERGED
 
 _EFFECTS = {
@@ -94,16 +94,9 @@ def final_accuracies(sweep: xr.Dataset) -> xr.Dataset:
 
 def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     """Return tables of what both losses do, of what they do on the easier data, and of the closed form."""
-    cells = [
-        found.sel(learning_rate=rate, linearized=linearized)
-        for rate in found["learning_rate"].values
-        for linearized in (False, True)
-    ]
-    networks = (
-        f"{'linearised' if cell['linearized'] else 'real'}\nη = {float(cell['learning_rate']):g}"
-        for cell in cells
-    )
-    rows = [("", *networks)]
+    kinds = [(rate, kind) for rate in found["learning_rate"].values for kind in (False, True)]
+    cells = [found.sel(learning_rate=rate, linearized=kind) for rate, kind in kinds]
+    rows = [("", *(f"{'linearised' if kind else 'real'}\nη = {rate:g}" for rate, kind in kinds))]
     for variable, words in _EFFECTS.items():
         for loss, amplitude in ((f"{words}, static", 0), ("  dynamical", -1)):
             rows.append((loss, *(mean_in_words(cell[variable].isel(amplitude=amplitude)) for cell in cells)))
@@ -125,8 +118,8 @@ def mean_in_words(values: xr.DataArray) -> str:
     >>> mean_in_words(xr.DataArray([1.0, 2.0, np.nan], dims="seed"))
     '1.5 ± 0.5'
     """
-    error = float(values.std("seed", ddof=1)) / np.sqrt(int(values.count("seed")))
-    return f"{float(values.mean('seed')):.3g} ± {error:.1g}"
+    mean, error = mean_error(values)
+    return f"{float(mean):.3g} ± {float(error):.1g}"
 
 
 def _gain(cell: xr.Dataset, name: str) -> str:

@@ -95,22 +95,14 @@ def step_multipliers(
 
 
 def floquet_multipliers(
-    advance: Advance,
-    state: TrainState,
-    *,
-    num_steps: int,
-    frozen: bool = False,
-    num: int = 6,
-    tol: float = 1e-6,
-    key: jax.Array,
+    advance: Advance, state: TrainState, *, num_steps: int, num: int = 6, tol: float = 1e-6, key: jax.Array
 ) -> FloquetMultipliers:
     """Find the largest multipliers of a cycle of `num_steps` training steps from `state` on.
 
         M = J_{T-1} ... J_1 J_0,    M v = mu v        the cycle is stable where all |mu| < 1
 
-    For periodic orbits only: a converged cycle, or one `frozen` at the parameters and the optimizer's state
-    of `state` while the step, and with it the loss, moves on; along any other piece of a run use the growth
-    rates of tangents (`log_growth`). Found as in `step_multipliers`.
+    For periodic orbits only; along any other piece of a run use the growth rates of tangents (`log_growth`).
+    Found as in `step_multipliers`.
 
     Raises ValueError as `step_multipliers` does, or for less than one step.
 
@@ -124,14 +116,10 @@ def floquet_multipliers(
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     _, flat = flat_step(advance, state)
-    if frozen:
-        steps = jnp.asarray(num_steps, state.step.dtype)
-        product, closure = Partial(_frozen_product, as_pytree(advance), state, steps), 0.0
-    else:
-        cycle = Partial(_repeat, as_pytree(advance), jnp.asarray(num_steps))
-        _, end = flat_step(cycle, cycle(state))
-        size = max(float(jnp.linalg.norm(flat)), float(jnp.finfo(flat.dtype).tiny))
-        product, closure = Partial(_product, cycle, state), float(jnp.linalg.norm(end - flat)) / size
+    cycle = Partial(_repeat, as_pytree(advance), jnp.asarray(num_steps))
+    _, end = flat_step(cycle, cycle(state))
+    size = max(float(jnp.linalg.norm(flat)), float(jnp.finfo(flat.dtype).tiny))
+    product, closure = Partial(_product, cycle, state), float(jnp.linalg.norm(end - flat)) / size
     values, _, residuals = _extreme(product, flat, ("LM",), num, tol, key)
     order = np.argsort(-np.abs(values))[:num]
     converged = bool((residuals[order] <= 10 * tol * np.maximum(np.abs(values[order]), 1)).all())
@@ -149,14 +137,6 @@ def _check(num: int, tol: float) -> None:
 def _product(advance, state, vector):
     step, flat = flat_step(advance, state)
     return jax.jvp(step, (flat,), (vector,))[1]
-
-
-@jax.jit
-def _frozen_product(advance, state, num_steps, vector):
-    def body(index, vector):
-        return _product(advance, state._replace(step=state.step + index), vector)
-
-    return jax.lax.fori_loop(0, num_steps, body, vector)
 
 
 @jax.jit
@@ -190,10 +170,9 @@ def _extreme(product, flat, ends, num, tol, key):
 def _arnoldi(operator, end, num, tol, start):
     size = operator.shape[0]
     nothing = np.full(1, np.nan + 0j), np.full((size, 1), np.nan + 0j)
+    ncv = min(size, max(20, 4 * num + 1))
     try:
-        return eigs(
-            operator, k=min(num, size - 2), which=end, tol=tol, v0=start, ncv=min(size, max(20, 4 * num + 1))
-        )
+        return eigs(operator, k=min(num, size - 2), which=end, tol=tol, v0=start, ncv=ncv)
     except ArpackNoConvergence as error:
         return (error.eigenvalues, error.eigenvectors) if len(error.eigenvalues) else nothing
     except ArpackError:  # a map without any image

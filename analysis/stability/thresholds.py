@@ -14,8 +14,11 @@ from dlf.optimizers import adam_preconditioner, rmsprop_preconditioner
 from dlf.types import Matvec, Params, Step
 
 _MULTIPLIER = "analysis.stability.step_multipliers needs no formula"
-# settings that change no formula, or that the preconditioner's own functions take
-_NEUTRAL = {"accumulator_dtype", "mu_dtype", "initial_scale", "decay", "eps", "b2", "eps_root"}
+# settings that are in a formula, change none, or that the preconditioner's own functions take
+_KNOWN = {
+    "learning_rate", "momentum", "nesterov", "b1", "debias", "accumulator_dtype", "mu_dtype", "initial_scale",
+    "decay", "eps", "b2", "eps_root",
+}  # fmt: skip
 _BUILDERS = {"sgd": optax.sgd, "rmsprop": optax.rmsprop, "adam": optax.adam, "ema": optax.ema}
 
 
@@ -77,10 +80,7 @@ def _bind(name: str, learning_rate: Any, settings: dict[str, Any]) -> dict[str, 
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from error
     bound.apply_defaults()
-    defaults = {key: parameter.default for key, parameter in signature.parameters.items()}
-    known = {"learning_rate", "momentum", "nesterov", "b1", "debias"} | _NEUTRAL
-    if name == "adam":
-        known -= {"nesterov"}
+    known = _KNOWN - {"nesterov"} if name == "adam" else _KNOWN
     averaging = {"sgd": "momentum", "rmsprop": "momentum", "ema": "decay", "adam": "b1"}[name]
     if isinstance(learning_rate, Real) and not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
@@ -88,7 +88,7 @@ def _bind(name: str, learning_rate: Any, settings: dict[str, Any]) -> dict[str, 
     if not isinstance(decay, jax.Array) and not (isinstance(decay, Real) and 0 <= decay < 1):
         raise ValueError(f"{name}: {averaging} must be a number from 0 to below 1, got {decay!r}")
     for key, value in bound.arguments.items():
-        if key not in known and value != defaults[key]:
+        if key not in known and value != signature.parameters[key].default:
             raise ValueError(f"no formula for {name} with {key}={value}: {_MULTIPLIER}")
     return bound.arguments
 

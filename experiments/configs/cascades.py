@@ -5,13 +5,16 @@
 onset at every step.
 """
 
+import sys
+
 from analysis.findings import onsets
-from experiments import measurements
-from experiments.configs import fig4
+from experiments import cost
+from experiments.configs import fig4, tiny
+from experiments.second_pass import measure_windows
 
 FIGURE = "cascades", "bifurcation", "static_dynamic"
 CSV = "instabilities", "instability"  # file, dimension
-measure, reduce, in_words = measurements.onsets_at_every_step, onsets.reduce, onsets.in_words
+reduce, in_words = onsets.reduce, onsets.in_words
 EXPECTED = (
     ("num_instabilities", {}, 9, 7, 11, "[ours], P1 [fig]"),
     ("instability_onset", {"instability": 0}, 4_088, 4_000, 4_200, "[ours]"),
@@ -20,13 +23,8 @@ EXPECTED = (
 
 
 def get_config(scale="small"):
-    """Return the configuration of the run."""
-    config = fig4.get_config()
-    if scale == "smoke":
-        config = fig4.get_config(num_turns=6, period=100)
-        config.dataset.update(examples_per_class=20, num_turns=0.5)
-        config.model.hidden_widths = (16,)
-    period = config.schedule.period
+    config = tiny.get_config() if scale == "smoke" else fig4.get_config()
+    config.schedule.amplitude, period = 70.0, config.schedule.period
     config.steps_per_chunk = 2 * period // 5
     config.checkpoints_kept = config.num_steps // config.steps_per_chunk  # all: for the second pass
     config.probes = dict(
@@ -40,7 +38,6 @@ def get_config(scale="small"):
 
 
 def static(scale="small"):
-    """Return the configuration of the same run under the static loss."""
     config = get_config(scale)
     config.schedule.amplitude = 1.0
     del config.probes.ntk, config.probes.forecast
@@ -48,3 +45,18 @@ def static(scale="small"):
 
 
 RUNS = {"run": get_config, "static": static}
+
+
+def measure(config, results, folder):
+    """Follow the eigenvalues about every onset of the run once more, at every step, from its checkpoints."""
+    run, spans = results["run"], onsets.spans(results["run"])
+    estimate = cost.estimate(config)._replace(num_measurements=sum(stop - start for start, stop in spans))
+    print(f"second pass, the onsets at every step: {estimate}", file=sys.stderr)
+    found = measure_windows(config, folder / "run", spans)
+    if spans and not (found["loss"].values == run["loss"].sel(step=found["step"]).values).all():
+        print(
+            "the second pass does not follow the run to the bit: it was made on another machine or version, "
+            "and its sharpness at onsets may be that of another trajectory",
+            file=sys.stderr,
+        )
+    return found

@@ -5,18 +5,36 @@ All is [ours].
 """
 
 from analysis import composition
-from experiments import measurements
+from experiments.build import build, make_loop
 from experiments.configs import fig4
 
 RUNS = {}  # what is trained is measured as it goes
-FIGURE, get_config, measure = "curvature", fig4.get_config, measurements.curvatures
-in_words = composition.in_words
+FIGURE, get_config, in_words = "curvature", fig4.get_config, composition.in_words
 EXPECTED = (
     ("sharpness", 5_000, 2.904, 2.8, 3.0, "[ours]"),
     ("trace_deviation", {"part": "Hessian"}, 0, -3, 3, "standard errors"),
 )
 
 
+def along(config, num_points=100, **settings):
+    """Train for one period, and measure what makes up the curvature at points of the next one.
+
+    `settings` are those of `analysis.composition.along`.
+    """
+    experiment, period = build(config), config.schedule.period
+    loop = make_loop(experiment, probe_names=())
+
+    def advance(state, num_steps=period // num_points):
+        return loop(experiment.replica, state, {}, num_steps)[0]
+
+    first = advance(experiment.state, period)
+    found = composition.along(experiment.problem, first, advance, num_points, **settings)
+    return found.assign_attrs(threshold=2 / config.optimizer.learning_rate)
+
+
+def measure(config, results, folder):
+    return along(config).merge(composition.of_images(), combine_attrs="no_conflicts")
+
+
 def reduce(results):
-    """Return what was measured."""
     return results["measured"]

@@ -12,7 +12,6 @@ EXPECTED = (("accuracy", 69_999, 0.477, 0.0, 0.8, "[ours], P1 [text]"),)
 
 
 def get_config():
-    """Return the configuration of the figure."""
     config = fig4.get_config()
     config.schedule.amplitude = 1.0
     return config

@@ -11,7 +11,6 @@ EXPECTED = (("accuracy", 69_999, 0.993, 0.98, 1.0, "P1 [fig]"),)
 
 
 def get_config():
-    """Return the configuration of the figure."""
     config = fig4.get_config()
     config.model.initialization = "updated"
     return config

@@ -6,13 +6,14 @@ papers' diagrams at every width; `sweep_scaled` lets it fall as 1 / width, from 
 """
 
 from analysis.findings import kernel_limits
-from experiments import measurements
+from analysis.infinite_width import infinite_ntk
+from analysis.probes.measures import evenly
+from experiments.build import draw
 from experiments.configs import fig4
 from experiments.sweep.axes import axis, record
 
 NEURAL_TANGENTS = True  # is needed
-FIGURE, measure = "kernel_width", measurements.kernels_of_infinite_width
-reduce, in_words = kernel_limits.reduce, kernel_limits.in_words
+FIGURE, reduce, in_words = "kernel_width", kernel_limits.reduce, kernel_limits.in_words
 EXPECTED = (
     ("initial_slope", {}, -0.501, -0.54, -0.46, "[ours], -1/2 in theory"),
     ("slope", {"rate": "scaled", "cycles": 1}, -0.67, -0.92, -0.42, "[ours]"),
@@ -27,7 +28,6 @@ _SIZES = {
 
 
 def get_config(scale="small"):
-    """Return the configuration that the sweeps vary."""
     *_, period, examples, num_examples = _SIZES[scale]
     config = fig4.get_config(num_turns=5 * 3, period=period)  # five cycles
     config.float64 = False
@@ -51,10 +51,17 @@ def sweep(scale, power=0.0, num_seeds=None, further_widths=(), **settings):
 
 
 def sweep_scaled(scale):
-    """Let the learning rate fall as 1 / width."""
     return sweep(scale, power=1.0)
 
 
 def sweep_initial(scale):
     """Vary the width and the first parameters more, without training."""
     return sweep(scale, 0.0, _SIZES[scale][3], _SIZES[scale][2], num_steps=1)
+
+
+def measure(config, results, folder):
+    """Compute the kernel that the network's tends to, at every width of the sweep "initial"."""
+    inputs = evenly(draw(config).train.inputs, config.probes.kernel.num_examples)
+    network = {key: config.model[key] for key in ("activation", "initialization", "use_bias")}
+    widths = results["initial"]["width"].values.tolist()
+    return kernel_limits.labelled({width: infinite_ntk((width,), **network)(inputs) for width in widths})

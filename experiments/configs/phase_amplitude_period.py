@@ -27,7 +27,6 @@ DOUBLE = axis("precision", ("double",), lambda _: {"float64": True})
 
 
 def get_config(scale="small"):
-    """Return the configuration that the sweeps vary."""
     num_steps = _SIZES[scale][-1]
     config = fig4.get_config()
     config.float64 = False

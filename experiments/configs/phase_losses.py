@@ -27,7 +27,6 @@ _SIZES = {
 
 
 def get_config(scale="small"):
-    """Return the configuration that the sweeps vary."""
     config = phase_width_rate.get_config(scale)
     del config.probes.hessian
     return config

@@ -24,7 +24,6 @@ _SIZES = {
 
 
 def get_config(scale="small"):
-    """Return the configuration that the sweeps vary."""
     config = phase_amplitude_period.get_config(scale)
     config.num_steps, config.stop_after = _SIZES[scale][3], 0
     config.model.hidden_widths = (100,)

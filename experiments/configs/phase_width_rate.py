@@ -26,7 +26,6 @@ _SIZES = {
 
 
 def get_config(scale="small"):
-    """Return the configuration that the sweeps vary."""
     config = phase_amplitude_period.get_config(scale)
     config.model.hidden_widths = (100,)
     config.schedule.update(amplitude=AMPLITUDE, period=PERIOD)
