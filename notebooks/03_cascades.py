@@ -143,7 +143,7 @@ rows = onsets.instabilities(run, fine)
 pd.DataFrame(rows).set_index("onset").transpose()
 
 # %%
-onset = rows[1].onset
+onset = rows[min(1, len(rows) - 1)].onset
 sharpness = fine["tracked_eigenvalues"][:, 0].sel(step=slice(onset - 130, onset + 230))
 figure, axes = plt.subplots(figsize=(6.5, 2.6), layout="constrained")
 axes.plot(sharpness["step"], sharpness, ".", markersize=2, color="#9a9a9a", label="every step")

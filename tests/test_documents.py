@@ -25,7 +25,7 @@ def test_the_readme_is_short():
 
 def test_the_snippets_of_the_readme_run_and_print_what_they_say():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 6
     namespace, printed = {}, io.StringIO()
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", False)  # as in a fresh interpreter

@@ -5,6 +5,8 @@ import numpy as np
 
 from dlf.types import Batch, Dataset
 
+__all__ = ["digits"]
+
 
 def digits(num_train: int = 1497, num_test: int = 300, seed: int = 0) -> Dataset:
     """Return scikit-learn's 1,797 handwritten digits, images of 8x8 grey levels, in ten classes.

@@ -5,6 +5,8 @@ import numpy as np
 
 from dlf.types import Batch, Dataset
 
+__all__ = ["spiral"]
+
 
 def spiral(
     num_classes: int = 3,
