@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark.timing import words
 from experiments.command_line import ConfigError, run
 from experiments.figure import NAMES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = tuple(ROOT / name for name in ("README.md", "analysis/README.md", "experiments/README.md"))
-_FIGURES, _BENCHMARKS = ROOT / "experiments" / "configs", ROOT / "experiments" / "benchmark"
+_FIGURES = ROOT / "experiments" / "configs"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -27,7 +26,7 @@ def filled(text: str) -> str:
 
 
 def table(name: str) -> str:
-    """Return a table by its name: a figure, all figures, or a part of a benchmark.
+    """Return a table by its name: what a figure found, or one line of all figures.
 
     Raises ConfigError where the data do not come with dlf.
     """
@@ -39,11 +38,6 @@ def table(name: str) -> str:
             minutes = f"{of['seconds'] / 60:.1f}"
             rows.append((f"`{of['name']}`", minutes, f"{quantity} {at}", expected, value))
         return _markdown(rows)
-    if name.startswith("benchmark-"):
-        benchmark, _, part = name.removeprefix("benchmark-").partition(".")
-        records = _read(_BENCHMARKS / f"{benchmark}.json")[part or "rows"]
-        columns = [column for column in records[0] if column not in ("id", "values")]
-        return _markdown([columns, *([words(record[column]) for column in columns] for record in records)])
     of = _read(_FIGURES / f"{name}.json")
     return "\n".join(_markdown(rows) for rows in (*of["tables"].values(), of["expected"]))
 

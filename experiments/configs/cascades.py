@@ -16,9 +16,9 @@ FIGURE = "cascades", "bifurcation", "static_dynamic"
 CSV = "instabilities", "instability"  # file, dimension
 reduce, in_words = onsets.reduce, onsets.in_words
 EXPECTED = (
-    ("num_instabilities", {}, 9, 7, 11, "[ours], P1 [fig]"),
     ("instability_onset", {"instability": 0}, 4_088, 4_000, 4_200, "[ours]"),
     ("reference_accuracy", 69_999, 0.477, 0.0, 0.8, "[ours], P1 [text]"),
+    ("num_instabilities", {}, 9, 7, 11, "[ours], P1 [fig]"),
 )
 
 
