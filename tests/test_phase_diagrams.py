@@ -1,6 +1,7 @@
 """Phase diagrams: the statistics on known data, and every diagram from command to figure."""
 
 import importlib
+import json
 import shutil
 from pathlib import Path
 
@@ -139,6 +140,8 @@ def test_every_diagram_is_drawn_from_the_shipped_data(command, tmp_path, name):
         and "float64 minus float32" in " ".join(out.split())
     )
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    told, documented = (json.loads((at / f"{name}.json").read_text()) for at in (tmp_path, figure.CONFIGS))
+    assert all(told[key] == documented[key] for key in ("tables", "expected", "seconds"))
     shipped = Path(figure.CONFIGS / f"{name}.nc")
     assert shipped.stat().st_size < 300_000
     with xr.open_dataset(shipped, engine="scipy") as reduced:
