@@ -83,6 +83,12 @@ def command(monkeypatch, capfd):
     jax.config.update("jax_enable_x64", before)
 
 
+@pytest.fixture
+def compiled_anew(monkeypatch):
+    """Let processes that a test starts compile for themselves, where their bits are compared over a kill."""
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """Make a folder once a test run, whichever worker asks for it first: (name, make) -> folder."""

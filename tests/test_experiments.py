@@ -91,7 +91,10 @@ def test_the_store_holds_what_other_tools_read(reference):
     assert (reference / "checkpoints" / "600").is_dir()
 
 
-def test_a_run_killed_at_many_moments_ends_with_the_same_bits(tmp_path, reference):
+@pytest.mark.usefixtures("compiled_anew")
+@pytest.mark.parametrize("chosen", [slice(1, None, 2), pytest.param(slice(None), marks=pytest.mark.soak)],
+                         ids=["some", "all"])  # fmt: skip
+def test_a_run_killed_at_many_moments_ends_with_the_same_bits(tmp_path, reference, chosen):
     moments = [
         lambda: (tmp_path / "config.json").exists(),  # before the store is complete
         lambda: (tmp_path / "metrics.zarr").exists(),  # before meta.json
@@ -100,7 +103,7 @@ def test_a_run_killed_at_many_moments_ends_with_the_same_bits(tmp_path, referenc
         lambda: (tmp_path / "checkpoints" / "300").exists(),  # between checkpoint and commit
         lambda: (tmp_path / "metrics.zarr/loss/c/4").exists(),  # in the middle of the rows of a chunk
     ]
-    for moment in moments:
+    for moment in moments[chosen]:
         process = start(tmp_path, "--resume")
         wait_until(moment, process)
         process.kill()

@@ -25,7 +25,10 @@ from dlf.store.cells import NOT_RUN, STORE, Store
 _ROOT = Path(__file__).parent.parent
 _CONFIG = _ROOT / "experiments" / "configs" / "phase_amplitude_period.py"
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+    pytest.mark.usefixtures("compiled_anew"),
+]
 
 
 def test_killed_at_random_moments_a_sweep_loses_nothing_that_it_committed(tmp_path):
