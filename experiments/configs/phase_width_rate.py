@@ -14,8 +14,8 @@ FIGURE, reduce, in_words = "width_rate", phase_amplitude_period.reduce, phase_am
 AMPLITUDE, PERIOD = 15.85, 1_259  # [ours], the best validation accuracy of phase_amplitude_period.py
 _AT = {"amplitude": AMPLITUDE, "learning_rate": 1.179}
 EXPECTED = (
-    ("accuracy_gain", _AT | {"width": 40}, 0.464, 0.36, 0.56, "[ours], P1 [text]: a gain"),
     ("accuracy_gain", _AT | {"width": 5}, -0.010, -0.08, 0.06, "[ours]"),
+    ("accuracy_gain", _AT | {"width": 40}, 0.464, 0.36, 0.56, "[ours], P1 [text]: a gain"),
 )
 # scale: widths, number of learning rates, seeds
 _SIZES = {
