@@ -191,7 +191,8 @@ def probe_series(name: str, probe: Probe, state: TrainState) -> dict[str, Series
 
 def _completed(series, step, every, rows):
     return {
-        name: Series(*of[:3], step, every, rows[name].shape, rows[name].dtype) for name, of in series.items()
+        name: of._replace(step=step, every=every, shape=rows[name].shape, dtype=rows[name].dtype)
+        for name, of in series.items()
     }
 
 

@@ -35,7 +35,7 @@ def table(name: str) -> str:
         rows = [("figure: `experiments.figure ...`", "minutes", "number", "expected", "found")]
         for of in found:
             quantity, at, expected, _, value, *_ = of["expected"][-1]
-            minutes = f"{of['seconds'] / 60:.1f}"
+            minutes = f"{of['seconds'] / 60:.1f}" if of["seconds"] else "not known"
             rows.append((f"`{of['name']}`", minutes, f"{quantity} {at}", expected, value))
         return _markdown(rows)
     of = _read(_FIGURES / f"{name}.json")

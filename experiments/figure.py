@@ -64,7 +64,8 @@ def load(name: str) -> ModuleType:
     for part in ("get_config", "reduce", "FIGURE", "EXPECTED"):
         if not hasattr(module, part):
             raise ConfigError(f"{module.__file__} has no {part}: see experiments/configs/fig4.py")
-    if not {*_functions(module)} <= {*figures.__all__}:
+    is_named = isinstance(module.FIGURE, str | tuple | list)
+    if not is_named or not {*_functions(module)} <= {*figures.__all__}:
         raise ConfigError(f"{module.__file__}: FIGURE {module.FIGURE!r} is not in analysis.figures")
     return module
 
@@ -84,7 +85,7 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
     if len(options.names) > 1 or not options.workdir:
         folder = folder / name / ("shipped" if options.shipped else scale or "")
     if options.shipped:
-        if not (CONFIGS / f"{name}.nc").exists():
+        if not (CONFIGS / f"{name}.nc").exists() or Path(module.__file__).parent != CONFIGS:
             shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.nc")))
             raise ConfigError(f"no data of {name} come with dlf, only of {shipped}")
     elif hasattr(module, "NEURAL_TANGENTS"):
@@ -139,7 +140,9 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     for title, table in told.items():
         tell(title, table)
     record = {"name": name, "scale": figure.scale, "seconds": float(found.attrs.get("seconds", 0))}
-    record |= {key: value for key, value in records.provenance().items() if key in ("commit", "versions")}
+    of_the_data = {key: found.attrs[key] for key in ("commit",) if found.attrs.get(key)}
+    kept = {key: value for key, value in records.provenance().items() if key in ("commit", "versions")}
+    record |= kept | of_the_data
     write_json(folder / f"{name}.json", record | {"tables": tables, "expected": rows})
     print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.json{'' if shipped else f', {name}.nc'}")
     return ok
@@ -256,6 +259,11 @@ def _main() -> int:
             ok &= make(figure, options.shipped, how)
         except OSError as error:
             raise StoreError(f"cannot use {figure.folder}: {error}") from error
+        except (ConfigError, StoreError, MemoryError):
+            raise
+        except Exception as error:  # whatever a part of the user's config module raises
+            what = f"{figure.name} could not be made: {type(error).__name__}: {error}"
+            raise ConfigError(f"{what}; its runs are kept in {figure.folder}") from error
     return 0 if ok else 1
 
 

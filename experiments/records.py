@@ -63,7 +63,7 @@ def load(workdir: Path) -> xr.Dataset:
         "config": found.attrs["config"],
         "commit": found.attrs.get("commit", ""),
         "seconds": found.attrs["seconds"],  # that it took
-        "num_classes": config.dataset.num_classes,
+        "num_classes": config.dataset.get("num_classes", found.sizes.get("class", 0)),
         "stop_after": config.stop_after,
         "period": period,
         "amplitude": config.schedule.get("amplitude", 1.0),

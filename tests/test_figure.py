@@ -122,6 +122,7 @@ LINES = {
     "del reduce": "has no reduce",
     "del get_config": "has no get_config",
     "FIGURE = 'fig5'": "FIGURE 'fig5' is not in analysis.figures",
+    "FIGURE = 3": "FIGURE 3 is not in analysis.figures",
     "1 / 0": "ZeroDivisionError",
     "get_config = lambda scale: {}[scale]; RUNS = {}": "scale 'small': KeyError: 'small'",
 }
@@ -173,3 +174,35 @@ def test_a_figure_that_cannot_be_written_is_named(command, tmp_path, smoke):
     (folder / "tiny.png").mkdir()
     status, _, err = command(figure.main, "tiny", f"--workdir={folder}")
     assert status == 2 and "cannot use" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "def in_words(found): raise KeyError('moon')",
+        "def measure(*_): raise ValueError('moon')",
+        "EXPECTED = (('moon', 1),)",
+        "CSV = ('table', 'moon'), 1",
+    ],
+)
+def test_any_other_part_that_fails_gets_one_line_and_keeps_the_run(command, tmp_path, smoke, line):
+    path = tmp_path / "mine.py"
+    path.write_text(MINE + line + "\n")
+    folder = shutil.copytree(smoke("tiny"), tmp_path / "mine")
+    status, _, err = command(figure.main, path, f"--workdir={folder}")
+    assert status == 2 and f"its runs are kept in {folder}" in err
+    assert err.strip().splitlines()[-1].startswith("error: mine could not be") and "Traceback" not in err
+    assert (folder / "metrics.zarr").exists()
+
+
+def test_a_data_set_without_a_number_of_classes_is_drawn(command, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from experiments.configs import tiny\nFIGURE, EXPECTED, reduce = 'fig4', (), tiny.reduce\n"
+        "def get_config():\n    config = tiny.get_config()\n    config.num_steps = 20\n"
+        "    with config.unlocked():\n"
+        "        config.dataset = dict(name='digits', num_train=60, num_test=20)\n"
+        "        config.probes = dict()\n    return config\n"
+    )
+    status, _, err = command(figure.main, path, f"--workdir={tmp_path / 'run'}")
+    assert status == 0 and (tmp_path / "run" / "mine.png").exists(), err
