@@ -100,6 +100,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     # orbax and absl narrate each checkpoint on the root logger
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in one line, too
     try:
         sys.exit(main())
     except (ConfigError, StoreError) as error:

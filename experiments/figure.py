@@ -55,7 +55,7 @@ class Plan(NamedTuple):
     folder: Path
 
 
-def load(name: str) -> ModuleType:
+def find(name: str) -> ModuleType:
     """Return the config module of a figure. Raises ConfigError for one that is unknown or lacks a part."""
     if name not in NAMES and not name.endswith(".py"):
         raise ConfigError(f"unknown figure {name!r}: one of {', '.join(NAMES)}")
@@ -76,8 +76,13 @@ def _functions(module: ModuleType) -> tuple[str, ...]:
 
 def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
     """Return what is to be made. Raises ConfigError for what the figure or the machine does not have."""
-    module, name = load(name), Path(name).stem
-    scaled = "scale" in inspect.signature(module.get_config).parameters
+    module, name = find(name), Path(name).stem
+    if options.shipped and options.scale:
+        raise ConfigError("--shipped draws what comes with dlf, of one scale: leave --scale out")
+    try:
+        scaled = "scale" in inspect.signature(module.get_config).parameters
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: get_config must be a function, of the scale or of nothing") from error
     if options.scale and not scaled:
         raise ConfigError(f"{name} has no scales: leave --scale out")
     scale = (options.scale or DEFAULT) if scaled and not options.shipped else None
@@ -100,6 +105,8 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
             config = module.get_config(*([scale] if scale else []))
         except Exception as error:  # whatever the config file, a program of the user's, raises
             raise ConfigError(f"{name}, scale {scale!r}: {type(error).__name__}: {error}") from error
+        if not isinstance(config, ConfigDict):
+            raise ConfigError(f"{name}: get_config must return a ConfigDict, got {type(config).__name__}")
     else:
         arguments = [sys.argv[0], f"--config={module.__file__}", *overrides]
         config = command_line.parse(arguments, __doc__, folder).config
@@ -115,19 +122,13 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
     else:
         results = complete(figure, how)
-    try:
-        if shipped:
-            found = xr.load_dataset(CONFIGS / f"{name}.nc", engine="scipy")
-        else:
-            seconds = sum(float(of.attrs.get("seconds", 0)) for of in results.values())
-            found = stored(module.reduce(results).assign_attrs(seconds=seconds), folder / f"{name}.nc")
-        for function, file in zip(functions, files, strict=True):
-            save(getattr(figures, function)(found), folder, file)
-    except OSError:
-        raise
-    except Exception as error:  # whatever a program of the user's raises
-        what = f"{name} could not be reduced or drawn: {type(error).__name__}: {error}"
-        raise ConfigError(f"{what}; its runs are kept in {folder}") from error
+    if shipped:
+        found = xr.load_dataset(CONFIGS / f"{name}.nc", engine="scipy")
+    else:
+        seconds = sum(float(of.attrs.get("seconds", 0)) for of in results.values())
+        found = stored(module.reduce(results).assign_attrs(seconds=seconds), folder / f"{name}.nc")
+    for function, file in zip(functions, files, strict=True):
+        save(getattr(figures, function)(found), folder, file)
     if hasattr(module, "CSV"):
         file, dim = module.CSV
         table = found[[variable for variable in found if found[variable].dims == (dim,)]].to_dataframe()
@@ -139,10 +140,9 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     told = tables | {f"{name}: numbers to expect" + ("" if compared else f" at scale {DEFAULT}"): rows}
     for title, table in told.items():
         tell(title, table)
-    record = {"name": name, "scale": figure.scale, "seconds": float(found.attrs.get("seconds", 0))}
-    of_the_data = {key: found.attrs[key] for key in ("commit",) if found.attrs.get(key)}
-    kept = {key: value for key, value in records.provenance().items() if key in ("commit", "versions")}
-    record |= kept | of_the_data
+    now, of = records.provenance(), found.attrs
+    record = {"name": name, "scale": figure.scale, "seconds": float(of.get("seconds", 0))}
+    record |= {"commit": of.get("commit") or now["commit"], "versions": now["versions"]}
     write_json(folder / f"{name}.json", record | {"tables": tables, "expected": rows})
     print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.json{'' if shipped else f', {name}.nc'}")
     return ok
@@ -210,14 +210,16 @@ def stored(found: xr.Dataset, path: Path) -> xr.Dataset:
 def compare(found: xr.Dataset, expected: tuple, compared: bool = True) -> tuple[list[tuple[str, ...]], bool]:
     """Return a table of the numbers to expect against those found, and whether all are accepted.
 
-    `expected` holds (variable, where, expected, least, most, source); `where` is a step, or labels of other
-    dimensions. A number that is not there counts as NaN, which is never accepted.
+    `expected` holds (variable, where, expected, least, most, source); `where` is a step of the variable, or
+    labels of its dimensions. A number that is not there counts as NaN, which is never accepted.
     """
     table, ok = [("quantity", "at", "expected", "accepted", "found", "", "source")], True
     for variable, where, number, least, most, source in expected:
-        labels = where if isinstance(where, dict) else {"step": where}
+        of = found.get(variable, xr.DataArray())
+        step = next((dim for dim in of.dims if str(dim).endswith("step")), "step")  # a sparse one has its own
+        labels = where if isinstance(where, dict) else {step: where}
         try:
-            value = float(found[variable].sel(labels))
+            value = float(of.sel(labels))
         except (LookupError, TypeError, ValueError):
             value = np.nan
         accepted = least <= value <= most
@@ -225,7 +227,8 @@ def compare(found: xr.Dataset, expected: tuple, compared: bool = True) -> tuple[
         verdict = "" if not compared else "ok" if accepted else "OFF"
         at = ", ".join(f"{dim} {label}" for dim, label in labels.items())
         limits = f"{least:.3g} .. {most:.3g}"
-        table.append((variable, at, f"{number:.4g}", limits, f"{value:.4g}", verdict, source))
+        shown = f"{value:.4g}" if variable in found else "no such variable"
+        table.append((variable, at, f"{number:.4g}", limits, shown, verdict, source))
     return table, ok
 
 
@@ -254,9 +257,15 @@ def _main() -> int:
     add_options(parser)
     options, overrides = parser.parse_known_args()
     how, ok = settings(options), True
-    for figure in [plan(name, options, overrides) for name in options.names]:
+    made = [plan(name, options, overrides) for name in options.names]
+    has_sweeps = not options.shipped and any(hasattr(figure.module, "sweep") for figure in made)
+    if not has_sweeps and (options.launcher != "here" or options.jobs or options.slurm):
+        raise ConfigError("no sweep is to be filled: leave --launcher, --jobs and --slurm out")
+    for figure in made:
         try:
             ok &= make(figure, options.shipped, how)
+        except KeyboardInterrupt:
+            command_line.fail(f"interrupted: the same command goes on in {figure.folder}", 130)
         except OSError as error:
             raise StoreError(f"cannot use {figure.folder}: {error}") from error
         except (ConfigError, StoreError, MemoryError):

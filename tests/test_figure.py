@@ -20,7 +20,7 @@ FIGURE, EXPECTED, reduce, get_config = "fig4", (), tiny.reduce, tiny.get_config
 @pytest.mark.parametrize("name", figure.NAMES)
 def test_every_config_says_what_draws_it_what_reduces_it_and_what_to_expect(name):
     module = importlib.import_module(f"experiments.configs.{name}")
-    assert figure.load(name) is module
+    assert figure.find(name) is module
     drawn = (module.FIGURE,) if isinstance(module.FIGURE, str) else module.FIGURE
     assert set(drawn) <= set(figures.__all__)
     assert module.EXPECTED
@@ -70,9 +70,14 @@ def test_a_number_is_looked_up_by_step_or_labels_and_one_that_is_not_there_is_of
     rows, ok = figure.compare(found, expected)
     assert ok and [row[-2] for row in rows[1:]] == ["ok", "ok"]
     assert [row[1] for row in rows[1:]] == ["step 50", "ntk_step 7, rank 1"]
-    for absent in (("loss", 600), ("los", 50), ("ntk_eigenvalues", {"rank": 9}), ("loss", {"width": 3})):
+    accuracy = found["loss"].rename(step="test_step").rename("test_loss")
+    rows, ok = figure.compare(found.merge(accuracy), (("test_loss", 50, loss, loss, loss, "source"),))
+    assert ok and rows[1][1] == "test_step 50"
+    for absent in (("loss", 600), ("ntk_eigenvalues", {"rank": 9}), ("loss", {"width": 3})):
         rows, ok = figure.compare(found, ((*absent, 0.0, -1.0, 1.0, "source"),))
         assert not ok and rows[1][-3:-1] == ("nan", "OFF")
+    rows, ok = figure.compare(found, (("los", 50, 0.0, -1.0, 1.0, "source"),))
+    assert not ok and rows[1][-3:-1] == ("no such variable", "OFF")
 
 
 def test_a_file_of_ones_own_is_a_figure_and_several_lie_beside_one_another(command, tmp_path, smoke):
@@ -102,6 +107,9 @@ MISTAKES = {
     "tiny --unknown": "unknown",
     "tiny --config.num_step=5": "unknown config key 'num_step': did you mean 'num_steps'?",
     "phase_static --launcher=slurm": "--launcher=slurm needs --jobs=N",
+    "tiny --launcher=local": "no sweep is to be filled: leave --launcher, --jobs and --slurm out",
+    "phase_static --shipped --jobs=2": "no sweep is to be filled",
+    "phase_static --shipped --scale=smoke": "--shipped draws what comes with dlf, of one scale",
     "phase_static --jobs=0": "--jobs must be at least 1, got 0",
     "": "required: NAME",
     "nowhere.py": "nowhere.py",
@@ -125,6 +133,9 @@ LINES = {
     "FIGURE = 3": "FIGURE 3 is not in analysis.figures",
     "1 / 0": "ZeroDivisionError",
     "get_config = lambda scale: {}[scale]; RUNS = {}": "scale 'small': KeyError: 'small'",
+    "get_config, RUNS = (lambda: {}), {}": "get_config must return a ConfigDict, got dict",
+    "get_config = 3": "get_config must be a function",
+    "get_config = dict": "get_config must be a function",
 }
 
 
@@ -154,7 +165,7 @@ def test_a_reduction_that_fails_gets_one_line_and_keeps_the_run(command, tmp_pat
     before = {at: at.read_bytes() for at in folder.rglob("*") if at.is_file()}
     status, _, err = command(figure.main, path, f"--workdir={folder}")
     assert status == 2 and err.count("\n") == 1 and "Traceback" not in err
-    assert "mine could not be reduced" in err and f"its runs are kept in {folder}" in err
+    assert "mine could not be made" in err and f"its runs are kept in {folder}" in err
     assert before.items() <= {at: at.read_bytes() for at in folder.rglob("*") if at.is_file()}.items()
 
 
@@ -193,6 +204,16 @@ def test_any_other_part_that_fails_gets_one_line_and_keeps_the_run(command, tmp_
     assert status == 2 and f"its runs are kept in {folder}" in err
     assert err.strip().splitlines()[-1].startswith("error: mine could not be") and "Traceback" not in err
     assert (folder / "metrics.zarr").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_while_it_measures_says_how_to_go_on(command, tmp_path, smoke, name):
+    path = tmp_path / "mine.py"
+    path.write_text(f"import os, signal\n{MINE}\nmeasure = lambda *_: os.kill(os.getpid(), signal.{name})\n")
+    folder = shutil.copytree(smoke("tiny"), tmp_path / "mine")
+    status, _, err = command(figure.main, path, f"--workdir={folder}")
+    assert status == 130 and "Traceback" not in err
+    assert err.splitlines()[-1] == f"error: interrupted: the same command goes on in {folder}"
 
 
 def test_a_data_set_without_a_number_of_classes_is_drawn(command, tmp_path):
