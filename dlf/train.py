@@ -139,6 +139,7 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
     a branch of its own, even if it is taken at every step, so that no choice of probes changes
     the code of the training step: on CPU its series are the same to the bit with and without. Nor does
     `num_steps`, from one on: in chunks of any lengths the series are those of one call, to the bit on CPU.
+    Raises ValueError, when it is first called, if two of step and probes measure series of one name.
 
     >>> step_fn = make_step(lambda w, b, t: w**2, lambda t: None, make_optimizer("sgd", 0.25))
     >>> state = init_state(jnp.asarray(1.0), make_optimizer("sgd", 0.25))
@@ -154,10 +155,6 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
         due = (state.step % probe.every == 0) & (state.step >= 0)
         return jax.lax.cond(due, lambda: probe.measure(carry, state), lambda: skipped)
 
-    names = [name for probe in probes.values() for name in probe.series]
-    if len({*names, *SERIES}) < len(names) + len(SERIES):
-        raise ValueError(f"two series of one name: {sorted([*names, *SERIES])}")
-
     @set_xla_metadata(**{_WHOLE: None})  # for this loop only, not for those in its body
     def body(loop, _):
         state, carries = loop
@@ -165,6 +162,8 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
         carries = {name: carry for name, (carry, _) in measured.items()}
         state, series = step_fn(state)
         for _, rows in measured.values():
+            if twice := series.keys() & rows.keys():
+                raise ValueError(f"two series of one name: {', '.join(sorted(twice))}")
             series = series | rows
         return (state, carries), series
 
@@ -178,9 +177,14 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
 
 
 def step_series(step_fn: StepFn, state: TrainState) -> dict[str, Series]:
-    """Return the series that every step records, with the shape and dtype of a row."""
+    """Return the series that every step records, with the shape and dtype of a row.
+
+    What a user's step measures beside `SERIES` is described by its name alone.
+    """
     rows = jax.eval_shape(step_fn, state)[1]
-    return _completed({name: of for name, of in SERIES.items() if name in rows}, "step", 1, rows)
+    known = {name: of for name, of in SERIES.items() if name in rows}
+    own = {name: Series(tuple(f"{name}_{i}" for i in range(of.ndim)), "", name) for name, of in rows.items()}
+    return _completed(known | {name: of for name, of in own.items() if name not in known}, "step", 1, rows)
 
 
 def probe_series(name: str, probe: Probe, state: TrainState) -> dict[str, Series]:

@@ -11,13 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmark.__main__ import COMMANDS
+from experiments.benchmark.timing import words
 from experiments.command_line import ConfigError, run
 from experiments.figure import NAMES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = tuple(ROOT / name for name in ("README.md", "analysis/README.md", "experiments/README.md"))
-_FIGURES = ROOT / "experiments" / "configs"
-_BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_FOLDER = ROOT / "experiments"
+SOURCES = {name: _FOLDER / "configs" / f"{name}.json" for name in NAMES} | {
+    f"benchmark_{name}": _FOLDER / "benchmark" / f"{name}.json" for name in COMMANDS if name != "spread"
+}
+_BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
@@ -26,26 +31,64 @@ def filled(text: str) -> str:
 
 
 def table(name: str) -> str:
-    """Return a table by its name: what a figure found, or one line of all figures.
-
-    Raises ConfigError where the data do not come with dlf.
-    """
+    """Return a table by its name: of a figure or a benchmark, one line of all figures, or of the solvers."""
     if name == "figures":
-        found = [_read(_FIGURES / f"{figure}.json") for figure in NAMES]
+        found = [_read(figure) for figure in NAMES]
         rows = [("figure: `experiments.figure ...`", "minutes", "number", "expected", "found")]
         for of in found:
             quantity, at, expected, _, value, *_ = of["expected"][-1]
-            minutes = f"{of['seconds'] / 60:.1f}" if of["seconds"] else "not known"
-            rows.append((f"`{of['name']}`", minutes, f"{quantity} {at}", expected, value))
+            rows.append((f"`{of['name']}`", f"{of['seconds'] / 60:.1f}", f"{quantity} {at}", expected, value))
         return _markdown(rows)
-    of = _read(_FIGURES / f"{name}.json")
+    if name == "solvers":
+        return _solvers(_read("benchmark_curvature")["results"])
+    of = _read(name)
+    if name.startswith("benchmark"):
+        return _measured(of)
     return "\n".join(_markdown(rows) for rows in (*of["tables"].values(), of["expected"]))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise ConfigError(f"{path.name} does not come with dlf: run its command and copy its JSON to {path}")
-    return json.loads(path.read_text())
+def _read(name: str) -> dict[str, Any]:
+    return json.loads(SOURCES[name].read_text())
+
+
+def _measured(of: dict[str, Any]) -> str:
+    """Lay out the rows of a benchmark, below where they were measured."""
+    versions = ", ".join(
+        f"{name} {of['versions'][name]}" for name in ("jax", "torch") if name in of["versions"]
+    )
+    where = f"{of['date'][:10]}, commit {of['commit'][:7]}, {of['cpus']} cores, {versions}"
+    rows = [("case", "quantity", "median", "least to most", "unit", "target", "")]
+    for row in of["rows"]:
+        median, least, most, target = (words(row[key]) for key in ("median", "min", "max", "target"))
+        rows.append(
+            (
+                row["case"],
+                row["quantity"],
+                median,
+                least and f"{least} to {most}",
+                row["unit"],
+                target,
+                row["verdict"],
+            )
+        )
+    return f"{where}; medians of {of['repeats']} repeats:\n\n{_markdown(rows)}"
+
+
+def _solvers(results: Sequence[dict[str, Any]]) -> str:
+    """Lay out milliseconds and products of all solvers (rows) on all cases (columns)."""
+    cases = dict.fromkeys((of["network"], of["stage"]) for of in results)
+    cells = {(of["solver"], of["network"], of["stage"]): _cell(of) for of in results}
+    rows = [("solver: ms (products)", *map(", ".join, cases))]
+    for solver in dict.fromkeys(of["solver"] for of in results):
+        rows.append((solver, *(cells[solver, *case] for case in cases)))
+    return _markdown(rows)
+
+
+def _cell(of: dict[str, Any]) -> str:
+    if of["residual"] is None:
+        return of["noticed"]
+    cell = f"{words(1e3 * of['seconds'])} ({of['num_matvecs']})"
+    return cell if of["residual"] <= of["tol"] else f"{cell}, residual {of['residual']:.1g}"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -55,6 +98,9 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _main() -> int:
+    missing = [str(path) for path in (*DOCUMENTS, *SOURCES.values()) if not path.exists()]
+    if missing:
+        raise ConfigError(f"run this in a clone of the repository that has all data: no {', '.join(missing)}")
     for path in DOCUMENTS:
         path.write_text(filled(path.read_text()))
     return 0

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import shutil
 
 import pytest
@@ -27,6 +28,8 @@ def test_every_config_says_what_draws_it_what_reduces_it_and_what_to_expect(name
     assert all(least <= number <= most for _, _, number, least, most, _ in module.EXPECTED)
     assert "experiments.figure" in module.__doc__ or "`make " in module.__doc__  # a run card
     assert "minute" in module.__doc__ or "seconds" in module.__doc__
+    told = {float(number) for number in re.findall(r"(?<![\w.])\.\d+", module.__doc__)}
+    assert told <= {number for row in module.EXPECTED for number in row[2:5]}
 
 
 def test_it_trains_draws_and_compares_and_then_only_draws(smoke, command, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from analysis import probes
 from dlf import data, losses, models, optimizers, schedules, train
+from dlf.types import Probe
 
 SCHEDULE = dict(amplitude=70.0, period=60, hold_step=True)
 
@@ -186,10 +187,31 @@ def test_the_learning_rate_may_be_traced_or_scheduled(float64):
 
 
 def test_two_series_of_one_name_are_refused(float64):
-    _, step_fn, problem = setup(width=8)
-    probe = probes.ntk(problem, every=1, num=1, num_examples=2)
-    with pytest.raises(ValueError, match="two series of one name"):
-        train.make_loop(step_fn, {"a": probe, "b": probe})
+    state, step_fn, problem = setup(width=8)
+    ntk = probes.ntk(problem, every=1, num=1, num_examples=2)
+    own = Probe(1, lambda state: (), lambda carry, state: (carry, {"loss": state.params["w"]}), {})
+    for two, name in (({"a": ntk, "b": ntk}, "ntk_eigenvalues"), ({"a": own}, "loss")):
+        loop = train.make_loop(step_fn, two)
+        carries = train.init_carries(two, state)
+        state = state._replace(params=state.params | {"w": jnp.ones(())})
+        with pytest.raises(ValueError, match=f"two series of one name: {name}"):
+            loop(state, carries, 3)
+
+
+def test_a_loop_of_ones_own_may_call_its_series_as_it_likes(float64):
+    optimizer = optimizers.make_optimizer("sgd", learning_rate=0.25)
+    state = train.init_state(jnp.ones(2), optimizer)
+
+    def metrics_fn(state):
+        return {"gradient": 2 * state.params}
+
+    step_fn = train.make_step(lambda w, batch, step: jnp.sum(w**2), lambda step: None, optimizer, metrics_fn)
+    own = Probe(1, lambda state: (), lambda carry, state: (carry, {"accuracy": state.params[0]}), {})
+    series = train.make_loop(step_fn, {"own": own})(state, {"own": ()}, 2)[2]
+    assert series["accuracy"].tolist() == [1.0, 0.5]
+    described = train.step_series(step_fn, state)
+    assert list(described) == ["loss", "gradient"]
+    assert described["gradient"].dims == ("gradient_0",) and described["gradient"].shape == (2,)
 
 
 def test_a_loop_that_runs_again_does_not_compile_again(float64):
