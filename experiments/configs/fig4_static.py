@@ -1,6 +1,6 @@
 """Fig. 4 with A = 1: the static loss, which does not learn this data set with this learning rate.
 
-`python -m experiments.figure fig4_static`, one minute. Expect an accuracy of .477 at the end, below .8 anyway.
+`python -m experiments.figure fig4_static`, one minute. Expect an accuracy of .477 at the end, below .8.
 All other values are those of fig4.py.
 """
 
