@@ -9,36 +9,29 @@ from jaxtyping import Array, Float, PyTree
 
 from analysis.krylov import check_like, expand, first_basis, flatten
 from analysis.linear_maps import as_pytree, precise
-from dlf.layers import warn_of_convolutions
 from dlf.types import Matvec
 
 
 class SpectralDensity(NamedTuple):
-    """A smoothed density of eigenvalues on a grid, and the quadrature that it comes from.
-
-    The density integrates to one; `nodes` and `weights` belong to one probe a row, and the weights of
-    each row sum to one: n sum(weights * f(nodes)) estimates the trace of f(H).
-    """
+    """A smoothed density of eigenvalues, and its quadrature: n sum(weights * f(nodes)) estimates tr f(H)."""
 
     values: Float[Array, " points"]  # eigenvalues, ascending
-    density: Float[Array, " points"]  # mean over the probes, per unit of the eigenvalues
+    density: Float[Array, " points"]  # mean over the probes, per unit of the eigenvalues; integrates to one
     standard_error: Float[Array, " points"]  # of that mean
     width: Float[Array, ""]  # standard deviation of the Gaussian in place of each node
     nodes: Float[Array, "probes order"]
-    weights: Float[Array, "probes order"]
+    weights: Float[Array, "probes order"]  # of one probe a row, which sums to one
 
 
 @partial(jax.jit, static_argnames=("num_probes", "order", "num_points"))
 @precise
 def _density(matvec, like, width, key, *, num_probes, order, num_points):
-    warn_of_convolutions(matvec, like)
     product, random, _, _ = flatten(matvec, like, key)
 
     def quadrature(probe):
         def grow(count, loop):
             basis, finite = loop
-            fresh = partial(random, num_probes + probe * order + count)
-            basis, ok = expand(basis, product, fresh)
+            basis, ok = expand(basis, product, partial(random, num_probes + probe * order + count))
             return basis, finite & ok
 
         start = first_basis(random(probe), order), jnp.asarray(True)
@@ -112,7 +105,6 @@ class TraceEstimate(NamedTuple):
 @partial(jax.jit, static_argnames=("num_exact", "num_probes"))
 @precise
 def _trace(matvec, like, key, *, num_exact, num_probes):
-    warn_of_convolutions(matvec, like)
     product, random, _, size = flatten(matvec, like, key)
     sketch = jax.lax.map(lambda i: product(random(i)), jnp.arange(num_exact))
     q, _ = jnp.linalg.qr(sketch.T)
@@ -146,8 +138,7 @@ def trace(matvec: Matvec, like: PyTree, *, num_matvecs: int = 60, key: Array) ->
     """
     if num_matvecs < 6:
         raise ValueError(f"num_matvecs must be at least 6, got {num_matvecs}")
-    size, _ = check_like(like)
-    num_exact = min(num_matvecs // 3, size)
+    num_exact = min(num_matvecs // 3, check_like(like)[0])
     num_probes = num_matvecs - 2 * num_exact
     found = _trace(as_pytree(matvec), like, key, num_exact=num_exact, num_probes=num_probes)
     return TraceEstimate(*found, num_matvecs)

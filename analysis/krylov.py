@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dlf.layers import warn_of_convolutions
 from dlf.types import Matvec, Params
 
 _PIECES = 16  # in which a large basis is rotated
@@ -26,15 +27,6 @@ class Basis(NamedTuple):
     size: Int[Array, ""]
 
 
-class FlatMap(NamedTuple):
-    """A map of pytrees on flat vectors, padded with zeros to a width that divides into pieces."""
-
-    product: Callable[[Array], Array]
-    random: Callable[[Int[Array, ""] | int], Array]  # a random unit vector, one for each number
-    unflatten: Callable[[Array], Params]
-    size: int  # without the padding
-
-
 def check_like(like: PyTree) -> tuple[int, jnp.dtype]:
     """Return the dimension and the dtype of vectors shaped as `like`.
 
@@ -49,12 +41,20 @@ def check_like(like: PyTree) -> tuple[int, jnp.dtype]:
     return sum(jnp.size(leaf) for leaf in leaves), real[0]
 
 
-def flatten(matvec: Matvec, like: Params, key: Array) -> FlatMap:
-    """Return a map of pytrees as one of flat vectors, with a source of random vectors.
+def flatten(matvec: Matvec, like: Params, key: Array) -> tuple[Callable, Callable, Callable, int]:
+    """Return a map of pytrees as one of flat vectors: (product, random, unflatten, size).
+
+    `random(number)` is a random unit vector, one for each number. Vectors are padded with zeros to a width
+    that divides into pieces; `size` is without them. Warns of a `lax.conv` on a CPU.
 
     Raises ValueError if the map does not return what it is given: structure, shapes and dtypes.
     """
-    expected, found = (jax.tree.map(_kind, tree) for tree in (like, jax.eval_shape(matvec, like)))
+
+    def kind(leaf):
+        return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+    warn_of_convolutions(matvec, like)
+    expected, found = (jax.tree.map(kind, tree) for tree in (like, jax.eval_shape(matvec, like)))
     if expected != found:
         raise ValueError(f"the map must return a pytree like the one it is given, {expected}, not {found}")
     flat, unravel = ravel_pytree(like)
@@ -70,11 +70,7 @@ def flatten(matvec: Matvec, like: Params, key: Array) -> FlatMap:
     def unflatten(vector):
         return unravel(vector[: flat.size])
 
-    return FlatMap(lambda v: pad(ravel_pytree(matvec(unflatten(v)))[0]), random, unflatten, flat.size)
-
-
-def _kind(leaf):
-    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+    return lambda v: pad(ravel_pytree(matvec(unflatten(v)))[0]), random, unflatten, flat.size
 
 
 def first_basis(vector: Float[Array, " width"], rows: int) -> Basis:

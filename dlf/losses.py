@@ -9,19 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlf.types import (
-    ApplyFn,
-    Batch,
-    Labels,
-    Logits,
-    Losses,
-    LossFn,
-    Params,
-    Step,
-    WeightedLoss,
-    Weights,
-    WeightSchedule,
-)
+from dlf.types import ApplyFn, Batch, Labels, Logits, Losses, LossFn, WeightedLoss, Weights, WeightSchedule
 
 __all__ = ["cross_entropy", "dmse1", "dmse2"]
 
@@ -91,7 +79,7 @@ def make_loss(apply_fn: ApplyFn, weighted_loss: WeightedLoss, schedule: WeightSc
     [0.6931, 1.0397, 0.3466]
     """
 
-    def loss_fn(params: Params, batch: Batch, step: Step):
+    def loss_fn(params, batch: Batch, step):
         logits = apply_fn(params, batch.inputs)
         weights = schedule(step).astype(logits.dtype)
         return jnp.mean(weighted_loss(logits, batch.labels, weights))
@@ -110,7 +98,7 @@ def make_class_losses(apply_fn: ApplyFn, weighted_loss: WeightedLoss):
     [0.5199, 0.1733]
     """
 
-    def class_losses(params: Params, batch: Batch):
+    def class_losses(params, batch: Batch):
         logits = apply_fn(params, batch.inputs)
         units = jnp.eye(logits.shape[1], dtype=logits.dtype)
         return jax.vmap(lambda e: jnp.mean(weighted_loss(logits, batch.labels, e)))(units)

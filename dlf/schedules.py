@@ -5,7 +5,6 @@
 """
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.core import Tracer
 
@@ -58,10 +57,12 @@ def triangular(
     >>> gamma(jnp.asarray(5000)).tolist()
     [1.0, 1.0, 1.0]
     """
-    if not isinstance(amplitude, Tracer) and not _are_amplitudes(np.asarray(amplitude)):
+    if not isinstance(amplitude, Tracer) and not 1 <= float(amplitude) < float("inf"):
         raise ValueError(f"amplitude must be at least 1 (the static loss) and finite, got {amplitude}")
-    if not isinstance(period, Tracer) and not _are_steps(np.asarray(period), hold_step):
-        raise ValueError(f"period must be at least 2 steps, a whole number below 2^31 - 1, got {period}")
+    if not isinstance(period, Tracer):
+        steps, most = float(period), 2**31 - int(hold_step)  # a turn is counted in an int32
+        if not (2 <= steps < most and steps.is_integer()):
+            raise ValueError(f"period must be at least 2 steps, a whole number below 2^31 - 1, got {period}")
 
     def weights(step: Step):
         ones = jnp.ones(num_classes)
@@ -75,15 +76,6 @@ def triangular(
         return num_classes * w / jnp.sum(w)
 
     return weights
-
-
-def _are_amplitudes(amplitude: np.ndarray) -> bool:
-    return bool(np.all((amplitude >= 1) & np.isfinite(amplitude)))
-
-
-def _are_steps(period: np.ndarray, hold_step: bool) -> bool:
-    fits = period < 2**31 - int(hold_step)  # a turn is counted in an int32
-    return bool(np.all((period >= 2) & fits & (period == np.round(period))))
 
 
 def stop_after(schedule: WeightSchedule, num_steps: int | Array) -> WeightSchedule:

@@ -162,15 +162,8 @@ def _open(workdir: Path) -> zarr.Group:
     return group
 
 
-def load(workdir: str | Path) -> xr.Dataset:
-    """Load a run as one labelled data set, also while it is going on.
-
-    Every series has its own step coordinate; what is not measured or not yet committed is NaN.
-    Attributes hold the configuration (a JSON string), the commit, and all of meta.json.
-
-    Raises StoreError that names the file if the folder holds no run or a damaged one.
-    """
-    workdir = Path(workdir)
+def load(workdir: Path) -> xr.Dataset:
+    """Load a run: see `dlf.store.load`."""
     meta = read_json(workdir / "meta.json")
     sound, damaged = _sound_steps(workdir)
     if damaged:
