@@ -45,29 +45,28 @@ def top_eigenpairs(
 
         H V = V T + v b^T,    T s = theta s,    u = V s,    H u - theta u = V (T s - theta s) + v (b . s)
 
-    Thick-restart Lanczos: a basis V of at most `basis_size` vectors, each orthogonalised twice against
-    all others. When it is full, the best of its Ritz vectors u and the last direction v start
-    the next one. The coefficients T and b are those measured, not the ones that symmetry would give,
-    so that the last equation yields the true residual without another product. It stops once all
-    wanted residuals are at most `tol` times the largest |wanted value|, or 20 eps |T|, the rounding of a
-    product; a smaller `tol` warns.
+    Thick-restart Lanczos: a basis V of at most `basis_size` vectors, each orthogonalised twice against all
+    others. When it is full, the best of its Ritz vectors u and the last direction v start the next one. The
+    coefficients T and b are those measured, not the ones that symmetry would give, so that the last equation
+    yields the true residual without another product. It stops once all wanted residuals are at most `tol`
+    times the largest |wanted value|, or 20 eps |T|, the rounding of a product; a smaller `tol` warns.
 
     `like` gives the structure of a vector; memory is that of `basis_size` vectors (24, or twice what is
-    wanted plus 4, if not said) and at most nine more. `start`, eigenvectors of a map nearby as `vectors` holds
-    them, makes a warm start: from their sum and a random part, with at least 8 products, since at once a
-    residual would certify an old direction while a new one has grown larger. Still it can miss one: measure
+    wanted plus 4, if not said) and at most nine more. `start`, eigenvectors of a map nearby as `vectors`
+    holds them, makes a warm start: from their sum and a random part, with at least 8 products, since at once
+    a residual would certify an old direction while a new one has grown larger. Still it can miss one: measure
     cold from time to time. All zeros, or NaN, stand for a cold start. Where the Krylov space is exhausted,
     random vectors go on, at least as many as are wanted. Of a multiple eigenvalue one copy is sure.
 
     It never raises for what it finds: without convergence within `max_matvecs`, `converged` is False beside
-    the best values; a product that is not finite ends the search, and `nonfinite_matvec` says which. A map that
-    is not symmetric does not converge, nor one of eigenvalues whose squares the dtype cannot hold (beyond 1e-17
-    to 1e17 in 32 bits). Compiled once for all arrays in a matvec that is a `Partial`, as the builders of
-    `analysis.operators` return it, and for all `tol`, `start`, `max_matvecs` and `key`.
+    the best values; a product that is not finite ends the search, and `nonfinite_matvec` says which. A map
+    that is not symmetric does not converge, nor one of eigenvalues whose squares the dtype cannot hold
+    (beyond 1e-17 to 1e17 in 32 bits). Compiled once for all arrays in a matvec that is a `Partial`, as the
+    builders of `analysis.operators` return it, and for all `tol`, `start`, `max_matvecs` and `key`.
 
-    Raises ValueError if not 1 <= num < dimension (all of a small spectrum: `dense` and eigh), for a basis or a
-    limit too small for `num`, a `tol` outside (0, 1), a `start` of another shape, a structure that the map does
-    not keep, or leaves not all of one real floating dtype of 32 or 64 bits.
+    Raises ValueError if not 1 <= num < dimension (all of a small spectrum: `dense` and eigh), for a basis or
+    a limit too small for `num`, a `tol` outside (0, 1), a `start` of another shape, a structure that the map
+    does not keep, or leaves not all of one real floating dtype of 32 or 64 bits.
 
     Source: Wu and Simon 2000 (thick restart), Stewart 2001 (Krylov-Schur), Parlett 1998 (residuals).
 

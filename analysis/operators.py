@@ -1,8 +1,9 @@
 """Curvature of a loss as matrix-vector products on parameter pytrees, over a whole data set.
 
-Each builder returns a `jax.tree_util.Partial`: the functions in it are static, the parameters, the
-data and the step are arrays. A compiled function that takes such a matvec as an argument is compiled
-once for all parameters and steps.
+Each builder returns a `jax.tree_util.Partial`: the functions in it are static, the parameters, the data and
+the step are arrays. A compiled function that takes such a matvec as an argument is compiled once for all
+parameters and steps. All raise ValueError for an empty data set, or a batch size below 1 or above the number
+of examples.
 """
 
 from collections.abc import Callable
@@ -97,8 +98,6 @@ def hessian(
     product is summed in one compiled scan over parts of that size and is the same for every size,
     ragged or not, up to rounding. Without one, any loss of the batch will do.
 
-    Raises ValueError for an empty data set, or a batch size below 1 or above the number of examples.
-
     >>> loss_fn = lambda w, batch, step: jnp.mean((batch.inputs @ w) ** 3)
     >>> batch = Batch(jnp.eye(2), jnp.zeros(2, int))
     >>> matvec = hessian(loss_fn, jnp.asarray([1.0, 2.0]), batch, jnp.asarray(0), batch_size=1)
@@ -135,8 +134,6 @@ def ggn(
 
     `logits_loss` is F as a function of the logits in place of the parameters, as
     `make_loss(lambda logits, inputs: logits, weighted_loss, schedule)` gives it.
-
-    Raises ValueError as `hessian` does.
 
     Source: Schraudolph 2002.
 
@@ -175,8 +172,6 @@ def residual(
 
     Computed from that sum, not as a difference. `logits_loss` as in `ggn`.
 
-    Raises ValueError as `hessian` does.
-
     >>> linear = lambda logits, batch, step: jnp.mean(logits)
     >>> batch = Batch(jnp.asarray([[1.0], [3.0]]), jnp.zeros(2, int))
     >>> matvec = residual(lambda w, x: x * w**2, linear, jnp.asarray(7.0), batch, jnp.asarray(0))
@@ -206,7 +201,7 @@ def class_hessian(
     `class_losses` as `make_class_losses` gives them, with 1/P inside. The label is an array: one
     compiled product serves all classes.
 
-    Raises ValueError as `hessian` does, and for a label that is no class.
+    Raises ValueError for a label that is no class.
     """
     (num_classes,) = jax.eval_shape(class_losses, params, batch).shape
     if not isinstance(label, jax.core.Tracer) and not 0 <= label < num_classes:

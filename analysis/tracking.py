@@ -17,29 +17,21 @@ _SAME = 0.5**0.5  # of a unit vector's length: of orthogonal vectors only one ca
 
 
 class Identity(NamedTuple):
-    """Which eigenvector is which of those measured before, by their overlap.
+    """Which eigenvector is which of those measured before, by their overlap."""
 
-    `previous` is the rank that it had then, -1 for a newcomer; `overlap` the largest |u . u_before|;
-    `sign` what turns it to the side of the old one; `crossing` whether its rank has changed.
-    """
-
-    previous: Int[Array, " num"]
-    overlap: Float[Array, " num"]
-    sign: Float[Array, " num"]
-    crossing: Bool[Array, " num"]
+    previous: Int[Array, " num"]  # the rank that it had then, -1 for a newcomer
+    overlap: Float[Array, " num"]  # the largest |u . u_before|
+    sign: Float[Array, " num"]  # what turns it to the side of the old one
+    crossing: Bool[Array, " num"]  # whether its rank has changed
 
 
 class Split(NamedTuple):
-    """A change of an eigenvalue, and what made it.
-
-    `valid` says whether it may be trusted: the same eigenvector before and after, its distance to all others
-    (`gap`, the smaller of both ends) larger than the change and than the errors.
-    """
+    """What made the change of an eigenvalue, and whether that is to be trusted."""
 
     loss_moved: Float[Array, " num"]
     network_moved: Float[Array, " num"]
-    gap: Float[Array, " num"]
-    valid: Bool[Array, " num"]
+    gap: Float[Array, " num"]  # distance to all others, the smaller of both ends
+    valid: Bool[Array, " num"]  # the same eigenvector before and after, the gap above change and errors
 
 
 def identify(old: PyTree, new: PyTree) -> Identity:

@@ -28,8 +28,7 @@ def spiral(
 
     Raises ValueError for fewer than two classes, no examples, or impossible turns or noise.
 
-    Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793) and the authors' notebook; the test set is
-    ours.
+    Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793) and the authors' notebook; the test set is ours.
 
     >>> train, test, num_classes = spiral()
     >>> train.inputs.shape, num_classes, [round(float(v), 4) for v in train.inputs[50]]

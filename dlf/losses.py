@@ -41,8 +41,7 @@ def dmse1(logits: Logits, labels: Labels, weights: Weights) -> Losses:
 
         l_j = Gamma_{y_j} sum_i (f_i(x_j) - delta_{i, y_j})^2
 
-    Source: name and properties from Ruiz-Garcia et al. 2024 (arXiv 2410.10690); the formula is
-    ours.
+    Source: name and properties from Ruiz-Garcia et al. 2024 (arXiv 2410.10690); the formula is ours.
 
     >>> dmse1(jnp.zeros((1, 2)), jnp.asarray([1]), jnp.asarray([0.5, 1.5])).tolist()
     [1.5]
@@ -56,8 +55,7 @@ def dmse2(logits: Logits, labels: Labels, weights: Weights) -> Losses:
 
         l_j = sum_i Gamma_i (f_i(x_j) - delta_{i, y_j})^2
 
-    Source: name and properties from Ruiz-Garcia et al. 2024 (arXiv 2410.10690); the formula is
-    ours.
+    Source: name and properties from Ruiz-Garcia et al. 2024 (arXiv 2410.10690); the formula is ours.
 
     >>> dmse2(jnp.ones((1, 2)), jnp.asarray([1]), jnp.asarray([0.5, 1.5])).tolist()
     [0.5]

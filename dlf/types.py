@@ -48,57 +48,46 @@ class Model(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that a step reads and writes; saved with the probes' carries it is a checkpoint.
-
-    `model_state` holds batch statistics and the like, and is empty for a model without them.
-    """
+    """All that a step reads and writes; saved with the probes' carries it is a checkpoint."""
 
     step: Step
     params: Params
-    model_state: PyTree
+    model_state: PyTree  # batch statistics and the like, empty for a model without them
     opt_state: PyTree
 
 
 class Problem(NamedTuple):
-    """What a probe may look at: the functions that define one training run, and a key of its own.
-
-    `advance` is one training step without its series; `optimizer` the name and the settings in optax.
-    """
+    """What a probe may look at: the functions that define one training run, and a key of its own."""
 
     apply_fn: ApplyFn
     weighted_loss: WeightedLoss
     schedule: WeightSchedule
     loss_fn: LossFn
     batch_fn: BatchFn
-    optimizer: Mapping[str, Any]
-    advance: Callable[[TrainState], TrainState]
+    optimizer: Mapping[str, Any]  # the name and the settings in optax
+    advance: Callable[[TrainState], TrainState]  # one training step without its series
     test: Batch
     key: Array
 
 
 class Series(NamedTuple):
-    """One measured quantity, from its probe through loop and store to the figure.
+    """One measured quantity, from its probe through loop and store to the figure."""
 
-    `dims` name the axes of one row; `units` is "1" for a pure number. What is known once it is part of a loop
-    is filled in there: the name of its `step` coordinate, how many steps lie between two rows (`every`, from
-    step 0 on), and the `shape` and `dtype` of a row.
-    """
-
-    dims: tuple[str, ...]
-    units: str
+    dims: tuple[str, ...]  # of one row
+    units: str  # "1" for a pure number
     description: str
-    step: str = "step"
-    every: int = 1
-    shape: tuple[int, ...] = ()
+    # what is known once it is part of a loop, and filled in there
+    step: str = "step"  # the name of its step coordinate
+    every: int = 1  # steps between two rows, from step 0 on
+    shape: tuple[int, ...] = ()  # of one row
     dtype: Any = None
 
 
 class Probe(NamedTuple):
     """A measurement taken along training at every `every`-th step, starting with step 0.
 
-    `init(state)` returns the first carry; `measure(carry, state)` returns the next carry and a
-    dict of floating arrays (NaN stands for "not measured"), one for each key of `series`, which
-    no other probe uses.
+    `init(state)` returns the first carry; `measure(carry, state)` returns the next carry and a dict of
+    floating arrays (NaN stands for "not measured"), one for each key of `series`, which no other probe uses.
     """
 
     every: int

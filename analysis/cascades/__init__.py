@@ -2,8 +2,3 @@
 
 from analysis.cascades.instabilities import Instability, budget, find, onset_windows, onsets, table
 from analysis.cascades.periods import CHAOS, GROWING, IRREGULAR, UNDEFINED, Windows, label, name
-
-__all__ = [
-    "CHAOS", "GROWING", "IRREGULAR", "UNDEFINED", "Instability", "Windows", "budget", "find", "label", "name",
-    "onset_windows", "onsets", "table",
-]  # fmt: skip

@@ -19,36 +19,25 @@ _DEPTHS = (1, GROWING, IRREGULAR, 2, 4, 8, 16, CHAOS)
 class Instability(NamedTuple):
     """One departure from period 1 and the return to it.
 
-    onset, end: step at which the alternation is ten times what was there before, and step of the return;
-    emphasised, phase: class with the largest weight at the onset (-1 if all are alike), and the part of
-    its turn that has gone, 0 to 1;
-    sharpness: at the onset, in nat, mean of two consecutive steps (NaN if they were not measured);
-    threshold: of the optimizer, in nat; crossing: first step measured in the instability at which the mean
-    over two consecutive steps exceeds it (-1 if there is none);
-    deepest: the last label of the cascade that it reached;
-    growth_steps, growth: steps from the onset until the alternation is a hundredth of the loss, and log of
-    the factor by which it grew;
-    budget: sum of log |1 - eta lambda| over the same steps, in nat, with the mean of two consecutive steps as
-    lambda, since it alternates with the loss; less than the growth where an alternation is driven, and rises
-    with the sharpness before it grows by itself (NaN if one was not measured);
-    ntk_drop: 1 - after / before of the NTK's largest eigenvalue; accuracies: means over the window before the
-    onset, and over the one after the end.
+    Since the sharpness alternates with the loss, its mean over two consecutive steps is taken throughout, NaN
+    where it was not measured. The budget is less than the growth where an alternation is driven, and rises
+    with the sharpness before it grows by itself.
     """
 
-    onset: int
-    end: int
-    emphasised: int
-    phase: float
-    sharpness: float
-    threshold: float
-    crossing: int
-    deepest: str
-    growth_steps: int
-    growth: float
-    budget: float
-    ntk_drop: float
-    accuracy_before: float
-    accuracy_after: float
+    onset: int  # step at which the alternation is ten times what was there before
+    end: int  # step of the return
+    emphasised: int  # class with the largest weight at the onset, -1 if all are alike
+    phase: float  # the part of its turn that has gone at the onset, 0 to 1
+    sharpness: float  # at the onset, in nat
+    threshold: float  # of the optimizer, in nat
+    crossing: int  # first step measured in the instability at which the sharpness exceeds it, -1 if none
+    deepest: str  # the last label of the cascade that it reached
+    growth_steps: int  # from the onset until the alternation is a hundredth of the loss
+    growth: float  # log of the factor by which it grew in these steps
+    budget: float  # sum of log |1 - eta lambda| over these steps, in nat
+    ntk_drop: float  # 1 - after / before of the NTK's largest eigenvalue
+    accuracy_before: float  # mean over the window before the onset
+    accuracy_after: float  # mean over the window after the end
 
 
 def find(windows: Windows) -> list[slice]:
@@ -89,10 +78,9 @@ def table(
 ) -> list[Instability]:
     """Return all instabilities of a run, in the order of time.
 
-    `run` holds `loss`, `accuracy`, `class_weights` and, if measured, `ntk_eigenvalues`, as
-    `dlf.store.load` gives them; `windows` are the labels of its loss; `sharpness` [step] the largest
-    eigenvalue where it was measured. `learning_rate` is that of plain gradient descent, None for others,
-    which have no budget.
+    `run` holds `loss`, `accuracy`, `class_weights` and, if measured, `ntk_eigenvalues`, as `dlf.store.load`
+    gives them; `windows` are the labels of its loss; `sharpness` [step] the largest eigenvalue where it was
+    measured. `learning_rate` is that of plain gradient descent, None for others, which have no budget.
     """
     loss, width = run["loss"].values, windows.width
     known = dict(zip(sharpness["step"].values.tolist(), sharpness.values.tolist(), strict=True))

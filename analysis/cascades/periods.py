@@ -25,23 +25,16 @@ _DRIFT = 4  # degree of the polynomial that a smooth drift is within a window
 
 
 class Windows(NamedTuple):
-    """The label of every window, beside what decided it.
+    """The label of every window, beside what decided it."""
 
-    `width` is the number of steps of a window; `first_step` counts from the beginning of the series.
-    `amplitude` is the root mean square of the fast part of a window, in the unit of the series; `growth` the
-    factor by which it grows over the window; `spread` the standard deviation of the series about its drift;
-    `exponent` and `exponent_error` the mean of the log growth over the window with its standard error (NaN
-    without one).
-    """
-
-    width: int
-    first_step: Int[np.ndarray, " windows"]
+    width: int  # steps of a window
+    first_step: Int[np.ndarray, " windows"]  # from the beginning of the series
     labels: Int[np.ndarray, " windows"]
-    amplitude: Float[np.ndarray, " windows"]
-    growth: Float[np.ndarray, " windows"]
-    spread: Float[np.ndarray, " windows"]
-    exponent: Float[np.ndarray, " windows"]
-    exponent_error: Float[np.ndarray, " windows"]
+    amplitude: Float[np.ndarray, " windows"]  # root mean square of the fast part, in the unit of the series
+    growth: Float[np.ndarray, " windows"]  # factor by which it grows over the window
+    spread: Float[np.ndarray, " windows"]  # standard deviation of the series about its drift
+    exponent: Float[np.ndarray, " windows"]  # mean of the log growth over the window, NaN without one
+    exponent_error: Float[np.ndarray, " windows"]  # its standard error
 
 
 def name(label: int) -> str:
@@ -65,14 +58,13 @@ def label(
         x_n = a_k + b_k n + drift(n) + rest,  k = n mod p        s_p: standard deviation of the rest
 
     drift is one polynomial of degree 4. The label is the smallest p of 1, 2, 4, 8, 16 whose s_p is at most
-    twice that of the best p, or below 0.5 % of s_1. Before that, the fast part
-    h_n = (x_{n-2} - 4 x_{n-1} + 6 x_n - 4 x_{n+1} + x_{n+2}) / 16 decides. Unless it exceeds `noise` times
-    the largest |x| of the window and changes sign there 5 times in a row or 8 times in all (a kink of a
-    schedule does twice), the period is 1; or unless x leaves its drift by as much and crosses it 8 times or
-    more. If h alternates in sign and grows, relative to x, by more than 2 over the window, it is GROWING, the
-    onset of an instability, also below `noise` where the following windows grow on beyond it, but not within
-    a cascade. A series that goes to zero has no level to compare with: add one. Of minibatches, `noise` must
-    exceed the scatter.
+    twice that of the best p, or below 0.5 % of s_1. Before that, the fast part h_n = (x_{n-2} - 4 x_{n-1} + 6
+    x_n - 4 x_{n+1} + x_{n+2}) / 16 decides. Unless it exceeds `noise` times the largest |x| of the window and
+    changes sign there 5 times in a row or 8 times in all (a kink of a schedule does twice), the period is 1;
+    or unless x leaves its drift by as much and crosses it 8 times or more. If h alternates in sign and grows,
+    relative to x, by more than 2 over the window, it is GROWING, the onset of an instability, also below
+    `noise` where the following windows grow on beyond it, but not within a cascade. A series that goes to
+    zero has no level to compare with: add one. Of minibatches, `noise` must exceed the scatter.
 
     Where no period explains three quarters of the variance, a window is CHAOS if its exponent is positive by
     more than its standard error and nearby runs part by two e-folds before a period fits again, else

@@ -4,9 +4,8 @@
 """
 
 from analysis.figures.phases import amplitude_period, losses_width, static_width_rate, width_rate
-from analysis.figures.runs import curvature, fig4
+from analysis.figures.runs import curvature, fig4, kernel_width, lazy_rich
 from analysis.figures.unstable import bifurcation, cascades, static_dynamic, threshold_rate
-from analysis.figures.widths import kernel_width, lazy_rich
 
 __all__ = [
     "amplitude_period", "bifurcation", "cascades", "curvature", "fig4", "kernel_width", "lazy_rich",

@@ -6,13 +6,9 @@
 give W^{1/2} Theta W^{1/2}, the kernel of the weighted loss without its 1/P. With a `batch_size` a
 kernel is filled in blocks of so many examples by one compiled loop: beside the kernel, memory is that of
 two blocks of the Jacobian, or of the layers' factors, and of a copy to transpose each. It changes the
-numbers by rounding only, and allows forward derivatives only.
+numbers by rounding only, and allows forward derivatives only. All forms raise ValueError for no examples, a
+batch_size below 1 or above their number, or weights of another shape.
 """
 
 from analysis.ntk.kernels import diagonal_ntk, empirical_ntk, full_ntk, ntk_operator, per_class_ntk
 from analysis.ntk.spectra import ggn_ntk_duality, kernel_target_alignment, relative_distance, spectrum
-
-__all__ = [
-    "diagonal_ntk", "empirical_ntk", "full_ntk", "ggn_ntk_duality", "kernel_target_alignment", "ntk_operator",
-    "per_class_ntk", "relative_distance", "spectrum",
-]  # fmt: skip

@@ -35,9 +35,6 @@ def empirical_ntk(
     the same way. With a `batch_size`, no more than two blocks of so many examples of either exist at
     once. `weights` per example only.
 
-    Raises ValueError, as the others do, for no examples, a batch_size below 1 or above their number,
-    or weights of another shape.
-
     Source: the default of `empirical_ntk_fn` in neural-tangents, which Ruiz-Garcia et al. 2021
     (arXiv 2102.03793) used; by layers: Novak et al. 2022 (arXiv 2206.08720), structured derivatives.
 
@@ -66,9 +63,7 @@ def full_ntk(
 ) -> Float[Array, "rows rows"]:
     """Return the full empirical NTK J J^T, the logits of one example side by side.
 
-        Theta[C x + c, C x' + d] = Theta_cd(x, x')        not divided
-
-    `weights` per example or per output. Raises ValueError as `empirical_ntk` does.
+        Theta[C x + c, C x' + d] = Theta_cd(x, x')        not divided; `weights` per example or per output
 
     >>> full_ntk(lambda w, x: x @ w, jnp.ones((1, 2)), jnp.asarray([[1.0], [2.0]])).tolist()
     [[1.0, 0.0, 2.0, 0.0], [0.0, 1.0, 0.0, 2.0], [2.0, 0.0, 4.0, 0.0], [0.0, 2.0, 0.0, 4.0]]
@@ -95,9 +90,7 @@ def per_class_ntk(
 ) -> Float[Array, "classes examples examples"]:
     """Return the empirical NTK of each logit; their mean is the traced kernel.
 
-        Theta[c, x, x'] = Theta_cc(x, x')
-
-    `weights` per example or per output. Raises ValueError as `empirical_ntk` does.
+        Theta[c, x, x'] = Theta_cc(x, x')        `weights` per example or per output
 
     >>> per_class_ntk(lambda w, x: x @ w, jnp.ones((1, 2)), jnp.asarray([[1.0], [2.0]])).tolist()
     [[[1.0, 2.0], [2.0, 4.0]], [[1.0, 2.0], [2.0, 4.0]]]
@@ -118,9 +111,7 @@ def diagonal_ntk(
     weights: Float[Array, "examples ..."] | None = None,
     batch_size: int | None = None,
 ) -> Float[Array, " examples"]:
-    """Return the diagonal Theta(x, x) of `empirical_ntk` without the kernel.
-
-    `weights` per example only. Raises ValueError as `empirical_ntk` does.
+    """Return the diagonal Theta(x, x) of `empirical_ntk` without the kernel; `weights` per example only.
 
     >>> diagonal_ntk(lambda w, x: x @ w, jnp.ones((1, 3)), jnp.asarray([[1.0], [2.0]])).tolist()
     [1.0, 4.0]
@@ -150,7 +141,7 @@ def ntk_operator(
         v -> W^{1/2} J J^T W^{1/2} v        one vjp and one jvp: neither kernel nor Jacobian
 
     `weights` per example or per output. With a `batch_size` both passes take so many examples at a
-    time, and memory is one block's activations. Raises ValueError as `empirical_ntk` does.
+    time, and memory is one block's activations.
 
     >>> matvec = ntk_operator(lambda w, x: x @ w, jnp.ones((1, 2)), jnp.asarray([[1.0], [2.0]]))
     >>> matvec(jnp.asarray([[1.0, 0.0], [1.0, 1.0]])).tolist()

@@ -1,4 +1,4 @@
-"""Probes that follow eigenvalues along training, and foresee them."""
+"""Probes that follow eigenvalues along training, and foresee them; settings are checked as in `measures`."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import preconditioned
-from analysis.probes.measures import check_positive, check_tol
+from analysis.probes.measures import check_settings
 from analysis.stability import preconditioner, threshold
 from analysis.tracking import class_subspace, gaps, gauss_newton_curvature, identify, split_change
 from dlf.losses import make_class_losses, make_loss
@@ -22,7 +22,7 @@ _KEPT = 0.75  # of the threshold
 
 
 class Memory(NamedTuple):
-    """What the tracker remembers of its last measurement; NaN and zeros before the first."""
+    """What the tracker remembers of its last measurement: NaN and zeros before the first."""
 
     values: Float[Array, " num"]
     vectors: Params  # with a leading axis of length num
@@ -46,13 +46,12 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
     network moved" (`analysis.tracking.split_change`). Let `every` be even, so that in a two-cycle both lie on
     one branch; there the change is that of this branch, which the mean of two steps need not share.
 
-    Raises ValueError for `every` below 1, `num` below 2 (a gap needs two), `tol` not positive, or an
-    optimizer without a formula for its threshold.
+    Raises ValueError for `num` below 2 (a gap needs two), or an optimizer without a formula for its
+    threshold.
     """
-    check_positive(every=every)
-    if type(num) is not int or num < 2:
+    check_settings(tol, every=every, num=num)
+    if num < 2:
         raise ValueError(f"num must be a whole number of at least 2, since a gap needs two, got {num}")
-    check_tol(tol)
     threshold(**problem.optimizer, step=jnp.zeros((), jnp.int32))
     class_losses = make_class_losses(problem.apply_fn, problem.weighted_loss)
     logits_loss = make_loss(lambda logits, inputs: logits, problem.weighted_loss, problem.schedule)
@@ -169,11 +168,8 @@ def forecast(problem: Problem, every: int, num: int, tol: float) -> Probe:
 
     `forecast_matrices` [class, basis, basis] in the space of the `num` top eigenvectors of each class; with
     the class weights of a later step `analysis.tracking.forecast` gives its sharpness, from below.
-
-    Raises ValueError for `every` or `num` below 1, or `tol` not positive.
     """
-    check_positive(every=every, num=num)
-    check_tol(tol)
+    check_settings(tol, every=every, num=num)
     class_losses = make_class_losses(problem.apply_fn, problem.weighted_loss)
 
     def measure(carry, state: TrainState):

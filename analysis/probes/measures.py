@@ -1,4 +1,7 @@
-"""Probes of one state: spectra, the kernel, accuracy on the test set, distance from the threshold, growth."""
+"""Probes of one state: spectra, the kernel, accuracy on the test set, distance from the threshold, growth.
+
+All raise ValueError for `every` or another count below 1, or `tol` not positive.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +18,11 @@ from dlf.types import Probe, Problem, Series, TrainState
 __all__ = ["hessian", "kernel", "lyapunov", "ntk", "stability", "validation"]
 
 
-def check_positive(**settings: int) -> None:
-    """Raise ValueError for a setting that is not a whole number of at least 1."""
-    for name, value in settings.items():
+def check_settings(tol: float = 1.0, **counts: int) -> None:
+    """Raise ValueError for a count that is not a whole number of at least 1, or a tolerance not positive."""
+    for name, value in counts.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
-
-
-def check_tol(tol: float) -> None:
-    """Raise ValueError for a tolerance that is not positive."""
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}")
 
@@ -33,11 +32,8 @@ def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
 
     Each measurement is a cold start with a key of its own step, so the probe has no memory.
     Residuals are |H u - value u|; `tol` is relative to the largest |value|.
-
-    Raises ValueError for `every` or `num` below 1 or `tol` not positive.
     """
-    check_positive(every=every, num=num)
-    check_tol(tol)
+    check_settings(tol, every=every, num=num)
 
     def measure(carry, state: TrainState):
         batch = problem.batch_fn(state.step)
@@ -61,12 +57,10 @@ def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
 def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
     """Measure the `num` largest eigenvalues of the empirical NTK on the first examples.
 
-    The kernel is traced over the logits and divided by their number.
-
-    Raises ValueError for `every` or `num` below 1, `num` above `num_examples`, or `num_examples`
-    above the size of the batch.
+    The kernel is traced over the logits and divided by their number. Raises ValueError for `num` above
+    `num_examples`, or `num_examples` above the size of the batch.
     """
-    check_positive(every=every, num=num)
+    check_settings(every=every, num=num)
     if num > num_examples:
         raise ValueError(f"num_examples must be at least num={num}, got {num_examples}")
 
@@ -86,11 +80,10 @@ def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
 def kernel(problem: Problem, every: int, num_examples: int) -> Probe:
     """Measure the empirical NTK itself on examples spread evenly over the batch (see `evenly`).
 
-    Traced over the logits and divided by their number, so every pair of examples has one value.
-
-    Raises ValueError for `every` or `num_examples` below 1, or `num_examples` above the size of the batch.
+    Traced over the logits and divided by their number, so every pair of examples has one value. Raises
+    ValueError for `num_examples` above the size of the batch.
     """
-    check_positive(every=every, num_examples=num_examples)
+    check_settings(every=every, num_examples=num_examples)
 
     def measure(carry, state: TrainState):
         inputs = evenly(problem.batch_fn(state.step).inputs, num_examples)
@@ -114,11 +107,8 @@ def evenly(inputs: Float[Array, "examples ..."], num_examples: int) -> Float[Arr
 
 
 def validation(problem: Problem, every: int) -> Probe:
-    """Measure the accuracy on the test set.
-
-    Raises ValueError for `every` below 1.
-    """
-    check_positive(every=every)
+    """Measure the accuracy on the test set."""
+    check_settings(every=every)
 
     def measure(carry, state: TrainState):
         logits = problem.apply_fn(state.params, problem.test.inputs)
@@ -135,12 +125,10 @@ def stability(problem: Problem, every: int, tol: float) -> Probe:
 
     lambda_eff is the largest eigenvalue of the Hessian, for RMSProp and Adam of the preconditioned one; in
     a two-cycle it alternates from step to step, hence the mean. Not measured (NaN) before Adam's first
-    update. Costs two cold eigenvalues and one training step a measurement.
-
-    Raises ValueError for `every` below 1, `tol` not positive, or an optimizer without a formula.
+    update. Costs two cold eigenvalues and one training step a measurement. Raises ValueError for an optimizer
+    without a formula.
     """
-    check_positive(every=every)
-    check_tol(tol)
+    check_settings(tol, every=every)
     threshold(**problem.optimizer, step=jnp.zeros((), jnp.int32))
 
     def ratio(state: TrainState):
@@ -166,12 +154,10 @@ def stability(problem: Problem, every: int, tol: float) -> Probe:
 def lyapunov(problem: Problem, num: int) -> Probe:
     """Measure the growth of `num` tangents of the training step at every step, the leading one first.
 
-    Means over steps are finite-time Lyapunov exponents, in nat a step; see
-    `analysis.stability.log_growth`. The tangents are this probe's memory.
-
-    Raises ValueError for `num` below 1.
+    Means over steps are finite-time Lyapunov exponents, in nat a step; see `analysis.stability.log_growth`.
+    The tangents are this probe's memory.
     """
-    check_positive(num=num)
+    check_settings(num=num)
 
     def measure(tangents, state: TrainState):
         tangents, growth = log_growth(problem.advance, state, tangents)

@@ -18,29 +18,25 @@ _LARGEST_DENSE = 64  # up to this size of the state all multipliers from the mat
 class StepMultipliers(NamedTuple):
     """What the derivative of one training step says about its stability.
 
-    `flip` is the most negative real multiplier: below -1 the step overshoots, and a period doubling follows;
-    NaN if no real one was found. `rotations` are the complex ones among those found whose modulus exceeds 1,
-    one of each pair, largest first: an instability that turns. `residual` is |J v - flip v| for the unit
-    vector v, `converged` says whether it is within the tolerance, `direction` is v as a flat vector of
-    parameters and optimizer state.
+    A `flip` below -1 overshoots, and a period doubling follows; `rotations` are instabilities that turn.
     """
 
-    flip: float
-    rotations: tuple[complex, ...]
-    residual: float
-    converged: bool
-    direction: np.ndarray
+    flip: float  # the most negative real multiplier, NaN if no real one was found
+    rotations: tuple[complex, ...]  # complex ones found of modulus above 1, one of each pair, largest first
+    residual: float  # |J v - flip v| for the unit vector v
+    converged: bool  # whether it is within the tolerance
+    direction: np.ndarray  # v, as a flat vector of parameters and optimizer state
 
 
 class FloquetMultipliers(NamedTuple):
-    """The multipliers of a cycle, largest modulus first; stable where all moduli are below 1.
+    """The multipliers of a cycle: stable where all moduli are below 1.
 
-    `residuals` as for one step. `closure` is the distance between the states at the beginning and the end of
-    the cycle over the size of the state: not small, it is no periodic orbit, and the multipliers say nothing.
+    `closure` is the distance of the state at the end of the cycle from that at its beginning, over the size
+    of the state: not small, it is no periodic orbit, and the multipliers say nothing.
     """
 
-    multipliers: np.ndarray
-    residuals: np.ndarray
+    multipliers: np.ndarray  # largest modulus first
+    residuals: np.ndarray  # as for one step
     converged: bool
     closure: float
 

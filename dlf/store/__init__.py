@@ -8,8 +8,6 @@ from dlf.store import cells, run
 from dlf.store.files import exclusive
 from dlf.store.run import commit, create, damaged_file, restore
 
-__all__ = ["commit", "create", "damaged_file", "exclusive", "load", "restore"]
-
 
 def load(workdir: str | Path) -> xr.Dataset:
     """Load a run or a sweep as one labelled data set, also while it is going on.

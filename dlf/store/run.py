@@ -1,9 +1,8 @@
 """The store of one training run: create, commit, resume and load it as a labelled data set.
 
-A work folder holds config.json, meta.json, metrics.zarr and checkpoints/. The store is allocated
-whole, filled with NaN, and written by region; every file is replaced in one move; the attribute
-`committed_steps` comes last, after the checkpoint. So a kill at any moment loses at most the
-steps since the last commit.
+A work folder holds config.json, meta.json, metrics.zarr and checkpoints/. The store is allocated whole,
+filled with NaN, and written by region; every file is replaced in one move; the attribute `committed_steps`
+comes last, after the checkpoint. So a kill at any moment loses at most the steps since the last commit.
 """
 
 import shutil
