@@ -102,7 +102,7 @@ def _mend(empirical, predict):
     empirical._get_primals_out_and_pullback = functools.partial(_linearized, empirical._backward_pass)
     empirical._eqn_vjp_fn = _transposed
     empirical._get_flops = _flops
-    predict.sp = SimpleNamespace(linalg=SimpleNamespace(eigvalsh=_eigvalsh))
+    predict.sp = SimpleNamespace(linalg=SimpleNamespace(eigvalsh=_eigvalsh))  # scipy renamed an argument
 
 
 def _view(module, **names):
@@ -149,5 +149,4 @@ def _flops(f, optimize, *args, **kwargs):
 
 
 def _eigvalsh(matrix, eigvals):
-    """Return the eigenvalues from the first to the last of two indices; scipy renamed the argument."""
     return scipy.linalg.eigvalsh(matrix, subset_by_index=eigvals)

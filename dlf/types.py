@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 Step = Int[Array, ""]  # updates already applied; 0 before the first
 Params = PyTree[Float[Array, "..."]]
+Inputs = Float[Array, "examples ..."]
 Logits = Float[Array, "examples classes"]
 Labels = Int[Array, " examples"]
 Losses = Float[Array, " examples"]
@@ -20,7 +21,7 @@ Carry = Any  # a probe's memory: any pytree of arrays, () for a probe without on
 class Batch(NamedTuple):
     """Examples that one loss is averaged over."""
 
-    inputs: Float[Array, "examples ..."]
+    inputs: Inputs
     labels: Labels
 
 
@@ -32,7 +33,7 @@ class Dataset(NamedTuple):
     num_classes: int
 
 
-ApplyFn = Callable[[Params, Float[Array, "examples ..."]], Logits]
+ApplyFn = Callable[[Params, Inputs], Logits]
 WeightSchedule = Callable[[Step], Weights]
 WeightedLoss = Callable[[Logits, Labels, Weights], Losses]
 LossFn = Callable[[Params, Batch, Step], Float[Array, ""]]  # the paper's F(theta, t)
@@ -43,7 +44,7 @@ Matvec = Callable[[Params], Params]
 class Model(NamedTuple):
     """A pair of functions: init(key, inputs) draws parameters, apply(params, inputs) gives logits."""
 
-    init: Callable[[Array, Float[Array, "examples ..."]], Params]
+    init: Callable[[Array, Inputs], Params]
     apply: ApplyFn
 
 

@@ -34,7 +34,7 @@ class Instability(NamedTuple):
     deepest: str  # the last label of the cascade that it reached
     growth_steps: int  # from the onset until the alternation is a hundredth of the loss
     growth: float  # log of the factor by which it grew in these steps
-    budget: float  # sum of log |1 - eta lambda| over these steps, in nat
+    budget: float  # of plain gradient descent, in nat: sum of log |1 - eta lambda| over these steps
     ntk_drop: float  # 1 - after / before of the NTK's largest eigenvalue
     accuracy_before: float  # mean over the window before the onset
     accuracy_after: float  # mean over the window after the end
@@ -54,17 +54,6 @@ def find(windows: Windows) -> list[slice]:
         return []
     parts = np.split(away, np.flatnonzero(np.diff(away) > _MERGED + 1) + 1)
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
-
-
-def budget(sharpness: Float[np.ndarray, " steps"], learning_rate: float) -> float:
-    """Return the growth that plain gradient descent allows along a slowly turning eigenvector, in nat.
-
-        sum_t log |1 - eta lambda(t)|
-
-    >>> round(budget(np.asarray([3.0, 3.0]), 1.0), 4)
-    1.3863
-    """
-    return float(np.sum(np.log(np.abs(1 - learning_rate * np.asarray(sharpness)))))
 
 
 def table(
@@ -90,7 +79,8 @@ def table(
         start, end = (int(windows.first_step[i]) for i in (part.start, part.stop - 1))
         end += width
         onset, peak = _onset(loss, windows, part)
-        means = [_two_steps(known, step) for step in range(onset, peak)]
+        means = np.array([_two_steps(known, step) for step in range(onset, peak)])
+        is_plain = learning_rate is not None and len(means) > 0
         weights = run["class_weights"].values[onset]
         before, after = (max(onset - width, 0), onset), (end, end + width)
         rows.append(
@@ -105,7 +95,7 @@ def table(
                 name(max(windows.labels[part], key=_DEPTHS.index)),
                 peak - onset,
                 _log_ratio(loss, onset, peak),
-                np.nan if learning_rate is None or not means else budget(np.array(means), learning_rate),
+                float(np.sum(np.log(np.abs(1 - learning_rate * means)))) if is_plain else np.nan,
                 np.nan if ntk is None else 1 - _mean(ntk, *after) / _mean(ntk, *before),
                 _mean(run["accuracy"], *before),
                 _mean(run["accuracy"], *after),

@@ -106,9 +106,10 @@ def label(
     limit = np.maximum(noise * size, floor)
     alternating, growth, h = _alternation(x)
     amplitude = np.sqrt(np.mean(h**2, axis=1))
-    loud, rest = _loud(h, limit), _rest(x, 1)
-    smooth = np.sum(rest[:, 1:] * rest[:, :-1] < 0, axis=1) <= _SMOOTH * window / 64
-    spreads = np.stack([_spread(x, p) for p in PERIODS])
+    loud, rests = _loud(h, limit), [_rest(x, p) for p in PERIODS]
+    smooth = np.sum(rests[0][:, 1:] * rests[0][:, :-1] < 0, axis=1) <= _SMOOTH * window / 64
+    degrees = [window - (2 * p + _DRIFT - 1) for p in PERIODS]  # a rest has so many coefficients less
+    spreads = np.sqrt([np.sum(rest**2, axis=1) / n for rest, n in zip(rests, degrees, strict=True)])
     labels, tight = _fit(spreads, floor)
     still = ~loud & (smooth | (spreads[0] <= limit))
     labels = np.where((smooth & (labels == IRREGULAR) & ~loud) | still, 1, labels)
@@ -186,11 +187,6 @@ def _rest(x, period):
     basis = np.linalg.qr(np.hstack([branches, branches * steps[:, None], drift]))[0]
     centred = x - x.mean(axis=1, keepdims=True)  # large levels cost digits
     return centred - centred @ basis @ basis.T
-
-
-def _spread(x, period):
-    """Return the standard deviation of that rest, which has so many coefficients less."""
-    return np.sqrt(np.sum(_rest(x, period) ** 2, axis=1) / (x.shape[1] - (2 * period + _DRIFT - 1)))
 
 
 def _fit(spreads, floor):

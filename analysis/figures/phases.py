@@ -16,9 +16,8 @@ _TITLES = {"accuracy": "training accuracy", "validation_accuracy": "validation a
 def amplitude_period(reduced: xr.Dataset) -> Figure:
     """Draw accuracy over amplitude and period, the static loss as the lowest row, and its spread.
 
-    Rows: training and validation accuracy; columns: mean and standard deviation over seeds. The contour
-    encloses the cells significantly better than the static loss (paired over seeds, false discovery rate
-    5 %).
+    The contour encloses the cells significantly better than the static loss (paired over seeds, false
+    discovery rate 5 %).
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; statistics ours.
     """
@@ -44,8 +43,7 @@ def amplitude_period(reduced: xr.Dataset) -> Figure:
 def width_rate(reduced: xr.Dataset) -> Figure:
     """Draw accuracy over width and learning rate, of the dynamical and the static loss, and the sharpness.
 
-    Columns: static loss, dynamical loss, and its gain in accuracy; rows: training and validation accuracy,
-    and the sharpness at the end in units of the threshold 2 / learning rate. The contour encloses cells
+    The sharpness is that at the end, in units of the threshold 2 / learning rate. The contour encloses cells
     with a significant gain. A cell without a finite run is blank.
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; sharpness and statistics ours.

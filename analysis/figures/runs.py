@@ -22,10 +22,8 @@ _STATIC, _DYNAMICAL = style.GREY, style.COLORS[0]
 def fig4(run: xr.Dataset) -> Figure:
     """Draw a run as Fig. 4 of the first paper: six aligned rows against the step, and a zoom.
 
-    Rows: class weights Gamma_i; F (log axis); F(t - 1) - F(t); training accuracy; largest Hessian
-    eigenvalue of F (log axis), with the threshold 2 / learning rate if the optimizer is plain
-    gradient descent; largest eigenvalue of the NTK. A row that was not measured stays empty. The
-    second column zooms on 1.6 to 2.1 periods, as the paper does.
+    Of plain gradient descent with the threshold 2 / learning rate. A row that was not measured stays empty.
+    The second column zooms on 1.6 to 2.1 periods, as the paper does.
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4; the threshold line is ours.
     """
@@ -58,10 +56,9 @@ def fig4(run: xr.Dataset) -> Figure:
 def curvature(found: xr.Dataset) -> Figure:
     """Draw what makes up the curvature: five panels, of a run and of an image network.
 
-    a: at the start of a period, density of the Hessian's eigenvalues: stochastic, with one standard error,
-    and the histogram of the dense spectrum; b: the same of GGN and residual; c: the sharpness along the
-    period as the sum of its classes Gamma_c u.H_c u; d: spectrum of the NTK; e: density of the Hessian of the
-    image network before and after training. Densities are on log axes and integrate to one.
+    a, b: at the start of a period, densities of eigenvalues, stochastic with one standard error, and
+    histograms of the dense spectra; c: the sharpness along the period as the sum of its classes; d: spectrum
+    of the NTK; e: the Hessian of the image network before and after training. Densities integrate to one.
 
     Source: ours; a and e after Ghorbani, Krishnan and Xiao 2019 (arXiv 1901.10159).
     """
@@ -136,9 +133,8 @@ def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float | None) -
 def kernel_width(found: xr.Dataset) -> Figure:
     """Draw the relative distance of the empirical NTK from that of infinite width, over the width.
 
-    One panel for each way in which the learning rate goes with the width, one line for each number of
-    cycles, 0 among them; means and standard deviations over seeds, beside the slope -1/2 through the widest
-    network at its first parameters.
+    One panel for each way in which the learning rate goes with the width; means and standard deviations over
+    seeds, beside the slope -1/2 through the widest network at its first parameters.
 
     Source: ours.
     """
@@ -182,10 +178,8 @@ def _draw_distance(axes, widths, distance, slope, words: str, where: str, number
 def lazy_rich(found: xr.Dataset) -> Figure:
     """Draw the real network beside the linearised one, under the dynamical and the static loss.
 
-    One column for each network and learning rate. Aligned rows against the step, of the first seed: F,
-    training accuracy, the largest Hessian eigenvalue (mean of two steps) with 2 / learning rate, and the
-    largest NTK eigenvalue relative to the first one. Below: the final training accuracy of every seed, with
-    mean and standard error.
+    One column for each network and learning rate; aligned rows against the step, of the first seed, the
+    sharpness as the mean of two steps. Below: the final accuracy of every seed, with mean and standard error.
 
     Source: ours; rows as in Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4.
     """

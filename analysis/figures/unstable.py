@@ -23,12 +23,11 @@ PERIOD_COLORS = {
 def cascades(found: xr.Dataset) -> Figure:
     """Draw when a run is unstable and why: five aligned rows against the step, and a zoom.
 
-    Rows: F with the period of its windows as colour; the largest Hessian eigenvalue with the optimizer's
-    threshold and forecasts at frozen parameters, one from the middle of each turn to its end; the
-    finite-time Lyapunov exponent of each window, with its standard error; over each stretch of at least five
-    measurements in a turn where the split is valid and the loss has period 1, the change of the eigenvalue
-    since the stretch began, and how much of it came from the loss that moved and from the network; accuracy.
-    Vertical lines: onsets. The second column zooms on 1.6 to 2.1 turns.
+    Colours are the periods of the windows, vertical lines onsets. The forecasts at frozen parameters lead
+    from the middle of each turn to its end; the exponent is that of each window, with its standard error. The
+    change of the eigenvalue, and how much of it the loss and the network made, is that over each stretch of
+    at least five measurements in a turn where the split is valid and the loss has period 1. Right: 1.6 to 2.1
+    turns.
 
     Source: ours; rows 1 and 5 as in Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4.
     """
@@ -140,9 +139,8 @@ def threshold_rate(found: xr.Dataset) -> Figure:
 def static_dynamic(found: xr.Dataset) -> Figure:
     """Draw a run under the static loss beside the same under the dynamical one.
 
-    Of the static one the variables begin with `reference_`. Rows: F with the period of its windows as colour;
-    largest Hessian eigenvalue, mean of two consecutive steps, with the threshold; accuracy. Each run has an
-    axis of F of its own.
+    Of the static one the variables begin with `reference_`. The sharpness is the mean of two consecutive
+    steps; each run has an axis of F of its own.
 
     Source: ours.
     """
@@ -220,7 +218,7 @@ def _draw_exponent(axes: Axes, found: xr.Dataset) -> None:
 
 
 def _draw_split(axes: Axes, found: xr.Dataset) -> None:
-    """Accumulate both parts, and their sum, over each stretch of valid measurements of a turn."""
+    """Accumulate both parts and their sum over each stretch."""
     steps, turn = found["tracker_step"].values, found.attrs["turn"]
     loss, network = (found[name].sel(rank=0).values for name in ("loss_moved", "network_moved"))
     # in a cycle both parts are those of one branch, whose sign says nothing of the mean

@@ -9,17 +9,14 @@ from jaxtyping import Array, Float
 
 from analysis.linear_maps import as_pytree, check_batch_size, precise
 from analysis.ntk.factors import jacobian_factors, rooted_logits
-from dlf.types import ApplyFn, Matvec, Params
+from dlf.types import ApplyFn, Inputs, Matvec, Params
+
+Gamma = Float[Array, "examples ..."] | None  # the weight of each example, or of each of its outputs
 
 
 @precise
 def empirical_ntk(
-    apply_fn: ApplyFn,
-    params: Params,
-    inputs: Float[Array, "examples ..."],
-    *,
-    weights: Float[Array, "examples ..."] | None = None,
-    batch_size: int | None = None,
+    apply_fn: ApplyFn, params: Params, inputs: Inputs, *, weights: Gamma = None, batch_size: int | None = None
 ) -> Float[Array, "examples examples"]:
     """Return the empirical NTK, traced over the logits and divided by their number.
 
@@ -54,12 +51,7 @@ def empirical_ntk(
 
 @precise
 def full_ntk(
-    apply_fn: ApplyFn,
-    params: Params,
-    inputs: Float[Array, "examples ..."],
-    *,
-    weights: Float[Array, "examples ..."] | None = None,
-    batch_size: int | None = None,
+    apply_fn: ApplyFn, params: Params, inputs: Inputs, *, weights: Gamma = None, batch_size: int | None = None
 ) -> Float[Array, "rows rows"]:
     """Return the full empirical NTK J J^T, the logits of one example side by side.
 
@@ -81,12 +73,7 @@ def full_ntk(
 
 @precise
 def per_class_ntk(
-    apply_fn: ApplyFn,
-    params: Params,
-    inputs: Float[Array, "examples ..."],
-    *,
-    weights: Float[Array, "examples ..."] | None = None,
-    batch_size: int | None = None,
+    apply_fn: ApplyFn, params: Params, inputs: Inputs, *, weights: Gamma = None, batch_size: int | None = None
 ) -> Float[Array, "classes examples examples"]:
     """Return the empirical NTK of each logit; their mean is the traced kernel.
 
@@ -104,12 +91,7 @@ def per_class_ntk(
 
 @precise
 def diagonal_ntk(
-    apply_fn: ApplyFn,
-    params: Params,
-    inputs: Float[Array, "examples ..."],
-    *,
-    weights: Float[Array, "examples ..."] | None = None,
-    batch_size: int | None = None,
+    apply_fn: ApplyFn, params: Params, inputs: Inputs, *, weights: Gamma = None, batch_size: int | None = None
 ) -> Float[Array, " examples"]:
     """Return the diagonal Theta(x, x) of `empirical_ntk` without the kernel; `weights` per example only.
 
@@ -129,12 +111,7 @@ def diagonal_ntk(
 
 
 def ntk_operator(
-    apply_fn: ApplyFn,
-    params: Params,
-    inputs: Float[Array, "examples ..."],
-    *,
-    weights: Float[Array, "examples ..."] | None = None,
-    batch_size: int | None = None,
+    apply_fn: ApplyFn, params: Params, inputs: Inputs, *, weights: Gamma = None, batch_size: int | None = None
 ) -> Matvec:
     """Return the full kernel as a map of vectors [examples, classes], for `top_eigenpairs`.
 

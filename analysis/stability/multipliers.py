@@ -62,13 +62,11 @@ def step_multipliers(
 
     Source: Lehoucq and Sorensen 1996 (ARPACK).
 
-    >>> from dlf.optimizers import make_optimizer
-    >>> from dlf.train import init_state, make_step
-    >>> sgd = make_optimizer("sgd", 0.5, momentum=0.5)
-    >>> step_fn = make_step(lambda x, batch, step: jnp.sum(7 * x**2) / 2, lambda step: None, sgd)
-    >>> state = init_state(jnp.ones(2), sgd)
-    >>> found = step_multipliers(lambda state: step_fn(state)[0], state, key=jax.random.key(0))
-    >>> round(found.flip, 4)  # heavy ball is stable up to 2 (1 + 0.5) / 0.5 = 6
+    >>> def heavy_ball(state):  # of rate and momentum 0.5 is stable up to 2 (1 + 0.5) / 0.5 = 6, curvature 7
+    ...     velocity = 0.5 * state.opt_state + 7 * state.params
+    ...     return state._replace(params=state.params - 0.5 * velocity, opt_state=velocity)
+    >>> state = TrainState(jnp.asarray(0), jnp.ones(2), (), jnp.zeros(2))
+    >>> round(step_multipliers(heavy_ball, state, key=jax.random.key(0)).flip, 4)
     -1.7071
     """
     _check(num, tol)

@@ -35,13 +35,11 @@ def flat_step(advance: Advance, state: TrainState) -> tuple[Callable, Float[Arra
 def first_tangents(state: TrainState, num: int, *, key: Array) -> Float[Array, "num size"]:
     """Return `num` random orthonormal directions of what a step reads and writes.
 
-    >>> from dlf.optimizers import make_optimizer
-    >>> from dlf.train import init_state
-    >>> state = init_state(jnp.zeros(4), make_optimizer("sgd", 1.0, momentum=0.9))
+    Raises ValueError for more directions than there are.
+
+    >>> state = TrainState(jnp.asarray(0), jnp.ones(4), (), jnp.ones(4))
     >>> first_tangents(state, 2, key=jax.random.key(0)).shape
     (2, 8)
-
-    Raises ValueError for more directions than there are.
     """
     _, flat = flat_step(lambda state: state, state)
     if not 1 <= num <= flat.size:
@@ -87,13 +85,9 @@ def lyapunov_exponents(
 
     The mean over steps of a row of the result is a finite-time exponent, in nat a step.
 
-    >>> from dlf.optimizers import make_optimizer
-    >>> from dlf.train import init_state, make_step
-    >>> sgd = make_optimizer("sgd", 2.8)  # x**2 / 2 - x**3 / 3 with rate eta: the logistic map, r = 1 + eta
-    >>> step_fn = make_step(lambda x, batch, step: x**2 / 2 - x**3 / 3, lambda step: None, sgd)
-    >>> state = init_state(jnp.asarray(0.3), sgd)
-    >>> key = jax.random.key(0)
-    >>> _, growth = lyapunov_exponents(lambda state: step_fn(state)[0], state, num_steps=5_000, key=key)
+    >>> logistic = lambda state: state._replace(params=3.8 * state.params * (1 - state.params))
+    >>> state = TrainState(jnp.asarray(0), jnp.asarray(0.3), (), ())
+    >>> _, growth = lyapunov_exponents(logistic, state, num_steps=5_000, key=jax.random.key(0))
     >>> 0.35 < growth.mean() < 0.5  # 0.43
     Array(True, dtype=bool)
     """
