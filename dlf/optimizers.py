@@ -57,12 +57,10 @@ def adam_preconditioner(
     >>> round(adam_preconditioner(state, b2=0.75).item(), 4)
     4.0
     """
-    state = _only(optax.ScaleByAdamState, opt_state, "Adam")
-    if not isinstance(state.count, jax.core.Tracer) and state.count < 1:
+    count, _, nu = _only(optax.ScaleByAdamState, opt_state, "Adam")
+    if not isinstance(count, jax.core.Tracer) and count < 1:
         raise ValueError("Adam's preconditioner needs at least one update, count is 0")
-    return jax.tree.map(
-        lambda v: jnp.sqrt(v / (1 - b2 ** state.count.astype(v.dtype)) + eps_root) + eps, state.nu
-    )
+    return jax.tree.map(lambda v: jnp.sqrt(v / (1 - b2 ** count.astype(v.dtype)) + eps_root) + eps, nu)
 
 
 def rmsprop_preconditioner(opt_state: PyTree, *, eps: float = 1e-8) -> Params:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental.xla_metadata import set_xla_metadata
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from dlf.losses import accuracy, make_loss
 from dlf.optimizers import make_optimizer
@@ -48,15 +48,13 @@ SERIES = {
 _WHOLE = "skip-simplify-while-loops_trip-count-one"
 
 
-def init_state(
-    params: Params, optimizer: optax.GradientTransformation, model_state: PyTree = ()
-) -> TrainState:
-    """Return the state before the first step.
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the state before the first step, of a model without a state of its own.
 
     >>> init_state({"w": jnp.zeros(2)}, make_optimizer("sgd", 1.0)).step.item()
     0
     """
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, (), optimizer.init(params))
 
 
 def make_step(

@@ -72,35 +72,28 @@ def table(
     measured. `learning_rate` is that of plain gradient descent, None for others, which have no budget.
     """
     loss, width = run["loss"].values, windows.width
-    known = dict(zip(sharpness["step"].values.tolist(), sharpness.values.tolist(), strict=True))
+    known = sharpness.astype(float).reindex(step=np.arange(len(loss) + 1)).values
+    known = (known[:-1] + known[1:]) / 2
     ntk = run["ntk_eigenvalues"].sel(rank=0) if "ntk_eigenvalues" in run else None
     rows = []
     for part in find(windows):
-        start, end = (int(windows.first_step[i]) for i in (part.start, part.stop - 1))
-        end += width
+        end = int(windows.first_step[part.stop - 1]) + width
         onset, peak = _onset(loss, windows, part)
-        means = np.array([_two_steps(known, step) for step in range(onset, peak)])
-        is_plain = learning_rate is not None and len(means) > 0
+        first = max(int(windows.first_step[part.start]) - width, 0)
+        above = np.flatnonzero(known[first:end] > threshold)
+        crossing = first + int(above[0]) if len(above) else -1
         weights = run["class_weights"].values[onset]
+        emphasised = int(np.argmax(weights)) if np.ptp(weights) > 0 else -1
+        at_onset = emphasised, onset % steps_per_class / steps_per_class, float(known[onset]), threshold
+        deepest = name(max(windows.labels[part], key=_DEPTHS.index))
+        budget = np.nan
+        if learning_rate is not None and peak > onset:
+            budget = float(np.sum(np.log(np.abs(1 - learning_rate * known[onset:peak]))))
+        growth = peak - onset, _log_ratio(loss, onset, peak), budget
         before, after = (max(onset - width, 0), onset), (end, end + width)
-        rows.append(
-            Instability(
-                onset,
-                end,
-                int(np.argmax(weights)) if np.ptp(weights) > 0 else -1,
-                onset % steps_per_class / steps_per_class,
-                _two_steps(known, onset),
-                threshold,
-                next((s for s in range(start - width, end) if _two_steps(known, s) > threshold), -1),
-                name(max(windows.labels[part], key=_DEPTHS.index)),
-                peak - onset,
-                _log_ratio(loss, onset, peak),
-                float(np.sum(np.log(np.abs(1 - learning_rate * means)))) if is_plain else np.nan,
-                np.nan if ntk is None else 1 - _mean(ntk, *after) / _mean(ntk, *before),
-                _mean(run["accuracy"], *before),
-                _mean(run["accuracy"], *after),
-            )
-        )
+        drop = np.nan if ntk is None else 1 - _mean(ntk, *after) / _mean(ntk, *before)
+        accuracies = _mean(run["accuracy"], *before), _mean(run["accuracy"], *after)
+        rows.append(Instability(onset, end, *at_onset, crossing, deepest, *growth, drop, *accuracies))
     return rows
 
 
@@ -138,10 +131,6 @@ def _onset(loss, windows, part):
     small = np.flatnonzero(blocks[: end + 1] <= _OUTGROWN * before)
     onset = int(small[-1]) + 1 if len(small) else 0
     return first + min(onset, end) * _BLOCK, first + end * _BLOCK
-
-
-def _two_steps(known, step):
-    return (known.get(step, np.nan) + known.get(step + 1, np.nan)) / 2
 
 
 def _log_ratio(loss, onset, peak):

@@ -56,24 +56,22 @@ def threshold(
     >>> threshold("sgd", 0.5), threshold("sgd", 0.5, momentum=0.5), round(threshold("adam", 0.01), 6)
     (4.0, 6.0, 3800.0)
     """
-    given = _bind(name, learning_rate, **settings)
+    given, decay = _bind(name, learning_rate, **settings)
     step = None if step is None else jnp.asarray(step)
     if callable(learning_rate):
         if step is None:
             raise ValueError("a learning rate that is a schedule needs the step at which it is meant")
         learning_rate = learning_rate(step)
     if name in ("sgd", "rmsprop"):
-        decay = given["momentum"] or 0.0
         return 2 * (1 + decay) / ((1 + 2 * decay * bool(given["nesterov"])) * learning_rate)
-    decay = given["b1"] if name == "adam" else given["decay"]
     settled = 2 * (1 + decay) / ((1 - decay) * learning_rate)
     if step is None or not given.get("debias", True):
         return settled
     return settled * (1 - decay ** (step + 1).astype(jnp.result_type(float)))
 
 
-def _bind(name: str, learning_rate: Any, **settings: Any) -> dict[str, Any]:
-    """Return all settings of the optimizer, defaults included, if they have a formula."""
+def _bind(name: str, learning_rate: Any, **settings: Any) -> tuple[dict[str, Any], float | Array]:
+    """Return all settings of the optimizer, defaults included, and its momentum, if they have a formula."""
     if name not in _BUILDERS:
         raise ValueError(f"no formula for {name!r}, only for {', '.join(_BUILDERS)}: {_MULTIPLIER}")
     signature = inspect.signature(_BUILDERS[name])
@@ -93,7 +91,7 @@ def _bind(name: str, learning_rate: Any, **settings: Any) -> dict[str, Any]:
     for key, value in bound.arguments.items():
         if key not in known and value != signature.parameters[key].default:
             raise ValueError(f"no formula for {name} with {key}={value}: {_MULTIPLIER}")
-    return bound.arguments
+    return bound.arguments, decay
 
 
 def preconditioner(opt_state: PyTree, name: str, **settings: Any) -> Params | None:
@@ -101,7 +99,7 @@ def preconditioner(opt_state: PyTree, name: str, **settings: Any) -> Params | No
 
     Raises ValueError and TypeError as `threshold` does.
     """
-    given = _bind(name, **settings)
+    given, _ = _bind(name, **settings)
     if name == "adam":
         return adam_preconditioner(opt_state, **{key: given[key] for key in ("b2", "eps", "eps_root")})
     if name == "rmsprop":
@@ -197,12 +195,7 @@ def flip_coefficient(
     exists = (coefficient > 0) & (squared > 0)
     total = jnp.maximum(jnp.sum(parts**2), jnp.finfo(parts.dtype).tiny)
     dropped = jnp.sum(jnp.where(regular, 0, parts**2)) / total
-    return Flip(
-        coefficient,
-        sharpness,
-        jnp.where(exists, jnp.sqrt(jnp.where(exists, squared, 0)), jnp.nan),
-        int(jnp.sum(~regular)),
-        float(dropped),
-        float(jnp.linalg.norm(gradient(flat))),
-        float(jnp.linalg.norm(hessian @ q - sharpness * q)),
-    )
+    amplitude = jnp.where(exists, jnp.sqrt(jnp.where(exists, squared, 0)), jnp.nan)
+    left_out = int(jnp.sum(~regular)), float(dropped)
+    norms = float(jnp.linalg.norm(gradient(flat))), float(jnp.linalg.norm(hessian @ q - sharpness * q))
+    return Flip(coefficient, sharpness, amplitude, *left_out, *norms)

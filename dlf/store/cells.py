@@ -73,7 +73,7 @@ class Store:
             version, names = group.attrs.get("format"), group.attrs.get("arrays", [])
             with warnings.catch_warnings():  # of a damaged array, which is named below
                 warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-                self._arrays = {name: whole(array) for name, array in group.arrays()}
+                arrays = {name: whole(array) for name, array in group.arrays()}
         except (OSError, KeyError, TypeError, ValueError) as error:
             message = f"{self._path} is missing or damaged: move {workdir} away and run again"
             raise StoreError(message) from error
@@ -82,20 +82,13 @@ class Store:
                 f"{self._path} has format {version}, this version of dlf reads {FORMAT}: open it with the "
                 "version that wrote it (its commit is in meta.json), or name another folder"
             )
-        damaged = [str(self._path / name) for name in names if name not in self._arrays]
-        labels = [array for array in self._arrays.values() if is_coordinate(array)]
-        damaged += [file for array in labels if (file := damaged_chunk(self._path, array))]
+        damaged = [str(self._path / name) for name in names if name not in arrays]
+        labels = {name: array for name, array in arrays.items() if is_coordinate(array)}
+        damaged += [file for array in labels.values() if (file := damaged_chunk(self._path, array))]
         if damaged:
             raise StoreError(f"{damaged[0]} is damaged: move {workdir} away and run again")
-        self._status = self._arrays["status"]
-
-    def _values(self) -> dict[str, zarr.Array]:
-        """Return the arrays of what was found, the status aside."""
-        return {
-            name: array
-            for name, array in self._arrays.items()
-            if name != "status" and not is_coordinate(array)
-        }
+        self._status = arrays.pop("status")
+        self._values = {name: array for name, array in arrays.items() if name not in labels}
 
     def blocks(self) -> list[Block]:
         """Return all blocks, the last axis running fastest."""
@@ -125,7 +118,7 @@ class Store:
         Raises StoreError where the disk does not take it.
         """
         try:
-            for name, array in self._values().items():
+            for name, array in self._values.items():
                 array[block] = values.get(name, array.fill_value)
             self._status[block] = status
         except OSError as error:
@@ -139,7 +132,7 @@ class Store:
     def damaged(self) -> Iterator[tuple[Block, str]]:
         """Yield each block with a value that cannot be read, or is missing beside a status, and its file."""
         status, blocks = self.status(), self.blocks()
-        suspects = [array for array in self._values().values() if not self._is_sound(array, status, blocks)]
+        suspects = [array for array in self._values.values() if not self._is_sound(array, status, blocks)]
         for block in blocks if suspects else ():
             has_run = bool((status[block] != NOT_RUN).any())
             files = (damaged_chunk(self._path, array, self._chunk(block), has_run) for array in suspects)

@@ -48,10 +48,8 @@ def damaged_file(folder: Path, step: int) -> str:
         expected = read_json(folder / f"{step}.json")
     except StoreError:
         return str(folder / f"{step}.json")
-    found = _checksums(folder / str(step))
-    return next(
-        (str(folder / str(step) / name) for name in expected if found.get(name) != expected[name]), ""
-    )
+    at, found = folder / str(step), _checksums(folder / str(step))
+    return next((str(at / name) for name in expected if found.get(name) != expected[name]), "")
 
 
 def _checksums(folder: Path) -> dict[str, int]:
