@@ -101,17 +101,6 @@ def top_eigenpairs(
     return _solve(as_pytree(matvec), like, start, tol, max_matvecs, key, num=num, which=which, rows=rows)
 
 
-class _Search(NamedTuple):
-    basis: Basis
-    values: Float[Array, " wanted"]
-    residuals: Float[Array, " wanted"]
-    converged: Bool[Array, ""]
-    num_matvecs: Int[Array, ""]
-    nonfinite_matvec: Int[Array, ""]
-    least_matvecs: Int[Array, ""]  # before which it must not stop, -1 until a Krylov space is exhausted
-    ended: Bool[Array, ""]
-
-
 @partial(jax.jit, static_argnames=("num", "which", "rows"))
 @precise
 def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
@@ -121,8 +110,9 @@ def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
     eps, tiny, huge = (getattr(jnp.finfo(first.dtype), name) for name in ("eps", "tiny", "max"))
 
     def grow(search):
-        count = search.num_matvecs + 1
-        basis, finite = expand(search.basis, product, lambda: random(count))
+        basis, found, least, _ = search
+        count = found.num_matvecs + 1
+        basis, finite = expand(basis, product, lambda: random(count))
         ritz_values, ritz_vectors, residuals = _rayleigh_ritz(basis)
         order = _order(basis, num, which, wanted)
         values, residuals = ritz_values[order], residuals[order]
@@ -131,24 +121,26 @@ def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
         limit = jnp.maximum(tol * jnp.max(jnp.abs(values)), 20 * eps * spread)
         # beyond, squares underflow or overflow, and norms say nothing
         in_range = (spread == 0) | ((spread > 100 * tiny**0.5) & (spread < 0.01 * huge**0.5))
-        found = basis.size >= wanted
+        enough = basis.size >= wanted
         # an invariant space tells nothing of the rest: as many directions more as are wanted
         invariant = jnp.linalg.norm(basis.coupling[basis.size]) <= limit
-        least = jnp.where(invariant & (search.least_matvecs < 0), count + wanted, search.least_matvecs)
+        least = jnp.where(invariant & (least < 0), count + wanted, least)
         explored = (count >= jnp.maximum(least, least_warm)) | (basis.size == size)
-        converged = found & finite & explored & in_range & jnp.all(residuals <= limit)
-        values, residuals = (jnp.where(found, x, jnp.nan) for x in (values, residuals))
+        converged = enough & finite & explored & in_range & jnp.all(residuals <= limit)
+        values, residuals = (jnp.where(enough, x, jnp.nan) for x in (values, residuals))
+        found = Eigenpairs(values, None, residuals, converged, count, jnp.where(finite, 0, count))
         ended = converged | (count >= max_matvecs) | ~finite | (basis.size == size)
         # at the end, too: the wanted Ritz vectors are then the first rows
         basis = _restart(basis, ritz_vectors, num, which, wanted, due=ended | (basis.size == rows))
-        return _Search(basis, values, residuals, converged, count, jnp.where(finite, 0, count), least, ended)
+        return basis, found, least, ended
 
     nothing = jnp.full(wanted, jnp.nan, first.dtype)
     zero = jnp.zeros((), int)
-    search = _Search(first_basis(first, rows), nothing, nothing, zero > 0, zero, zero, zero - 1, zero > 0)
-    search = jax.lax.while_loop(lambda search: ~search.ended, grow, search)
-    vectors = jax.vmap(unflatten)(search.basis.vectors[:wanted])
-    return Eigenpairs(search.values, vectors, *search[2:6])
+    found = Eigenpairs(nothing, None, nothing, zero > 0, zero, zero)
+    # the third is how many products it must have at least, -1 until a Krylov space is exhausted
+    search = first_basis(first, rows), found, zero - 1, zero > 0
+    basis, found, _, _ = jax.lax.while_loop(lambda search: ~search[-1], grow, search)
+    return found._replace(vectors=jax.vmap(unflatten)(basis.vectors[:wanted]))
 
 
 def _first_vector(start, like, random):

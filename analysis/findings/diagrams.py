@@ -31,6 +31,7 @@ def reduce(sweeps: Mapping[str, xr.Dataset], num_classes: int | None = None) -> 
     reduced = _over_seeds(main).assign_attrs(num_seeds=main.sizes["seed"])
     reduced.attrs["commit"] = sweeps["main"].attrs.get("commit", "")  # of the code that ran it
     reduced["diverged"] = (main["status"] == DIVERGED).mean("seed").assign_attrs(units="1")
+    static = None
     if "static" in sweeps:
         static = _fill_guesses(sweeps["static"], num_classes).sel(amplitude=1.0, drop=True)
         reference = _over_seeds(static)
@@ -38,8 +39,6 @@ def reduce(sweeps: Mapping[str, xr.Dataset], num_classes: int | None = None) -> 
     elif "amplitude" in main.dims and (main["amplitude"] == 1).any():
         static = main.sel(amplitude=1.0, drop=True)
         main = main.sel(amplitude=main["amplitude"] > 1)
-    else:
-        static = None
     if static is not None:
         for name in set(ACCURACIES) & set(main):
             gain = paired_gain(main[name], static[name])

@@ -97,9 +97,8 @@ def ggn_ntk_duality(
 
     >>> square = lambda logits, batch, step: jnp.mean(logits**2)
     >>> batch = Batch(jnp.asarray([[1.0, 0.0], [0.0, 3.0]]), jnp.zeros(2, int))
-    >>> found = ggn_ntk_duality(
-    ...     lambda w, x: x @ w, square, jnp.ones((2, 1)), batch, jnp.asarray(0),
-    ...     num=1, tol=1e-4, key=jax.random.key(0))
+    >>> network = lambda w, x: x @ w, square, jnp.ones((2, 1)), batch, jnp.asarray(0)
+    >>> found = ggn_ntk_duality(*network, num=1, tol=1e-4, key=jax.random.key(0))
     >>> found.ggn_eigenvalues.round(4).tolist(), found.ntk_eigenvalues.round(4).tolist()
     ([9.0], [9.0])
     """

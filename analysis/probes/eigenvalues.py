@@ -73,9 +73,7 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
         audit = (state.step // every) % AUDIT_EVERY == AUDIT_EVERY - 1
         pairs, excess, num_matvecs = _search(matvec, memory.vectors, state, num, tol, audit, problem.key)
         identity = identify(memory.vectors, pairs.vectors)
-        vectors = jax.tree.map(
-            lambda leaf: leaf * identity.sign.reshape(-1, *[1] * (leaf.ndim - 1)), pairs.vectors
-        )
+        vectors = jax.vmap(lambda s, u: jax.tree.map(lambda leaf: leaf * s, u))(identity.sign, pairs.vectors)
 
         def parts(vector):
             if scale is not None:

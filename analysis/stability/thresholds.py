@@ -95,10 +95,7 @@ def _bind(name: str, learning_rate: Any, **settings: Any) -> tuple[dict[str, Any
 
 
 def preconditioner(opt_state: PyTree, name: str, **settings: Any) -> Params | None:
-    """Return the diagonal P of RMSProp or Adam from the optimizer's state, None for the others.
-
-    Raises ValueError and TypeError as `threshold` does.
-    """
+    """Return the P of RMSProp or Adam from the optimizer's state, else None; errors as in `threshold`."""
     given, _ = _bind(name, **settings)
     if name == "adam":
         return adam_preconditioner(opt_state, **{key: given[key] for key in ("b2", "eps", "eps_root")})
@@ -110,10 +107,8 @@ def preconditioner(opt_state: PyTree, name: str, **settings: Any) -> Params | No
 def effective_hessian(matvec: Matvec, opt_state: PyTree, name: str, **settings: Any) -> Matvec:
     """Return the map whose largest eigenvalue `threshold` bounds: H, or P^(-1/2) H P^(-1/2).
 
-    `opt_state` is that of the optimizer; `name` and settings as in `threshold`. Before the first update P of
-    Adam is NaN, and so are all products.
-
-    Raises ValueError and TypeError as `threshold` does.
+    `opt_state` is that of the optimizer; `name`, settings and errors as in `threshold`. Before the first
+    update P of Adam is NaN, and so are all products.
 
     >>> rmsprop = optax.rmsprop(0.1, decay=0.75)
     >>> _, opt_state = rmsprop.update(jnp.asarray([4.0]), rmsprop.init(jnp.ones(1)))
