@@ -1,6 +1,6 @@
-"""One function a figure: (run) -> matplotlib Figure. None trains, none reads a file.
+"""One function a figure: (labelled data) -> matplotlib Figure. None trains, none reads a file.
 
-`__all__` is the catalogue of figures.
+`__all__` is the catalogue of figures; one without a source is ours.
 """
 
 from analysis.figures.phases import amplitude_period, losses_width, static_width_rate, width_rate

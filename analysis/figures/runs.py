@@ -135,8 +135,6 @@ def kernel_width(found: xr.Dataset) -> Figure:
 
     One panel for each way in which the learning rate goes with the width; means and standard deviations over
     seeds, beside the slope -1/2 through the widest network at its first parameters.
-
-    Source: ours.
     """
     figure = Figure(figsize=(7.0, 3.1), layout="constrained")
     panels = figure.subplots(1, found.sizes["rate"], sharex=True, sharey=True)

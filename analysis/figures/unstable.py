@@ -64,8 +64,6 @@ def bifurcation(found: xr.Dataset) -> Figure:
 
     F over its mean of 16 steps, so that a two-cycle shows two branches about one; from the middle of the
     turn until a tenth of a turn after the switch of class. Colours are the periods of the windows.
-
-    Source: ours.
     """
     turn, loss = found.attrs["turn"], found["loss"].values
     mean = np.convolve(loss, np.full(16, 1 / 16), mode="same")
@@ -141,8 +139,6 @@ def static_dynamic(found: xr.Dataset) -> Figure:
 
     Of the static one the variables begin with `reference_`. The sharpness is the mean of two consecutive
     steps; each run has an axis of F of its own.
-
-    Source: ours.
     """
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     grid = figure.subplots(3, 2, sharex=True)

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analysis import cascades
-from analysis.findings.statistics import mean_error
+from analysis.findings.diagrams import mean_error
 
 _CALM = 8  # windows of period 1 before an instability that counts
 

@@ -6,8 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analysis import cascades
-from analysis.findings.diagrams import ACCURACIES
-from analysis.findings.statistics import mean_error, paired_gain
+from analysis.findings.diagrams import ACCURACIES, mean_error, paired_gain
 from dlf.store.cells import DIVERGED
 
 _EFFECTS = {

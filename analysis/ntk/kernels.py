@@ -28,9 +28,8 @@ def empirical_ntk(
         Theta(x, x') = (1/C) sum_layers (h(x) . h(x') + 1) sum_c delta_c(x) . delta_c(x')
         delta_c = d f_c / d y,   no + 1 without a bias
 
-    Any other network costs its Jacobian, [examples, classes, parameters]. The other kernels are built
-    the same way. With a `batch_size`, no more than two blocks of so many examples of either exist at
-    once. `weights` per example only.
+    Any other network costs its Jacobian, [examples, classes, parameters]. The other kernels are built the
+    same way. `weights` per example only.
 
     Source: the default of `empirical_ntk_fn` in neural-tangents, which Ruiz-Garcia et al. 2021
     (arXiv 2102.03793) used; by layers: Novak et al. 2022 (arXiv 2206.08720), structured derivatives.
