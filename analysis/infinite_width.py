@@ -66,14 +66,12 @@ def squared_loss_flow(
         d theta / ds = -grad L,    L = (1/P) sum_j sum_i (f_i(x_j) - delta_{i, y_j})^2
         f(s) = y + exp(-(2 s / P) Theta) (f(0) - y)        Theta = J J^T, `full_ntk` of the same examples
 
-    L is `dmse1`, or `dmse2`, with weights of one. Time s is learning rate times step: gradient descent with
-    rate eta follows f(eta step) up to O(eta). `start` are the logits f(0). Not inside `jit` from a kernel
-    that is computed there.
+    L is `dmse1`, or `dmse2`, with weights of one. Time s is learning rate times step: gradient descent is off
+    by O(eta). `start` are the logits f(0). Not inside `jit` from a kernel computed there.
 
     Raises ImportError without neural-tangents.
 
-    Source: `predict` of neural-tangents; Lee et al. 2019 (arXiv 1902.06720), whose loss has a factor
-    1 / (2 P C) in place of 1 / P.
+    Source: `predict` of neural-tangents; Lee et al. 2019 (arXiv 1902.06720), with 1 / (2 P C) for 1 / P.
 
     >>> flow = squared_loss_flow(jnp.eye(2), jnp.asarray([1]), jnp.zeros((1, 2)))
     >>> [round(float(f), 4) for f in flow(jnp.asarray(0.5))[0]]  # 1 - exp(-1)

@@ -36,8 +36,7 @@ def load() -> ModuleType:
     over the logits by their number. One limit, on any JAX: `predict.gradient_descent_mse` may not
     be built inside `jit` from a kernel that is computed there.
 
-    Raises ImportError, with the command to run, if the library or frozendict is missing or the
-    library is of another version.
+    Raises ImportError, with the command to run, without the library or frozendict, or for another version.
 
     Source: Novak et al. 2020 (arXiv 1912.02803), Novak et al. 2022 (arXiv 2206.08720).
     """

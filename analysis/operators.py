@@ -1,9 +1,8 @@
 """Curvature of a loss as matrix-vector products on parameter pytrees, over a whole data set.
 
-Each builder returns a `jax.tree_util.Partial`: the functions in it are static, the parameters, the data and
-the step are arrays. A compiled function that takes such a matvec as an argument is compiled once for all
-parameters and steps. All raise ValueError for an empty data set, or a batch size below 1 or above the number
-of examples.
+Each builder returns a `jax.tree_util.Partial`: its functions are static, parameters, data and step are
+arrays. A compiled function that takes such a matvec as an argument is compiled once for all parameters and
+steps. All raise ValueError for an empty data set, or a batch size below 1 or above the number of examples.
 """
 
 from collections.abc import Callable

@@ -30,8 +30,7 @@ class Split(NamedTuple):
 
     loss_moved: Float[Array, " num"]
     network_moved: Float[Array, " num"]
-    gap: Float[Array, " num"]  # distance to all others, the smaller of both ends
-    valid: Bool[Array, " num"]  # the same eigenvector before and after, the gap above change and errors
+    valid: Bool[Array, " num"]  # the same eigenvector, at both ends further from others than its change
 
 
 def identify(old: PyTree, new: PyTree) -> Identity:
@@ -101,7 +100,7 @@ def split_change(
     valid = known & (gap > jnp.abs(change)) & (gap > jnp.abs(loss_moved)) & (gap > 2 * residuals)
     valid &= error <= jnp.maximum(0.1 * jnp.abs(loss_moved), residuals)
     loss_moved = jnp.where(known, loss_moved, jnp.nan)
-    return Split(loss_moved, change - loss_moved, jnp.where(known, gap, gaps(new_values)), valid)
+    return Split(loss_moved, change - loss_moved, valid)
 
 
 def gauss_newton_curvature(
@@ -132,8 +131,7 @@ def class_subspace(
 
         B_c = V^T H_c V,    V orthonormal [size, classes num]
 
-    Then lambda_max(sum_c Gamma_c(t') B_c) <= lambda_max(H(t')) for every t' at these parameters: see
-    `forecast`.
+    For `forecast`: lambda_max(sum_c Gamma_c(t') B_c) <= lambda_max(H(t')) for every t' at these parameters.
     """
     (num_classes,) = jax.eval_shape(class_losses, params, batch).shape
     _, unravel = ravel_pytree(params)

@@ -66,8 +66,7 @@ def digits(num_train: int = 1497, num_test: int = 300, seed: int = 0) -> Dataset
 
     Raises ValueError for an empty set, more than 1,797 examples, or if scikit-learn is missing.
 
-    Source: Alpaydin and Kaynak 1998, the test part of the UCI set "Optical recognition of
-    handwritten digits".
+    Source: Alpaydin and Kaynak 1998, test part of the UCI set "Optical recognition of handwritten digits".
 
     >>> train, test, num_classes = digits(num_train=200)
     >>> train.inputs.shape, test.inputs.shape, num_classes

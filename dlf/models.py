@@ -76,8 +76,7 @@ def mlp(
 
     `activation` is one of flax.linen; `initialization` is "original" (W ~ N(0, 1/fan_in), zero
     biases) or "updated" (Glorot-normal W, biases ~ N(0, 0.01^2)). Whether there are biases must
-    be said: without them this network does not learn the spiral, which is how the authors' code
-    broke when the default of neural-tangents' `stax.Dense` changed in October 2021.
+    be said: without them this network does not learn the spiral.
 
     The draw is the authors' too: keys are split layer by layer as their `stax.serial` did (one
     split for each dense layer and each activation, then one between W and b), under JAX's older

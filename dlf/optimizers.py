@@ -50,8 +50,7 @@ def adam_preconditioner(
 
         P = sqrt(nu / (1 - b2^count) + eps_root) + eps        after `count` >= 1 updates
 
-    Raises ValueError unless there is the state of one Adam (AdamW and the like too), or before the
-    first update.
+    Raises ValueError unless there is the state of one Adam (AdamW and the like too) after an update.
 
     >>> state = optax.adam(0.1).init(jnp.ones(1))[0]._replace(count=jnp.asarray(1), nu=jnp.asarray([4.0]))
     >>> round(adam_preconditioner(state, b2=0.75).item(), 4)

@@ -48,8 +48,7 @@ def triangular(
 
     Raises ValueError for A < 1 or infinite, T < 2 or no whole number (checked where it is known).
 
-    Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; the T + 1 steps are in the
-    authors' notebook.
+    Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; their notebook for the T + 1 steps.
 
     >>> gamma = triangular(3, amplitude=70.0, period=5000)
     >>> [round(float(w), 4) for w in gamma(jnp.asarray(2500))]

@@ -1,7 +1,6 @@
 """The training loop: one compiled scan with the probes inside.
 
-Row `step` of a series is measured at the parameters after `step` updates, with the loss of that
-step, before the next update.
+Row `step` of a series is measured at the parameters after `step` updates, with the loss of that step.
 """
 
 from collections.abc import Callable, Mapping

@@ -69,11 +69,10 @@ def label(
     Where no period explains three quarters of the variance, a window is CHAOS if its exponent is positive by
     more than its standard error and nearby runs part by two e-folds before a period fits again, else
     IRREGULAR (random noise, period 3, a rotation). A period that leaves more than 0.5 % of s_1 is a noisy
-    period, or chaos in bands: CHAOS if nearby runs part by an e-fold within the window. Without these, a slow
-    drift along directions of negative curvature, which makes every exponent slightly positive, would pass
-    for chaos. A window with NaN is UNDEFINED. `log_growth` holds the log of a tangent's growth at every step
-    (`analysis.stability.log_growth`); its error comes from blocks of 16 steps. Rows at the end that fill no
-    window have no label.
+    period, or chaos in bands: CHAOS if nearby runs part by an e-fold within the window (negative curvature
+    makes the exponent of a slow drift slightly positive). A window with NaN is UNDEFINED, rows at the end
+    that fill no window have no label. `log_growth` holds the log of a tangent's growth at every step
+    (`analysis.stability.log_growth`); its error comes from blocks of 16 steps.
 
     Raises ValueError for a window below 64 or no multiple of 16, for a series shorter than a window or not of
     32 or 64 bits, or a log growth of another shape.

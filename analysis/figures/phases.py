@@ -2,6 +2,7 @@
 
 import numpy as np
 import xarray as xr
+from matplotlib.artist import setp
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -16,8 +17,7 @@ _TITLES = {"accuracy": "training accuracy", "validation_accuracy": "validation a
 def amplitude_period(reduced: xr.Dataset) -> Figure:
     """Draw accuracy over amplitude and period, the static loss as the lowest row, and its spread.
 
-    The contour encloses the cells significantly better than the static loss (paired over seeds, false
-    discovery rate 5 %).
+    The contour encloses cells significantly better than the static loss (paired, false discovery rate 5 %).
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; statistics ours.
     """
@@ -31,10 +31,8 @@ def amplitude_period(reduced: xr.Dataset) -> Figure:
             figure.colorbar(image, ax=axes, label=title)
             axes.set_title(f"{words} over {reduced.attrs['num_seeds']} seeds")
         _draw_contour(row[0], _above_static(reduced, f"{name}_significant", static=0.0))
-    for axes in grid[1]:
-        axes.set_xlabel("period $T$ (steps per class)")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("amplitude $A$")
+    setp(grid[1], xlabel="period $T$ (steps per class)")
+    setp(grid[:, 0], ylabel="amplitude $A$")
     _explain_contour(figure, "significantly better than the static loss ($A = 1$, the lowest row)")
     return figure
 
@@ -73,8 +71,7 @@ def width_rate(reduced: xr.Dataset) -> Figure:
     for axes in (*grid[2, :2], grid[1, 2]):
         axes.set_xlabel(r"learning rate $\eta$")
         axes.tick_params(labelbottom=True)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("width (hidden units)")
+    setp(grid[:, 0], ylabel="width (hidden units)")
     _explain_contour(figure, "significant gain over the static loss", "#111111")
     return figure
 

@@ -138,16 +138,22 @@ def kernel_width(found: xr.Dataset) -> Figure:
     """
     figure = Figure(figsize=(7.0, 3.1), layout="constrained")
     panels = figure.subplots(1, found.sizes["rate"], sharex=True, sharey=True)
+    initial, widths = found["initial_distance"].rename(draw="seed"), found["initial_width"].values
+    first = widths, initial, found["initial_slope"], found["initial_slope_error"]
+    beyond = f"from {found['initial_slope'].attrs['widths'][0]:,} on"
+    between = "from {:,} to {:,}".format(*found["slope"].attrs["widths"])
     for axes, rate in zip(panels, found["rate"].values, strict=True):
-        initial, widths = found["initial_distance"].rename(draw="seed"), found["initial_width"].values
-        slope = found["initial_slope"], found["initial_slope_error"]
-        where = f"from {slope[0].attrs['widths'][0]:,} on"
-        _draw_distance(axes, widths, initial, slope, "first parameters", where, 0)
-        where = "from {:,} to {:,}".format(*found["slope"].attrs["widths"])
-        for number, cycles in enumerate(found["cycles"].values, start=1):
+        lines = [("first parameters", beyond, *first)]
+        for cycles in found["cycles"].values:
             row, words = found.sel(rate=rate, cycles=cycles), f"after {cycles} cycle{'s' * int(cycles > 1)}"
-            slope = row["slope"], row["slope_error"]
-            _draw_distance(axes, row["width"].values, row["distance"], slope, words, where, number)
+            trained = (row[name] for name in ("distance", "slope", "slope_error"))
+            lines.append((words, between, row["width"].values, *trained))
+        for number, (words, where, n, distance, slope, error) in enumerate(lines):
+            axes.errorbar(
+                n, distance.mean("seed"), distance.std("seed", ddof=1), color=style.COLORS[number],
+                marker="osD"[number], markersize=4, linewidth=1, capsize=2,
+                label=rf"{words}: $N^{{{float(slope):.3f} \pm {float(error):.3f}}}$ {where}",
+            )  # fmt: skip
         guide = float(initial.mean("seed")[-1]) * np.sqrt(widths[-1] / widths)
         axes.plot(widths, guide, color=style.BLACK, linestyle=":", linewidth=1, label="$N^{-1/2}$", zorder=1)
         axes.set(xscale="log", yscale="log", xlabel="width $N$ (hidden units)")
@@ -162,14 +168,6 @@ def kernel_width(found: xr.Dataset) -> Figure:
     )
     panels[0].set_ylim(top=30 * float(found["distance"].mean("seed").max()))  # room for the legends
     return figure
-
-
-def _draw_distance(axes, widths, distance, slope, words: str, where: str, number: int) -> None:
-    power = rf"{float(slope[0]):.3f} \pm {float(slope[1]):.3f}"
-    axes.errorbar(
-        widths, distance.mean("seed"), distance.std("seed", ddof=1), color=style.COLORS[number],
-        marker="osD"[number], markersize=4, linewidth=1, capsize=2, label=f"{words}: $N^{{{power}}}$ {where}",
-    )  # fmt: skip
 
 
 @style.styled

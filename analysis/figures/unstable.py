@@ -17,28 +17,27 @@ PERIOD_COLORS = {
     1: style.GREY, GROWING: _YELLOW, 2: _BLUE, 4: _SKY, 8: _GREEN, 16: "#7fd1ae", CHAOS: _RED,
     IRREGULAR: _PINK, UNDEFINED: "#ffffff",
 }  # fmt: skip
+_PIXELS = {"rasterization_zorder": 2.2}  # of axes: dots as pixels, with text as text
 
 
 @style.styled
 def cascades(found: xr.Dataset) -> Figure:
     """Draw when a run is unstable and why: five aligned rows against the step, and a zoom.
 
-    Colours are the periods of the windows, vertical lines onsets. The forecasts at frozen parameters lead
-    from the middle of each turn to its end; the exponent is that of each window, with its standard error. The
-    change of the eigenvalue, and how much of it the loss and the network made, is that over each stretch of
-    at least five measurements in a turn where the split is valid and the loss has period 1. Right: 1.6 to 2.1
-    turns.
+    Colours are the periods of the windows, vertical lines onsets. Forecasts at frozen parameters lead from
+    the middle of each turn to its end; the exponent is that of each window, with its standard error. The
+    change of the eigenvalue, by the loss and by the network, is that over each stretch of at least five
+    measurements in a turn where the split is valid and the loss has period 1. Right: 1.6 to 2.1 turns.
 
     Source: ours; rows 1 and 5 as in Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4.
     """
     turn, last = found.attrs["turn"], int(found["step"][-1]) + 1
     spans = [(0, last), (round(1.6 * turn), min(round(2.1 * turn), last))]
     figure = Figure(figsize=(7.2, 7.4), layout="constrained")
-    grid = figure.subplots(5, 2, sharex="col", width_ratios=[2.6, 1.0])
+    grid = figure.subplots(5, 2, sharex="col", width_ratios=[2.6, 1.0], subplot_kw=_PIXELS)
     for column, (start, stop), title in zip(grid.T, spans, ("whole run", "zoom"), strict=True):
         column[0].set_title(title)
         for axes in column:
-            axes.set_rasterization_zorder(2.2)
             for onset in found["instability_onset"].values:
                 axes.axvline(onset, color=style.BLACK, linewidth=0.4, linestyle=":", zorder=1)
         _draw_periods(column[0], found, start, stop)
@@ -97,9 +96,8 @@ def bifurcation(found: xr.Dataset) -> Figure:
 def threshold_rate(found: xr.Dataset) -> Figure:
     """Draw the sharpness at the first onset against the learning rate, one line for each width.
 
-    Above: means over seeds on log axes with the line 2 / eta; below: eta lambda / 2, with the standard
-    deviation over seeds as bars, and at the bottom the number of seeds with an instability. Widths are moved
-    apart by 2 % along the axis.
+    Means over seeds, with standard deviations as bars, and at the bottom the number of seeds with an
+    instability. Widths are moved apart by 2 % along the axis.
 
     Source: ours, after the claim of Ruiz-Garcia et al. 2021 (arXiv 2102.03793) that the threshold depends on
     the learning rate and not on the width.
@@ -141,12 +139,10 @@ def static_dynamic(found: xr.Dataset) -> Figure:
     steps; each run has an axis of F of its own.
     """
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-    grid = figure.subplots(3, 2, sharex=True)
+    grid = figure.subplots(3, 2, sharex=True, subplot_kw=_PIXELS)
     both = found[["sharpness", "reference_sharpness"]].to_array()
     kinds = ("reference_", "static", 1.0), ("", "dynamical", found.attrs["amplitude"])
     for column, (prefix, kind, amplitude) in zip(grid.T, kinds, strict=True):
-        for axes in column:
-            axes.set_rasterization_zorder(2.2)
         loss = found[f"{prefix}loss"]
         _draw_periods(column[0], found, 0, found.sizes["step"], prefix)
         if loss.max() < 3 * loss.min():  # less than the decade that log axes label

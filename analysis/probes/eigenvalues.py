@@ -46,8 +46,7 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
     network moved" (`analysis.tracking.split_change`). Let `every` be even, so that in a two-cycle both lie on
     one branch; there the change is that of this branch, which the mean of two steps need not share.
 
-    Raises ValueError for `num` below 2 (a gap needs two), or an optimizer without a formula for its
-    threshold.
+    Raises ValueError for `num` below 2 (a gap needs two), or an optimizer without a formula.
     """
     check_settings(tol, every=every, num=num)
     if num < 2:

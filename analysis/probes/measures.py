@@ -123,10 +123,9 @@ def stability(problem: Problem, every: int, tol: float) -> Probe:
 
         ratio = (lambda_eff(t) / threshold(t) + lambda_eff(t + 1) / threshold(t + 1)) / 2
 
-    lambda_eff is the largest eigenvalue of the Hessian, for RMSProp and Adam of the preconditioned one; in
-    a two-cycle it alternates from step to step, hence the mean. Not measured (NaN) before Adam's first
-    update. Costs two cold eigenvalues and one training step a measurement. Raises ValueError for an optimizer
-    without a formula.
+    lambda_eff is the largest eigenvalue of the Hessian, for RMSProp and Adam of the preconditioned one; in a
+    two-cycle it alternates, hence the mean. NaN before Adam's first update. Costs two cold eigenvalues and
+    one training step a measurement. Raises ValueError for an optimizer without a formula.
     """
     check_settings(tol, every=every)
     threshold(**problem.optimizer, step=jnp.zeros((), jnp.int32))

@@ -57,8 +57,7 @@ def step_multipliers(
     Runs outside of compiled functions. `tol` is relative to the modulus. Where Arnoldi does not converge, the
     best values are returned and `converged` is False.
 
-    Raises ValueError for a tolerance outside (0, 1), fewer than one multiplier, or a step without a finite
-    derivative at `state`.
+    Raises ValueError for `tol` outside (0, 1), `num` below 1, or a step without a finite derivative there.
 
     Source: Lehoucq and Sorensen 1996 (ARPACK).
 
@@ -95,8 +94,7 @@ def floquet_multipliers(
 
         M = J_{T-1} ... J_1 J_0,    M v = mu v        the cycle is stable where all |mu| < 1
 
-    For periodic orbits only; along any other piece of a run use the growth rates of tangents (`log_growth`).
-    Found as in `step_multipliers`.
+    For periodic orbits only, elsewhere the growth of tangents (`log_growth`); found as in `step_multipliers`.
 
     Raises ValueError as `step_multipliers` does, or for less than one step.
 

@@ -48,8 +48,7 @@ def create(
 ) -> None:
     """Allocate cells.zarr for a grid of cells; `axes` maps each dimension to its labels.
 
-    `series` are laid out as one cell has them; `coordinates` label the dimensions that they have of their
-    own, steps for instance.
+    `series` are laid out as one cell has them; `coordinates` label their own dimensions, steps for instance.
     """
     grid = tuple(len(labels) for labels in axes.values())
     stored, chunks = {}, {}
