@@ -36,8 +36,7 @@ def _density(matvec, like, width, key, *, num_probes, order, num_points):
 
         start = first_basis(random(probe), order), jnp.asarray(True)
         basis, finite = jax.lax.fori_loop(0, order, grow, start)
-        projected = (basis.coupling[:-1] + basis.coupling[:-1].T) / 2
-        nodes, vectors = jnp.linalg.eigh(projected)
+        nodes, vectors = jnp.linalg.eigh((basis.coupling[:-1] + basis.coupling[:-1].T) / 2)
         # the first component of each vector: its overlap with the probe
         return jnp.where(finite, nodes, jnp.nan), vectors[0] ** 2
 

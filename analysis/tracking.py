@@ -145,8 +145,7 @@ def class_subspace(
     basis = jnp.linalg.qr(vectors.reshape(num_classes * num, -1).T)[0]
 
     def images(column):
-        gradients = jax.jacrev(lambda p: class_losses(p, batch))
-        tangents = jax.jvp(gradients, (params,), (unravel(column),))[1]
+        tangents = jax.jvp(jax.jacrev(lambda p: class_losses(p, batch)), (params,), (unravel(column),))[1]
         return jax.vmap(lambda tangent: ravel_pytree(tangent)[0])(tangents)
 
     products = jax.lax.map(images, basis.T)  # [basis, classes, size]

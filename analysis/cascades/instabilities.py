@@ -127,8 +127,7 @@ def _onset(loss, windows, part):
     level = loss[first : first + num * _BLOCK].reshape(num, _BLOCK).mean(axis=1)
     visible = np.flatnonzero(blocks > _VISIBLE * np.abs(level))
     end = int(visible[0]) if len(visible) else int(np.argmax(blocks))
-    before = np.median(blocks[: width // _BLOCK])
-    small = np.flatnonzero(blocks[: end + 1] <= _OUTGROWN * before)
+    small = np.flatnonzero(blocks[: end + 1] <= _OUTGROWN * np.median(blocks[: width // _BLOCK]))
     onset = int(small[-1]) + 1 if len(small) else 0
     return first + min(onset, end) * _BLOCK, first + end * _BLOCK
 

@@ -27,8 +27,7 @@ def amplitude_period(reduced: xr.Dataset) -> Figure:
     for row, (name, title) in zip(grid, _TITLES.items(), strict=True):
         for axes, (statistic, (words, colors, limits)) in zip(row, statistics.items(), strict=True):
             cells = _above_static(reduced, f"{name}_{statistic}")
-            image = _draw_cells(axes, cells, Normalize(*limits), colors)
-            figure.colorbar(image, ax=axes, label=title)
+            figure.colorbar(_draw_cells(axes, cells, Normalize(*limits), colors), ax=axes, label=title)
             axes.set_title(f"{words} over {reduced.attrs['num_seeds']} seeds")
         _draw_contour(row[0], _above_static(reduced, f"{name}_significant", static=0.0))
     setp(grid[1], xlabel="period $T$ (steps per class)")

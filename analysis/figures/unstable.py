@@ -65,8 +65,7 @@ def bifurcation(found: xr.Dataset) -> Figure:
     turn until a tenth of a turn after the switch of class. Colours are the periods of the windows.
     """
     turn, loss = found.attrs["turn"], found["loss"].values
-    mean = np.convolve(loss, np.full(16, 1 / 16), mode="same")
-    ratio, period = loss / mean, _per_step(found)
+    ratio, period = loss / np.convolve(loss, np.full(16, 1 / 16), mode="same"), _per_step(found)
     num_turns = -(-len(loss) // turn)
     rows = -(-num_turns // 5)
     figure = Figure(figsize=(7.2, 1.6 * rows + 0.6), layout="constrained")

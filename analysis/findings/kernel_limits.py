@@ -37,8 +37,7 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
         """[cycles, width, seed]"""
         kernels = results[sweep]["empirical_ntk"].isel(kernel_step=at)
         of_widths = kernels.transpose("width", "kernel_step", "seed", ...)
-        of_limits = limits.sel(width=kernels["width"])
-        pairs = zip(of_widths.values, of_limits.values, strict=True)
+        pairs = zip(of_widths.values, limits.sel(width=kernels["width"]).values, strict=True)
         return np.stack([relative_distance(*map(jnp.asarray, pair)) for pair in pairs], axis=1)
 
     widths, initial_widths = (results[name]["width"].values for name in ("main", "initial"))

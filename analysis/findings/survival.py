@@ -51,10 +51,8 @@ def effects(sweep: xr.Dataset) -> xr.Dataset:
     num_turns = stop_after // turn // num_classes * num_classes
     middles = (turn * (np.arange(num_turns) + 0.5)).astype(int)
     sharpness = sweep["sharpness"].sel(stability_step=middles, method="nearest")
-    first, last = (
-        sharpness.isel(stability_step=part).mean("stability_step")
-        for part in (slice(num_classes), slice(-num_classes, None))
-    )
+    first = sharpness.isel(stability_step=slice(num_classes)).mean("stability_step")
+    last = sharpness.isel(stability_step=slice(-num_classes, None)).mean("stability_step")
     moving = sweep["stability_ratio"].sel(stability_step=slice(turn, stop_after - 1))
     ntk = sweep["ntk_eigenvalues"].isel(rank=0, drop=True)
     dims, shape = sweep["status"].dims, sweep["status"].shape

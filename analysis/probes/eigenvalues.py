@@ -92,13 +92,12 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
         bound = threshold(**problem.optimizer, step=state.step)
         kept = (pairs.values > _KEPT * bound) | (jnp.arange(num) == 0)
         real = pairs.values.dtype
-        first = jnp.all(memory.identities < 0)
         rows = {
             "tracked_eigenvalues": pairs.values,
             "tracked_residuals": pairs.residuals,
             "tracked_kept": kept.astype(real),
             "tracked_identity": identities.astype(real),
-            "tracked_overlap": jnp.where(first, jnp.nan, identity.overlap),
+            "tracked_overlap": jnp.where(jnp.all(memory.identities < 0), jnp.nan, identity.overlap),
             "tracked_crossing": identity.crossing.astype(real),
             "tracked_gap": gaps(pairs.values),
             "tracked_classes": weights[None] * curvatures,

@@ -36,8 +36,7 @@ def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
     check_settings(tol, every=every, num=num)
 
     def measure(carry, state: TrainState):
-        batch = problem.batch_fn(state.step)
-        matvec = operators.hessian(problem.loss_fn, state.params, batch, state.step)
+        matvec = operators.hessian(problem.loss_fn, state.params, problem.batch_fn(state.step), state.step)
         key = jax.random.fold_in(problem.key, state.step)
         pairs = top_eigenpairs(matvec, like=state.params, num=num, tol=tol, key=key)
         return carry, {
@@ -131,8 +130,7 @@ def stability(problem: Problem, every: int, tol: float) -> Probe:
     threshold(**problem.optimizer, step=jnp.zeros((), jnp.int32))
 
     def ratio(state: TrainState):
-        batch = problem.batch_fn(state.step)
-        matvec = operators.hessian(problem.loss_fn, state.params, batch, state.step)
+        matvec = operators.hessian(problem.loss_fn, state.params, problem.batch_fn(state.step), state.step)
         matvec = effective_hessian(matvec, state.opt_state, **problem.optimizer)
         key = jax.random.fold_in(problem.key, state.step)
         pairs = top_eigenpairs(matvec, like=state.params, num=1, tol=tol, key=key)

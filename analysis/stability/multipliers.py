@@ -68,7 +68,6 @@ def step_multipliers(
     >>> round(step_multipliers(heavy_ball, state, key=jax.random.key(0)).flip, 4)
     -1.7071
     """
-    _check(num, tol)
     product = Partial(_product, as_pytree(advance), state)
     _, flat = flat_step(advance, state)
     turns = None
@@ -104,7 +103,6 @@ def floquet_multipliers(
     >>> found.multipliers.real.round(4).tolist(), found.closure
     ([0.25, 0.01], 0.0)
     """
-    _check(num, tol)
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     _, flat = flat_step(advance, state)
@@ -116,13 +114,6 @@ def floquet_multipliers(
     order = np.argsort(-np.abs(values))[:num]
     converged = bool((residuals[order] <= 10 * tol * np.maximum(np.abs(values[order]), 1)).all())
     return FloquetMultipliers(values[order], residuals[order], converged, closure)
-
-
-def _check(num: int, tol: float) -> None:
-    if num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
-    if not 0 < tol < 1:
-        raise ValueError(f"tol must be between 0 and 1, relative to the multiplier, got {tol}")
 
 
 @jax.jit
@@ -138,6 +129,10 @@ def _repeat(advance, num_steps, state):
 
 def _extreme(product, flat, ends, num, tol, key):
     """Return (values, unit vectors [size, number], residuals) of the multipliers at some ends."""
+    if num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+    if not 0 < tol < 1:
+        raise ValueError(f"tol must be between 0 and 1, relative to the multiplier, got {tol}")
     start = jax.random.normal(key, flat.shape, flat.dtype)
     if not bool(jnp.all(jnp.isfinite(product(start)))):
         raise ValueError(

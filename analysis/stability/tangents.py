@@ -73,8 +73,7 @@ def log_growth(
         return jnp.where(norm > 0, image / norm, tangents[0])[None], jnp.log(norm)[None]
     images = jax.lax.map(lambda tangent: jax.jvp(step, (flat,), (tangent,))[1], tangents)
     orthonormal, triangle = jnp.linalg.qr(images.T)
-    growth = jnp.log(jnp.abs(jnp.diagonal(triangle)))
-    return orthonormal.T, growth
+    return orthonormal.T, jnp.log(jnp.abs(jnp.diagonal(triangle)))
 
 
 @partial(jax.jit, static_argnames=("advance", "num_steps", "num"))

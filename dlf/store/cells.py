@@ -169,8 +169,7 @@ def load(workdir: Path) -> xr.Dataset:
         if array.dtype.kind == "T":  # NumPy's own strings, which few readers know
             sweep[name] = array.astype(object)
     axes = sweep["diverged_step"].dims
-    meanings = _OF_EVERY_SWEEP["status"].description
-    sweep["status"] = (axes, status, {"units": "1", "long_name": meanings})
+    sweep["status"] = (axes, status, {"units": "1", "long_name": _OF_EVERY_SWEEP["status"].description})
     has_run = sweep["status"] != NOT_RUN
     sweep["diverged_step"] = sweep["diverged_step"].where(has_run, -1)
     sweep["reason"] = sweep["reason"].where(has_run, "")
