@@ -58,13 +58,13 @@ def label(
         x_n = a_k + b_k n + drift(n) + rest,  k = n mod p        s_p: standard deviation of the rest
 
     drift is one polynomial of degree 4. The label is the smallest p of 1, 2, 4, 8, 16 whose s_p is at most
-    twice that of the best p, or below 0.5 % of s_1. Before that, the fast part h_n = (x_{n-2} - 4 x_{n-1} + 6
-    x_n - 4 x_{n+1} + x_{n+2}) / 16 decides. Unless it exceeds `noise` times the largest |x| of the window and
-    changes sign there 5 times in a row or 8 times in all (a kink of a schedule does twice), the period is 1;
-    or unless x leaves its drift by as much and crosses it 8 times or more. If h alternates in sign and grows,
-    relative to x, by more than 2 over the window, it is GROWING, the onset of an instability, also below
-    `noise` where the following windows grow on beyond it, but not within a cascade. A series that goes to
-    zero has no level to compare with: add one. Of minibatches, `noise` must exceed the scatter.
+    twice that of the best p, or below 0.5 % of s_1. Before that, the fast part h of x (`alternating_part`)
+    decides. Unless it exceeds `noise` times the largest |x| of the window and changes sign there 5 times in a
+    row or 8 times in all (a kink of a schedule does twice), the period is 1; or unless x leaves its drift by
+    as much and crosses it 8 times or more. If h alternates in sign and grows, relative to x, by more than 2
+    over the window, it is GROWING, the onset of an instability, also below `noise` where the following
+    windows grow on beyond it, but not within a cascade. A series that goes to zero has no level to compare
+    with: add one. Of minibatches, `noise` must exceed the scatter.
 
     Where no period explains three quarters of the variance, a window is CHAOS if its exponent is positive by
     more than its standard error and nearby runs part by two e-folds before a period fits again, else
