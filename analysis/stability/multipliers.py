@@ -57,7 +57,7 @@ def step_multipliers(
     Runs outside of compiled functions. `tol` is relative to the modulus. Where Arnoldi does not converge, the
     best values are returned and `converged` is False.
 
-    Raises ValueError for `tol` outside (0, 1), `num` below 1, or a step without a finite derivative there.
+    Raises ValueError for `tol` outside (0, 1), `num` below 1, or a step without finite derivative at `state`.
 
     Source: Lehoucq and Sorensen 1996 (ARPACK).
 
