@@ -48,8 +48,8 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
 
     Raises ValueError for `num` below 2 (a gap needs two), or an optimizer without a formula.
     """
-    check_settings(tol, every=every, num=num)
-    if num < 2:
+    check_settings(tol, every=every)
+    if type(num) is not int or num < 2:
         raise ValueError(f"num must be a whole number of at least 2, since a gap needs two, got {num}")
     threshold(**problem.optimizer, step=jnp.zeros((), jnp.int32))
     class_losses = make_class_losses(problem.apply_fn, problem.weighted_loss)
