@@ -229,9 +229,8 @@ def _draw_split(axes: Axes, found: xr.Dataset) -> None:
 
 
 def _legend_of_periods(figure: Figure, labels: xr.DataArray) -> None:
-    dots = dict(marker="o", markersize=3, linestyle="none")
     marks = [
-        Line2D([], [], color=color, label=name(code), **dots)
+        Line2D([], [], color=color, label=name(code), marker="o", markersize=3, linestyle="none")
         for code, color in PERIOD_COLORS.items()
         if (labels == code).any()
     ]
