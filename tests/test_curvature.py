@@ -13,8 +13,9 @@ from experiments.configs import curvature, tiny
 @pytest.fixture(scope="module")
 def found():
     with jax.enable_x64(True):
-        run = curvature.along(tiny.get_config(), num_points=4, num_probes=4, order=16)
-        images = composition.of_images((4, 4), num_examples=40, num_steps=5, num_probes=2, order=6)
+        # the sizes of notebook 02: the programs are compiled once for both
+        run = curvature.along(tiny.get_config(), num_points=20, num_probes=4, order=32)
+        images = composition.of_images((8, 8), num_examples=100, num_steps=30, num_probes=2, order=16)
     return xr.merge([run, images], combine_attrs="no_conflicts")
 
 

@@ -1,0 +1,8 @@
+"""Data sets and batch functions. `__all__` is the catalogue that a config names a data set from."""
+
+from dlf.data import images, synthetic
+from dlf.data.batches import full_batch as full_batch
+from dlf.data.images import *
+from dlf.data.synthetic import *
+
+__all__ = sorted([*images.__all__, *synthetic.__all__])
