@@ -109,5 +109,16 @@ def test_solvers_are_measured_at_their_true_residual(float64):
 def test_the_networks_in_plain_operations_are_ours(float64):
     for words, (model, plain, inputs, _) in eigenpairs.networks().items():
         params = model.init(jax.random.key(0), inputs)
-        found, expected = plain.apply({"params": params}, inputs), model.apply(params, inputs)
+        found, expected = plain(params, inputs), model.apply(params, inputs)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12, err_msg=words)
+
+
+def test_the_networks_in_pytorch_are_ours(float64):
+    pytest.importorskip("torch")
+    from experiments.benchmark import peers
+
+    for case in eigenpairs.cases():
+        model, criterion, (inputs, labels) = peers._prepare(case)
+        expected = case.loss_fn(case.params, case.batch, eigenpairs.STEP)
+        found = criterion(model(inputs), labels).item()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{case.network}, {case.stage}")

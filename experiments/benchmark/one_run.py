@@ -90,9 +90,8 @@ def time_runs(float64: bool, repeats: int, num_steps: int) -> dict[str, np.ndarr
         from experiments.benchmark import peers
 
         weights = np.asarray(runs[COMPILED]()["class_weights"])[:few]
-        runs |= {
-            name: peers.training(experiment, weights, n, is_recorded=True) for n, name in PYTORCH.items()
-        }
+        training = partial(peers.training, experiment, weights, is_recorded=True)
+        runs |= {name: training(num_threads) for num_threads, name in PYTORCH.items()}
     check_agreement({name: run() for name, run in runs.items()}, rtol=1e-9 if float64 else 1e-3)
     if float64:
         sets = {name: (name,) for name in config.probes} | {"all probes": tuple(config.probes)}
@@ -136,8 +135,8 @@ def speed(repeats: int, steps: int) -> Iterator[dict[str, list[Record]]]:
     """Measure speed, memory and compile time of the run of Fig. 4."""
     config = fig4.get_config()
     for label, names in {"no probes": (), "all probes": tuple(config.probes)}.items():
-        taken = [in_fresh_process(measure_program, names, steps) for _ in range(repeats)]
-        seconds, peaks = np.transpose(taken)
+        each = [in_fresh_process(measure_program, names, steps) for _ in range(repeats)]
+        seconds, peaks = np.transpose(each)
         yield {"rows": [row("float64", f"compile, {label}", "s", seconds, ("<", 10))]}
         yield {"rows": [row("float64", f"memory, {label}", "MiB", peaks)]}
     for float64 in (True, False):
