@@ -1,6 +1,7 @@
 """What a tracker will cost, told before the run in gradients, and measured after it."""
 
 import time
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -48,17 +49,17 @@ def estimate(config: ConfigDict, probe: str = "tracker") -> Cost:
     return Cost(-(-config.num_steps // every), each / gradient, gradient)
 
 
-def gradient_seconds(config: ConfigDict, num_gradients: int = 2_000) -> float:
-    """Return the time of a training step alone, in a compiled loop."""
-    return _seconds(build(config), (), num_gradients) / num_gradients
+def program(experiment: Experiment, names: Iterable[str] = ()) -> tuple[Callable, tuple]:
+    """Return the compiled loop with some of the probes, and its arguments up to the number of steps."""
+    carries = init_carries({name: experiment.run.probes[name] for name in names}, experiment.state)
+    return make_loop(experiment, names), (experiment.replica, experiment.state, carries)
 
 
 def _seconds(experiment: Experiment, names: tuple[str, ...], num_steps: int) -> float:
     """Return the median time of the first steps with some of the probes, compiled before."""
-    loop, probes = make_loop(experiment, names), {name: experiment.run.probes[name] for name in names}
-    carries, taken = init_carries(probes, experiment.state), []
+    (loop, arguments), taken = program(experiment, names), []
     for _ in range(1 + _REPEATS):
         started = time.perf_counter()
-        jax.block_until_ready(loop(experiment.replica, experiment.state, carries, num_steps))
+        jax.block_until_ready(loop(*arguments, num_steps))
         taken.append(time.perf_counter() - started)
     return float(np.median(taken[1:]))

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import command_line
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import eigenpairs, one_run, solvers, timing
+from experiments.benchmark import eigenpairs, one_run, timing
 from experiments.configs import fig4 as config_fig4
 from experiments.configs import tiny
 
@@ -18,7 +19,7 @@ def test_fig4_measures_every_row_and_the_implementations_agree(tmp_path, monkeyp
     monkeypatch.setattr("sys.argv", ["benchmark", "fig4", "--repeats=1", "--steps=4", f"--json={path}"])
     monkeypatch.setitem(command._LEAST, "repeats", 1)
     with pytest.raises(SystemExit) as ended:
-        command.main()
+        command_line.run(command.main)
     assert ended.value.code == 0 and str(path) in capsys.readouterr().out.replace("\n", "")
     content = json.loads(path.read_text())
     assert {"commit", "dirty", "date", "machine", "cpus", "versions"} <= content.keys()
@@ -79,19 +80,19 @@ def test_spread_collects_each_number_of_each_run():
 def test_a_wrong_command_line_ends_in_one_line(monkeypatch, capsys, words):
     monkeypatch.setattr("sys.argv", ["benchmark", *words])
     with pytest.raises(SystemExit) as ended:
-        command.main()
+        command_line.run(command.main)
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
 
 
 def test_solvers_are_measured_at_their_true_residual(float64):
-    case = next(solvers.cases())
+    case = next(eigenpairs.cases())
     results = [
-        eigenpairs.attempt(case, name, *solvers.SOLVERS[name])[0] for name in list(solvers.SOLVERS)[:3]
+        eigenpairs.attempt(case, name, *eigenpairs.SOLVERS[name])[0] for name in list(eigenpairs.SOLVERS)[:3]
     ]
     for result in results:
-        assert result["residual"] <= solvers.TOL and result["error"] <= solvers.TOL
+        assert result["residual"] <= eigenpairs.TOL and result["error"] <= eigenpairs.TOL
         assert result["noticed"] == ""
         assert 0 < result["num_matvecs"] < 40 and result["seconds"] > 0
     assert [result["solver"] for result in results] == ["ours, cold", "ours, warm", "unrestarted Lanczos"]
@@ -102,11 +103,22 @@ def test_solvers_are_measured_at_their_true_residual(float64):
     def fails(case, setting):
         raise RuntimeError
 
-    assert eigenpairs.attempt(case, "foreign", fails, (None,))[0]["noticed"] == "RuntimeError"
+    assert eigenpairs.attempt(case, "foreign", fails, "", (None,))[0]["noticed"] == "RuntimeError"
 
 
 def test_the_networks_in_plain_operations_are_ours(float64):
     for words, (model, plain, inputs, _) in eigenpairs.networks().items():
         params = model.init(jax.random.key(0), inputs)
-        found, expected = plain.apply({"params": params}, inputs), model.apply(params, inputs)
+        found, expected = plain(params, inputs), model.apply(params, inputs)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12, err_msg=words)
+
+
+def test_the_networks_in_pytorch_are_ours(float64):
+    pytest.importorskip("torch")
+    from experiments.benchmark import peers
+
+    for case in eigenpairs.cases():
+        model, criterion, (inputs, labels) = peers._prepare(case)
+        expected = case.loss_fn(case.params, case.batch, eigenpairs.STEP)
+        found = criterion(model(inputs), labels).item()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{case.network}, {case.stage}")

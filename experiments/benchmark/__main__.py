@@ -1,11 +1,19 @@
 """The command line of the benchmarks."""
 
+import datetime
+import importlib.metadata
+import os
+import platform
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
-from experiments import command_line
-from experiments.benchmark import eigenpairs, many_runs, one_run, timing
+from dlf.store import files
+from experiments import command_line, records
+from experiments.benchmark import eigenpairs, many_runs, one_run
+from experiments.benchmark.timing import words
 
 # what measures, part after part of the tables {name: records}; its options; where the JSON goes
 COMMANDS = {
@@ -18,12 +26,8 @@ COMMANDS = {
 _LEAST = {"repeats": 3, "steps": 1, "num_runs": 2}
 
 
-def main() -> None:
-    """Run `python -m experiments.benchmark`."""
-    command_line.run(_main)
-
-
-def _main() -> int:
+def main() -> int:
+    """Run `python -m experiments.benchmark`: measure, write JSON, print tables."""
     parser = command_line.Parser(prog="python -m experiments.benchmark", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (benchmark, options, path) in COMMANDS.items():
@@ -41,17 +45,26 @@ def _main() -> int:
         path.open("a").close()  # fails now, not after minutes
     except OSError as error:
         parser.error(f"cannot write {path}: {error.strerror}")
-    tables = {}
+    header, tables = records.provenance(), {}
+    header["versions"] |= {found.name: found.version for found in importlib.metadata.distributions()}
+    header["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    header |= {"machine": platform.platform(), "cpus": os.cpu_count(), **arguments}
     with Console(stderr=True).status("measuring: takes minutes"):
         for part in benchmark(**arguments):
-            for name, records in part.items():
-                tables.setdefault(name, []).extend(records)
-            timing.write(path, arguments | tables)  # what was measured outlives an interrupt
+            for name, found in part.items():
+                tables.setdefault(name, []).extend(found)
+            files.write_json(path, header | tables)  # what was measured outlives an interrupt
     console = Console()
     console.width = max(console.width, 140)  # a line is a row, also in a file
-    console.print(*map(timing.table, tables.values()), f"-> {path}")
+    for found in tables.values():
+        names = [name for name in found[0] if name not in ("id", "values")]  # what only documents need
+        table = Table(*names, box=SIMPLE_HEAD, pad_edge=False)
+        for record in found:
+            table.add_row(*(words(record[name]) for name in names))
+        console.print(table)
+    console.print(f"-> {path}")
     return 0
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

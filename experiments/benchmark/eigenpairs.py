@@ -5,71 +5,203 @@ that cannot be asked for a residual is given larger and larger settings until it
 is computed afterwards, in float64.
 """
 
+import ctypes
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
+from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+from scipy.sparse.linalg import LinearOperator, eigsh
 
-from analysis import neural_tangents_import
+from analysis import neural_tangents_import, operators
+from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import dense
 from analysis.ntk import empirical_ntk
-from dlf import data, models
-from dlf.types import Batch
-from experiments.benchmark.solvers import KEY, NUM, SOLVERS, STEP, TOL, Case, Found, cases
+from dlf import data, losses, models, optimizers, schedules, train
+from dlf.types import Batch, LossFn, Matvec, Params
 from experiments.benchmark.timing import Record, fastest, measure, peak_memory, row, timed
 
+NUM, TOL = 5, 1e-3
+STEP = jnp.asarray(1_250, jnp.int32)  # the first class weighs most
+KEY = jax.random.key(0)
 _DENSE = 2_000  # parameters up to which the dense Hessian is the reference
 _STOPPING = ("scipy eigsh", "curvlinops + eigsh", "lobpcg_standard, tol / 20n", "eigenthings, power")
 _PATIENCE = 10.0  # seconds; what takes longer is run once, with its compilation
 _PEAK = Path("/proc/self/clear_refs")  # on Linux
 
 
-def attempt(case: Case, solver: str, make: Callable, settings: Iterable) -> tuple[Record, Callable | None]:
-    """Run the settings of a solver until the true residual is reached: the result, and what to time.
+class Case(NamedTuple):
+    """One network in one state, with all arrays in float32."""
 
-    `residual` and `error` are the largest over the largest |eigenvalue|, `memory` what the process grew by
-    during the call, in MiB.
+    network: str
+    stage: str
+    activation: str
+    loss_fn: LossFn
+    weights: np.ndarray  # of the classes
+    batch: Batch
+    params: Params
+    next_params: Params  # ten training steps later, for a warm start
+
+    def hessian(self, params: Params) -> Matvec:
+        """Return the product with the Hessian at some parameters."""
+        return operators.hessian(self.loss_fn, params, self.batch, STEP)
+
+
+def cases() -> Iterator[Case]:
+    """Yield three networks at initialisation and after training, the loss weighted by class."""
+    shallow, deep = (
+        models.mlp(*of, "original", True) for of in ((3, (100,), "relu"), (10, (256, 256), "tanh"))
+    )
+    networks = (
+        ("spiral 2-100-3", shallow, "relu", data.spiral(), 1.0, 2_000),  # learning rate, steps
+        ("digits 64-256-256-10", deep, "tanh", data.digits(), 0.1, 200),
+        ("digits, convolutions", models.myrtle(10, (16, 32, 32), "relu"), "relu", data.digits(200), 0.1, 200),
+    )
+    for name, model, activation, dataset, rate, num_steps in networks:
+        batch = Batch(dataset.train.inputs.astype("f4"), dataset.train.labels)
+        schedule = schedules.triangular(dataset.num_classes, amplitude=10.0, period=5_000)
+        loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedule)
+        optimizer = optimizers.make_optimizer("sgd", learning_rate=rate)
+        state = train.init_state(model.init(KEY, batch.inputs[:1]), optimizer)
+        loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
+        weights = np.asarray(schedule(STEP), "f4")
+        for stage in ("initial", "trained"):
+            after = loop(state, {}, 10)[0]
+            yield Case(name, stage, activation, loss_fn, weights, batch, state.params, after.params)
+            state = loop(state, {}, num_steps)[0]
+
+
+# Solvers: (product, start, setting) -> values, vectors as rows, on vectors as `ravel_pytree` has them.
+_compiled = partial(jax.jit, static_argnums=2)  # once for all matrices, for each setting
+_multiply = jax.jit(lambda product, v: product(v))
+
+
+def _ours(product, like, basis_size, start=None):
+    pairs = top_eigenpairs(product, like, num=NUM, tol=TOL, start=start, basis_size=basis_size, key=KEY)
+    return pairs.values, pairs.vectors
+
+
+@_compiled
+def _matfree(product, start, size):
+    from matfree import decomp
+
+    found = decomp.tridiag_sym(size)(product, start)
+    values, vectors = jnp.linalg.eigh(found.J_small)
+    return values[::-1][:NUM], vectors[:, ::-1][:, :NUM].T @ found.Q_tall
+
+
+@_compiled
+def _lobpcg(product, start, tol):
+    block = jax.random.normal(KEY, (start.size, NUM), start.dtype)
+    # one product more checks its input where they are counted, and is compiled away elsewhere
+    values, vectors, _ = lobpcg_standard(
+        lambda x: jax.lax.map(product, x.T).T, block, m=40, tol=tol and tol / start.size
+    )
+    return values, vectors.T
+
+
+@_compiled
+def _power(product, start, tol):
+    value, vector = optax.power_iteration(product, v0=start, num_iters=1_000, error_tolerance=tol)
+    return value[None], vector[None] / jnp.linalg.norm(vector)
+
+
+def arpack(product: Callable[[np.ndarray], Any], start: Any, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    """Run SciPy's `eigsh`, ARPACK's restarted Lanczos; of `start` it takes shape and dtype."""
+    multiply = partial(_multiply, product) if isinstance(product, Partial) else product
+    operator = LinearOperator((start.size, start.size), multiply, dtype=start.dtype)
+    values, vectors = eigsh(operator, k=NUM, which="LA", tol=tol)
+    return values, vectors.T
+
+
+def adapt(solve: Callable, case: Case, setting: Any) -> Callable[[], tuple]:
+    """Return what is timed: a solver on a case, its products counted in a run before."""
+    flat, unravel = ravel_pytree(case.params)
+    matvec, start, calls = case.hessian(case.params), jax.random.normal(KEY, flat.shape, flat.dtype), []
+
+    def product(matvec, v):
+        return ravel_pytree(matvec(unravel(v)))[0]
+
+    def counted(matvec, v):
+        jax.debug.callback(lambda: calls.append(1))
+        return product(matvec, v)
+
+    jax.block_until_ready(solve(Partial(counted, matvec), start, setting))
+    jax.effects_barrier()
+    product = Partial(product, matvec)
+    return lambda: (*map(np.asarray, solve(product, start, setting)), len(calls))
+
+
+def _warm(case, basis_size):
+    _, before, _ = adapt(_ours, case, basis_size)()  # ten training steps earlier
+    after = case._replace(params=case.next_params)
+    return adapt(partial(_ours, start=jnp.asarray(before)), after, basis_size)
+
+
+# what makes (case, setting) -> what is timed, () -> values, vectors as rows, number of products; whether it
+# says that it has not converged; settings from cheap to expensive
+SOLVERS = {
+    "ours, cold": (partial(adapt, _ours), "yes", (24,)),
+    "ours, warm": (_warm, "yes", (24,)),
+    "unrestarted Lanczos": (partial(adapt, _ours), "yes", (160,)),
+    "lobpcg_standard, tol / 20n": (partial(adapt, _lobpcg), "partly", (TOL / 20,)),
+    "lobpcg_standard as it comes": (partial(adapt, _lobpcg), "partly", (None,)),
+    "scipy eigsh": (partial(adapt, arpack), "yes", (TOL, TOL / 100)),
+    "optax.power_iteration (1)": (partial(adapt, _power), "no", (TOL, TOL / 100)),
+}
+if find_spec("matfree"):
+    SOLVERS["matfree"] = (partial(adapt, _matfree), "no", (10, 15, 20, 25, 30, 40, 60, 90))
+
+
+def attempt(case: Case, solver: str, make: Callable, noticed: str, settings: Iterable) -> tuple:
+    """Run the settings of a solver until the true residual is reached: its record, and what to time.
+
+    `residual` and `error` are the largest over the largest |eigenvalue|, `memory` in MiB.
     """
     params = case.next_params if "warm" in solver else case.params
     exact = jax.tree.map(lambda x: x.astype(float), params)
     matvec = case._replace(batch=Batch(case.batch.inputs.astype(float), case.batch.labels)).hessian(exact)
     flat, unravel = ravel_pytree(exact)
-    result = {"network": case.network, "stage": case.stage, "solver": solver, "num": NUM, "tol": TOL}
-    result |= {"num_matvecs": 0, "seconds": None, "residual": None, "error": None, "memory": None}
+    record = {"network": case.network, "stage": case.stage, "solver": solver, "num": NUM, "tol": TOL}
+    record |= {"num_matvecs": 0, "seconds": None, "residual": None, "error": None, "memory": None}
     for setting in settings:
         try:
             run = make(case, setting)
-            found, seconds, memory = _watch(run)
-            if seconds < _PATIENCE:  # the first call compiles
-                found, seconds, memory = _watch(run)
+            for _ in range(2):  # the first call compiles
+                (values, vectors, num_matvecs), seconds, memory = _watch(run)
+                if seconds >= _PATIENCE:
+                    break
         except Exception as error:  # whatever a foreign package raises is its result
-            reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
-            return result | {"noticed": reason, "values": []}, None
-        images = [ravel_pytree(matvec(unravel(jnp.asarray(u, float))))[0] for u in found.vectors]
-        differences = np.asarray(images) - found.values[:, None] * found.vectors
-        residual = float(np.linalg.norm(differences, axis=1).max() / np.abs(found.values).max())
+            reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
+            return record | {"noticed": reason, "values": []}, None
+        images = [ravel_pytree(matvec(unravel(jnp.asarray(u, float))))[0] for u in vectors]
+        distances = np.linalg.norm(np.asarray(images) - values[:, None] * vectors, axis=1)
+        residual = float(distances.max() / np.abs(values).max())
         if residual <= TOL:
             break
     if flat.size <= _DENSE:
-        expected = np.linalg.eigvalsh(dense(matvec, exact))[::-1][: len(found.values)]
-        result["error"] = float(np.abs(np.sort(found.values)[::-1] - expected).max() / expected[0])
-    result |= {"num_matvecs": int(found.num_matvecs), "seconds": seconds, "residual": residual}
-    result |= {"memory": memory, "noticed": "" if residual <= TOL else found.noticed, "values": [seconds]}
-    return result, run if seconds < _PATIENCE else None
+        expected = np.linalg.eigvalsh(dense(matvec, exact))[::-1][: len(values)]
+        record["error"] = float(np.abs(np.sort(values)[::-1] - expected).max() / expected[0])
+    record |= {"num_matvecs": int(num_matvecs), "seconds": seconds, "residual": residual, "memory": memory}
+    record |= {"noticed": "" if residual <= TOL else noticed, "values": [seconds]}
+    return record, run if seconds < _PATIENCE else None
 
 
-def _watch(run: Callable[[], Found]) -> tuple[Found, float, float | None]:
+def _watch(run):
     """Return the result, the seconds, and the MiB by which the process grew at its peak (on Linux)."""
     if is_told := os.access(_PEAK, os.W_OK):
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed would be used again, unseen
         _PEAK.write_text("5")  # the peak is counted anew
     before, started = peak_memory(), perf_counter()
     found = run()
@@ -77,7 +209,7 @@ def _watch(run: Callable[[], Found]) -> tuple[Found, float, float | None]:
 
 
 def solve(case: Case, repeats: int) -> list[Record]:
-    """Return the results of all solvers on one case, their times taken in turn."""
+    """Return the records of all solvers on one case, their times taken in turn."""
     solvers = SOLVERS
     if find_spec("torch"):
         from experiments.benchmark import peers
@@ -87,85 +219,69 @@ def solve(case: Case, repeats: int) -> list[Record]:
     times = measure({name: timed(run) for name, (_, run) in found.items() if run}, repeats)
     for name, values in times.items():
         found[name][0].update(values=values.tolist(), seconds=float(np.median(values)))
-    return [result for result, _ in found.values()]
+    return [record for record, _ in found.values()]
 
 
-def summarise(results: list[Record]) -> Iterator[Record]:
+def summarise(results: list[Record]) -> list[Record]:
     """Compare our solver with the others on one case: the targets of the curvature engine."""
     of = {result["solver"]: result for result in results}
-    cold, products = of["ours, cold"], {name: result["num_matvecs"] for name, result in of.items()}
     reached = [name for name in of if of[name]["residual"] is not None and of[name]["residual"] <= TOL]
-    add, count = partial(row, f"{cold['network']}, {cold['stage']}"), cold["num_matvecs"]
+    products = {name: result["num_matvecs"] for name, result in of.items()}
+    cold, case = products["ours, cold"], f"{results[0]['network']}, {results[0]['stage']}"
     fewest = min((products[name] for name in _STOPPING if name in reached), default=np.inf)
-    yield add("cold : unrestarted", "products", count / products["unrestarted Lanczos"], ("<=", 1.15))
-    yield add("cold : best with a stopping rule", "products", count / fewest, ("<", 1))
-    warm = products["ours, warm"] / max(8, 0.7 * count)
-    yield add("warm : max(8, 0.7 cold)", "products", warm, ("<=", 1))
-    if (cold["network"], cold["stage"]) == ("digits 64-256-256-10", "initial"):
-        yield add("cold", "products", count, ("<=", 65))
     torch = fastest(np.array(of[name]["values"]) for name in reached if name not in SOLVERS)
-    bound = 1 if "convolutions" in cold["network"] else 0.5
-    yield add("cold : best in PyTorch", "seconds", np.array(cold["values"]) / torch, ("<=", bound))
+    seconds, bound = np.array(of["ours, cold"]["values"]) / torch, 1 if "convolutions" in case else 0.5
+    found = [
+        ("cold : unrestarted", "products", cold / products["unrestarted Lanczos"], ("<=", 1.15)),
+        ("cold : best with a stopping rule", "products", cold / fewest, ("<", 1)),
+        ("warm : max(8, 0.7 cold)", "products", products["ours, warm"] / max(8, 0.7 * cold), ("<=", 1)),
+        ("cold : best in PyTorch", "seconds", seconds, ("<=", bound)),
+    ]
+    if case == "digits 64-256-256-10, initial":
+        found.insert(3, ("cold", "products", cold, ("<=", 65)))
+    return [row(case, *of) for of in found]
 
 
-def compare_product(case: Case, repeats: int) -> Record:
-    """Compare one Hessian product with one gradient."""
-    product = partial(case.hessian(case.params), case.params)
-    gradient = partial(jax.jit(jax.grad(case.loss_fn)), case.params, case.batch, STEP)
-    runs = {of: timed(lambda of=of: [of() for _ in range(10)]) for of in (product, gradient)}
-    ratio = np.divide(*measure(runs, repeats).values())
-    return row(f"{case.network}, {case.stage}", "Hessian product : gradient", "times", ratio, ("<=", 2.3))
+def in_flax(*layers: Callable) -> Callable:
+    """Return (params, inputs) -> logits in flax's own layers, the best case of neural-tangents."""
+    names = [f"layers_{i}" for i, layer in enumerate(layers) if isinstance(layer, nn.Module)]
+
+    def apply_fn(params, inputs):  # params of ours, layer by layer
+        return nn.Sequential(layers).apply({"params": dict(zip(names, params.values(), strict=True))}, inputs)
+
+    return apply_fn
 
 
-class Plain(nn.Module):
-    """`mlp` or `myrtle` of `dlf.models` in flax's own layers, the best case of neural-tangents."""
-
-    widths: tuple[int, ...]
-    is_convolutional: bool
-
-    @nn.compact
-    def __call__(self, x):
-        """Return the logits; the last of `widths` is their number."""
-        for width in self.widths[:-1]:
-            x = nn.relu((nn.Conv(width, (3, 3)) if self.is_convolutional else nn.Dense(width))(x))
-        # a mean over squares of 2x2, then over these, is one over all
-        return nn.Dense(self.widths[-1])(x.mean((1, 2)) if self.is_convolutional else x)
-
-
-def networks() -> dict[str, tuple[Any, Plain, jax.Array, tuple | None]]:
-    """Return ours, plain, inputs, and the target of our NTK's time over that of neural-tangents."""
-    spiral, digits = data.spiral().train.inputs, data.digits(num_train=64).train.inputs
-    ours, images = models.mlp(3, (100,), "relu", "original", True), models.myrtle(10, (16, 16), "relu")
+def networks() -> dict[str, tuple]:
+    """Return ours, the same in flax's layers, inputs, and the target of our NTK : neural-tangents' best."""
+    perceptron, myrtle = models.mlp(3, (100,), "relu", "original", True), models.myrtle(10, (16, 16), "relu")
+    conv = partial(nn.Conv, 16, (3, 3))
+    pool = partial(jnp.mean, axis=(1, 2))  # one mean over all is that of means over squares of 2x2
+    images = in_flax(conv(), nn.relu, conv(), nn.relu, pool, nn.Dense(10))
+    points = in_flax(nn.Dense(100), nn.relu, nn.Dense(3))
     return {
-        "300 points": (ours, Plain((100, 3), False), spiral, ("<=", 0.7)),
-        "64 images 8x8": (images, Plain((16, 16, 10), True), digits, None),
+        "300 points": (perceptron, points, data.spiral().train.inputs, ("<=", 0.7)),
+        "64 images 8x8": (myrtle, images, data.digits(64).train.inputs, None),
     }
 
 
-def compare_ntk(name: str, dtype: str, repeats: int) -> Iterator[Record]:
+def compare_ntk(name: str, dtype: str, repeats: int) -> list[Record]:
     """Compare the time of the traced NTK with the three ways of neural-tangents, where it is installed."""
     model, plain, inputs, target = networks()[name]
     inputs = inputs.astype(dtype)
-    params = model.init(KEY, inputs)
-
-    def apply_fn(params, x):
-        return plain.apply({"params": params}, x)
-
-    runs = {"ours": jax.jit(partial(empirical_ntk, model.apply))}
+    params, runs = model.init(KEY, inputs), {"ours": jax.jit(partial(empirical_ntk, model.apply))}
     try:
         library = neural_tangents_import.load()
     except ImportError:
         library = None
     for choice in list(library.NtkImplementation)[1:] if library else ():  # the first leaves it open
-        kernel_fn = library.empirical_ntk_fn(apply_fn, implementation=choice, vmap_axes=0)
+        kernel_fn = library.empirical_ntk_fn(plain, implementation=choice, vmap_axes=0)
         words = f"neural-tangents, {choice.name.replace('_', ' ').lower()}"
         runs[words] = jax.jit(lambda params, x, kernel_fn=kernel_fn: kernel_fn(x, None, params))
     taken = measure({words: timed(partial(run, params, inputs)) for words, run in runs.items()}, repeats)
-    add = partial(row, f"NTK, {name}, {dtype}")
-    for words, values in taken.items():
-        yield add(words, "ms", 1e3 * values)
-    ours = taken.pop("ours")
-    yield add("ours : best of neural-tangents", "times", ours / fastest(taken.values()), target)
+    found, ours = [(words, "ms", 1e3 * values) for words, values in taken.items()], taken.pop("ours")
+    found.append(("ours : best of neural-tangents", "times", ours / fastest(taken.values()), target))
+    return [row(f"NTK, {name}, {dtype}", *of) for of in found]
 
 
 def curvature(repeats: int) -> Iterator[dict[str, list[Record]]]:
@@ -173,7 +289,11 @@ def curvature(repeats: int) -> Iterator[dict[str, list[Record]]]:
     jax.config.update("jax_enable_x64", True)  # for the true residuals; all solvers get float32
     for name in networks():
         for dtype in ("float64", "float32"):
-            yield {"rows": list(compare_ntk(name, dtype, 3 * repeats))}
+            yield {"rows": compare_ntk(name, dtype, 3 * repeats)}
     for case in cases():
-        product, results = compare_product(case, repeats), solve(case, repeats)
-        yield {"results": results, "rows": [product, *summarise(results)]}
+        product = partial(case.hessian(case.params), case.params)
+        gradient = partial(jax.jit(jax.grad(case.loss_fn)), case.params, case.batch, STEP)
+        ten = {of: timed(lambda of=of: [of() for _ in range(10)]) for of in (product, gradient)}
+        ratio, results = np.divide(*measure(ten, repeats).values()), solve(case, repeats)
+        name, of = f"{case.network}, {case.stage}", "Hessian product : gradient"
+        yield {"results": results, "rows": [row(name, of, "times", ratio, ("<=", 2.3)), *summarise(results)]}

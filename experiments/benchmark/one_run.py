@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
-from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -20,7 +19,6 @@ from ml_collections import ConfigDict
 
 from analysis import cascades
 from dlf import losses, schedules
-from dlf.train import init_carries
 from experiments import build, command_line, cost
 from experiments.benchmark import timing
 from experiments.benchmark.timing import MATMUL, Record, fastest, in_fresh_process, measure, row, timed
@@ -29,19 +27,9 @@ from experiments.configs import fig4
 
 COMPILED, NOTEBOOK = "compiled program", "notebook loop"
 PYTORCH = {n: f"PyTorch, {n} thread{'s' * (n > 1)}" for n in sorted({1, 2, os.cpu_count() or 1})}
+# in the matrix products of a step, 300 points, 2-100-3: forward, gradients of weights and hidden layer
+STEP_FLOPS = 2 * 300 * (2 * (2 * 100 + 100 * 3) + 100 * 3)
 _FEW_STEPS = 20  # long before the first instability, where any rounding would grow
-
-
-def step_flops(num_examples: int, widths: tuple[int, ...]) -> int:
-    """Count the operations in a step's matrix products; `widths` include inputs and logits.
-
-    Forward, gradient of the weights, and gradient of the hidden layers (not of the inputs).
-
-    >>> step_flops(300, (2, 100, 3))
-    780000
-    """
-    products = [2 * num_examples * n * m for n, m in pairwise(widths)]
-    return 2 * sum(products) + sum(products[1:])
 
 
 def prepare(config: ConfigDict, **settings: Any) -> build.Experiment:
@@ -51,32 +39,21 @@ def prepare(config: ConfigDict, **settings: Any) -> build.Experiment:
     return build.build(config)
 
 
-def program(experiment: build.Experiment, probe_names: Iterable[str] = ()) -> tuple[Callable, tuple]:
-    """Return the loop of `experiments.train` with some of the probes, and its arguments but the last."""
-    probes = {name: experiment.run.probes[name] for name in probe_names}
-    arguments = experiment.replica, experiment.state, init_carries(probes, experiment.state)
-    return build.make_loop(experiment, probe_names), arguments
-
-
 def compiled(experiment: build.Experiment, probe_names: Iterable[str], num_steps: int) -> Callable[[], Any]:
     """Train as `experiments.train` does, without the store; return the series."""
-    loop, arguments = program(experiment, probe_names)
+    loop, arguments = cost.program(experiment, probe_names)
     return lambda: loop(*arguments, num_steps)[2]
 
 
 def notebook(experiment: build.Experiment, num_steps: int) -> Callable[[], Any]:
-    """Train as the authors' notebook does: a jitted function for each quantity, a list for each.
-
-    The class weights that it logs are computed without jit, and nothing waits for the device.
-    """
+    """Train as the authors' notebook does: a jitted function and a list for each quantity, no waiting."""
     problem, rate = experiment.problem, float(experiment.replica.settings["optimizer.learning_rate"])
     batch, static = problem.batch_fn(0), schedules.constant(len(problem.schedule(experiment.state.step)))
-    apply_fn = problem.apply_fn
     measured = {
         "loss": jax.jit(problem.loss_fn),
-        "static_loss": jax.jit(losses.make_loss(apply_fn, problem.weighted_loss, static)),
-        "accuracy": jax.jit(lambda params, *_: losses.accuracy(apply_fn(params, batch.inputs), batch.labels)),
-        "class_weights": lambda params, batch, step: problem.schedule(step),
+        "static_loss": jax.jit(losses.make_loss(problem.apply_fn, problem.weighted_loss, static)),
+        "accuracy": jax.jit(lambda p, *_: losses.accuracy(problem.apply_fn(p, batch.inputs), batch.labels)),
+        "class_weights": lambda params, batch, step: problem.schedule(step),  # theirs is without jit, too
     }
 
     @jax.jit
@@ -105,56 +82,48 @@ def check_agreement(series_of: Mapping[str, Mapping[str, Any]], rtol: float) -> 
 
 
 def time_runs(float64: bool, repeats: int, num_steps: int) -> dict[str, np.ndarray]:
-    """Return the seconds a step of each run in each repeat; for a process of its own.
-
-    PyTorch takes a quarter of the steps: on a busy machine a second thread makes it very slow.
-    """
-    config, few = fig4.get_config(), -(-num_steps // 4)
+    """Return the seconds a step of each run in each repeat; for a fresh process."""
+    config, few = fig4.get_config(), -(-num_steps // 4)  # on a busy machine PyTorch's threads are very slow
     experiment = prepare(config, float64=float64)
     runs = {COMPILED: compiled(experiment, (), num_steps), NOTEBOOK: notebook(experiment, num_steps)}
     if find_spec("torch"):
         from experiments.benchmark import peers
 
         weights = np.asarray(runs[COMPILED]()["class_weights"])[:few]
-        runs |= {name: peers.eager(experiment, weights, n, is_recorded=True) for n, name in PYTORCH.items()}
+        training = partial(peers.training, experiment, weights, is_recorded=True)
+        runs |= {name: training(num_threads) for num_threads, name in PYTORCH.items()}
     check_agreement({name: run() for name, run in runs.items()}, rtol=1e-9 if float64 else 1e-3)
     if float64:
-        runs |= {f"with {name}": compiled(experiment, (name,), num_steps) for name in config.probes}
-        runs["with all probes"] = compiled(experiment, tuple(config.probes), num_steps)
+        sets = {name: (name,) for name in config.probes} | {"all probes": tuple(config.probes)}
+        runs |= {f"with {name}": compiled(experiment, names, num_steps) for name, names in sets.items()}
     cases = {name: timed(run, few if name in PYTORCH.values() else num_steps) for name, run in runs.items()}
     return measure(cases | {MATMUL: timed(*timing.matrix_product())}, repeats)
 
 
-def speed_rows(float64: bool, taken: Mapping[str, np.ndarray], config: ConfigDict) -> Iterator[Record]:
-    """Derive the rows of one precision from the seconds a step of each run (see `time_runs`).
-
-    `a : b` is the speed of a over that of b; of PyTorch's, the one with the fastest median.
-    """
-    add = partial(row, "float64" if float64 else "float32")
-    pytorch = [name for name in PYTORCH.values() if name in taken]
-    for name in (COMPILED, NOTEBOOK, *pytorch):
-        yield add(name, "steps/s", 1 / taken[name])
-    if not pytorch:
-        yield add("PyTorch: not installed", "steps/s")
-    ratio = fastest(taken[name] for name in pytorch) / taken[COMPILED]
-    yield add("compiled : PyTorch", "times", ratio, (">=", 5 if float64 else 12))
-    yield add("compiled : notebook", "times", taken[NOTEBOOK] / taken[COMPILED])
-    widths = (2, *config.model.hidden_widths, config.dataset.num_classes)  # a spiral lies in the plane
-    flops = step_flops(config.dataset.num_classes * config.dataset.examples_per_class, widths)
-    yield add(MATMUL, "Gflop/s", 1e-9 / taken[MATMUL])
-    yield add(f"bound, {flops / 1e3:.0f} kflop/step", "steps/s", 1 / taken[MATMUL] / flops)
-    yield add("compiled : bound", "%", 100 * flops * taken[MATMUL] / taken[COMPILED], (">=", 25))
-    for name in (name for name in taken if name.startswith("with ")):
-        probes, extra = name.removeprefix("with "), taken[name] - taken[COMPILED]
-        yield add(name, "steps/s", 1 / taken[name])
-        yield add(f"cost of {probes}", "us/step", 1e6 * extra)
-        target = ("<=", 30) if probes == "all probes" else None
-        yield add(f"{probes}, whole run", "s", config.num_steps * extra, target)
+def speed_rows(float64: bool, taken: Mapping[str, np.ndarray], config: ConfigDict) -> list[Record]:
+    """Derive the rows of one precision from the seconds a step of each run; `a : b` compares speeds."""
+    compiled, product = taken[COMPILED], taken[MATMUL]
+    pytorch = {name: taken[name] for name in PYTORCH.values() if name in taken}
+    found = [(name, "steps/s", 1 / taken[name]) for name in (COMPILED, NOTEBOOK, *pytorch)]
+    found += [
+        *([] if pytorch else [("PyTorch: not installed", "steps/s")]),
+        ("compiled : PyTorch", "times", fastest(pytorch.values()) / compiled, (">=", 5 if float64 else 12)),
+        ("compiled : notebook", "times", taken[NOTEBOOK] / compiled),
+        (MATMUL, "Gflop/s", 1e-9 / product),
+        (f"bound, {STEP_FLOPS / 1e3:.0f} kflop/step", "steps/s", 1 / product / STEP_FLOPS),
+        ("compiled : bound", "%", 100 * STEP_FLOPS * product / compiled, (">=", 25)),
+    ]
+    for name in (name.removeprefix("with ") for name in taken if name.startswith("with ")):
+        extra, target = taken[f"with {name}"] - compiled, ("<=", 30) if name == "all probes" else None
+        found.append((f"with {name}", "steps/s", 1 / taken[f"with {name}"]))
+        found.append((f"cost of {name}", "us/step", 1e6 * extra))
+        found.append((f"{name}, whole run", "s", config.num_steps * extra, target))
+    return [row("float64" if float64 else "float32", *of) for of in found]
 
 
 def measure_program(probe_names: Iterable[str], num_steps: int) -> tuple[float, float]:
     """Return the compile time in s and the peak memory in MiB of the program; for a fresh process."""
-    loop, arguments = program(prepare(fig4.get_config()), probe_names)
+    loop, arguments = cost.program(prepare(fig4.get_config()), probe_names)
     started = perf_counter()
     executable = loop.lower(*arguments, num_steps).compile()
     seconds = perf_counter() - started
@@ -164,49 +133,42 @@ def measure_program(probe_names: Iterable[str], num_steps: int) -> tuple[float, 
 
 def speed(repeats: int, steps: int) -> Iterator[dict[str, list[Record]]]:
     """Measure speed, memory and compile time of the run of Fig. 4."""
-    # programs first, while this process is small: a child's peak starts from its parent's
     config = fig4.get_config()
-    sets = {"no probes": (), "all probes": tuple(config.probes)}
-    taken = [[in_fresh_process(measure_program, of, steps) for of in sets.values()] for _ in range(repeats)]
-    for label, (seconds, peaks) in zip(sets, np.transpose(taken, (1, 2, 0)), strict=True):
+    for label, names in {"no probes": (), "all probes": tuple(config.probes)}.items():
+        each = [in_fresh_process(measure_program, names, steps) for _ in range(repeats)]
+        seconds, peaks = np.transpose(each)
         yield {"rows": [row("float64", f"compile, {label}", "s", seconds, ("<", 10))]}
         yield {"rows": [row("float64", f"memory, {label}", "MiB", peaks)]}
     for float64 in (True, False):
-        taken = in_fresh_process(time_runs, float64, repeats, steps)
-        yield {"rows": list(speed_rows(float64, taken, config))}
+        yield {"rows": speed_rows(float64, in_fresh_process(time_runs, float64, repeats, steps), config)}
 
 
 def tracking(repeats: int, num_steps: int = 0) -> Iterator[dict[str, list[Record]]]:
-    """Measure what tracker, Lyapunov exponent and period labels cost on the run of Fig. 4.
-
-    The runs are whole, since the tracker's work depends on what a run does; fewer steps only to try it.
-    """
+    """Measure what tracker, Lyapunov exponent and period labels cost on the run of Fig. 4."""
     config = config_cascades.get_config()
-    num_steps = num_steps or config.num_steps
-    experiment = prepare(config, num_steps=num_steps)
-    probes = {"alone": (), "tracker": ("tracker",), "exponent": ("lyapunov",)}
+    # whole runs, since the tracker's work depends on what a run does; fewer steps only to try it
+    experiment = prepare(config, num_steps=num_steps or config.num_steps)
+    probes, num_steps = {"alone": (), "tracker": ("tracker",), "exponent": ("lyapunov",)}, config.num_steps
     runs = {name: compiled(experiment, names, num_steps) for name, names in probes.items()}
     series = runs["exponent"]()
     runs["labels"] = partial(cascades.label, *map(np.asarray, (series["loss"], series["log_growth"][:, 0])))
     cases = {name: timed(run) for name, run in runs.items()}
-    cases |= {"gradient": partial(cost.gradient_seconds, config)}
     taken = measure(cases | {"printed": lambda: cost.estimate(config).gradients}, repeats)
-    alone, tracker = taken["alone"], taken["tracker"] - taken["alone"]
-    measured, printed = tracker / taken["gradient"], taken["printed"]
-    matvecs = np.nanmean(runs["tracker"]()["tracked_matvecs"])
-    rows = [
+    alone, tracker, printed = taken["alone"], taken["tracker"] - taken["alone"], taken["printed"]
+    measured = tracker / alone * num_steps  # a gradient is a step
+    found = (
         ("training alone", "s", alone),
         ("training alone", "us/step", 1e6 * alone / num_steps),
         ("tracker over training alone", "times", tracker / alone),
         ("tracker, whole run", "s", tracker),
-        ("its Hessian products a measurement", "1", matvecs),
+        ("its Hessian products a measurement", "1", np.nanmean(runs["tracker"]()["tracked_matvecs"])),
         ("tracker, measured", "gradients", measured),
         ("tracker, printed before", "gradients", printed),
         ("|printed : measured - 1|", "%", 100 * abs(np.median(printed / measured) - 1), ("<=", 20)),
         ("exponent of every step over alone", "times", taken["exponent"] / alone - 1, ("<=", 4)),
         (f"labels of {num_steps:,} steps", "s", taken["labels"], ("<", 1)),
-    ]
-    yield {"rows": [row("float64", *fields) for fields in rows]}
+    )
+    yield {"rows": [row("float64", *of) for of in found]}
 
 
 def spread(num_runs: int, config: ConfigDict | None = None, expected: tuple = fig4.EXPECTED):
@@ -216,7 +178,7 @@ def spread(num_runs: int, config: ConfigDict | None = None, expected: tuple = fi
     """
     config = config or fig4.get_config()
     experiment = prepare(config)
-    loop, (replica, first, carries) = program(experiment)
+    loop, (replica, first, carries) = cost.program(experiment)
     (flat, unravel), values = ravel_pytree(first.params), []
     for run in range(num_runs):
         noise = jax.random.normal(jax.random.fold_in(experiment.problem.key, run), flat.shape, flat.dtype)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from dlf.types import Batch, Params
-from experiments.benchmark.solvers import NUM, TOL, Case, Found, arpack
+from experiments.benchmark.eigenpairs import NUM, TOL, Case, arpack
 from experiments.build import Experiment
 
 if find_spec("torch"):
@@ -27,7 +27,7 @@ def logits(params: Mapping[str, Mapping[str, Any]], hidden: Any, activation: str
 
     Parameters have the names, shapes and order of flax: a vector over them is one of `ravel_pytree`.
     """
-    for name in sorted(params, key=lambda name: (name.split("_")[0], int(name.split("_")[1]))):
+    for name in sorted(params):
         bias, kernel, act = params[name]["bias"], params[name]["kernel"], getattr(torch, activation)
         if name.startswith("Conv"):
             hidden = act(functional.conv2d(hidden, kernel.permute(3, 2, 0, 1), bias, padding=1))
@@ -41,33 +41,40 @@ def logits(params: Mapping[str, Mapping[str, Any]], hidden: Any, activation: str
 
 
 def _tensors(params: Params, batch: Batch) -> tuple[Any, Any, Any]:
-    """Return parameters, inputs and labels as PyTorch has them."""
+    """Return parameters, inputs as the first layer takes them, and labels as PyTorch has them."""
     params, inputs, labels = jax.tree.map(lambda array: torch.tensor(np.array(array)), (params, *batch))
-    return params, inputs.movedim(-1, 1).contiguous() if inputs.ndim == 4 else inputs, labels.long()
+    inputs = inputs.movedim(-1, 1).contiguous() if "Conv_0" in params else inputs.flatten(1)
+    return params, inputs, labels.long()
 
 
-def _loss(found: Any, labels: Any, weights: Any) -> Any:
-    # reduction="mean" would divide by the sum of the weights, not by the number of examples
-    return functional.cross_entropy(found, labels, weight=weights / len(labels), reduction="sum")
-
-
-def eager(experiment: Experiment, weights: Any, num_threads: int = 1, is_recorded: bool = False) -> Callable:
-    """Train one run in eager mode, the fastest way that PyTorch has for it; return what it recorded.
+def training(experiment: Experiment, weights, num_threads=1, num_replicas=0, is_recorded=False) -> Callable:
+    """Train one run in eager mode, the fastest way that PyTorch has for it, or replicas with torch.func.
 
     The class weights [steps, classes] are given: PyTorch spends no time on the schedule.
     """
     start, inputs, labels = _tensors(experiment.state.params, experiment.replica.train)
     rate = float(experiment.replica.settings["optimizer.learning_rate"])
-    weights = torch.tensor(weights, dtype=inputs.dtype)
+    # reduction="mean" would divide by the sum of the weights, not by the number of examples
+    weights = torch.tensor(weights, dtype=inputs.dtype) / len(labels)
+    if num_replicas:
+        start = jax.tree.map(lambda array: torch.stack([array] * num_replicas), start)
+
+    def loss_fn(params, gamma):
+        found = logits(params, inputs)
+        return functional.cross_entropy(found, labels, weight=gamma, reduction="sum"), found
+
+    grads_of = torch.func.vmap(torch.func.grad(loss_fn, has_aux=True), in_dims=(0, None))
 
     def run():
         torch.set_num_threads(num_threads)
-        params = jax.tree.map(lambda array: array.clone().requires_grad_(), start)
+        params = jax.tree.map(lambda array: array.clone().requires_grad_(not num_replicas), start)
         leaves, series = jax.tree.leaves(params), {"loss": [], "static_loss": [], "accuracy": []}
         for gamma in weights:
-            found = logits(params, inputs)
-            loss = _loss(found, labels, gamma)
-            grads = torch.autograd.grad(loss, leaves)
+            if num_replicas:
+                grads = jax.tree.leaves(grads_of(params, gamma)[0])
+            else:
+                loss, found = loss_fn(params, gamma)
+                grads = torch.autograd.grad(loss, leaves)
             with torch.no_grad():
                 for array, grad in zip(leaves, grads, strict=True):
                     array.sub_(grad, alpha=rate)
@@ -76,24 +83,6 @@ def eager(experiment: Experiment, weights: Any, num_threads: int = 1, is_recorde
                     series["static_loss"].append(functional.cross_entropy(found, labels).item())
                     series["accuracy"].append((found.argmax(1) == labels).double().mean().item())
         return series
-
-    return run
-
-
-def vectorized(experiment: Experiment, weights: Any, num_replicas: int, num_steps: int) -> Callable:
-    """Train many runs at once on one thread, by `torch.func.vmap` of `torch.func.grad`."""
-    start, inputs, labels = _tensors(experiment.state.params, experiment.replica.train)
-    rate = float(experiment.replica.settings["optimizer.learning_rate"])
-    weights = torch.tensor(weights, dtype=inputs.dtype)
-    stacked = jax.tree.map(lambda array: torch.stack([array] * num_replicas), start)
-    grads_of = torch.func.vmap(torch.func.grad(lambda params: _loss(logits(params, inputs), labels, weights)))
-
-    @torch.no_grad()
-    def run():
-        torch.set_num_threads(1)  # this network gains nothing from a second one
-        params = stacked
-        for _ in range(num_steps):
-            params = jax.tree.map(lambda array, grad: array - rate * grad, params, grads_of(params))
 
     return run
 
@@ -107,11 +96,14 @@ def _prepare(case: Case) -> tuple[Any, Callable, tuple[Any, Any]]:
             return logits(self, inputs, case.activation)
 
     layers = {name: torch.nn.ParameterDict(layer) for name, layer in sorted(params.items())}
-    weights = torch.tensor(case.weights / len(batch[1]))  # see `_loss`
+    weights = torch.tensor(case.weights / len(batch[1]))  # as in `training`
     return Network(layers), torch.nn.CrossEntropyLoss(weights, reduction="sum"), tuple(batch)
 
 
-def _pyhessian(case: Case, tol: float) -> Found:
+# Solvers: (case, setting) -> values, vectors as rows, number of products.
+
+
+def _pyhessian(case, tol):
     """Find eigenvalues of largest magnitude: that one changes little is no bound on the residual."""
     from pyhessian import hessian
 
@@ -123,10 +115,10 @@ def _pyhessian(case: Case, tol: float) -> Found:
     solver.gradsH[0].register_hook(lambda _: products.append(1))  # each product passes through here
     values, vectors = solver.eigenvalues(maxIter=100, tol=tol, top_n=NUM)
     rows = [torch.cat([part.ravel() for part in vector]).numpy() for vector in vectors]
-    return Found(np.asarray(values), np.asarray(rows), len(products), "no")
+    return np.asarray(values), np.asarray(rows), len(products)
 
 
-def _curvlinops(case: Case, tol: float) -> Found:
+def _curvlinops(case, tol):
     from curvlinops import HessianLinearOperator
 
     model, criterion, batch = _prepare(case)
@@ -134,33 +126,26 @@ def _curvlinops(case: Case, tol: float) -> Found:
     # the check of determinism would cost two products
     operator = HessianLinearOperator(model, criterion, params, [batch], check_deterministic=False).to_scipy()
     start = np.zeros(operator.shape[0], operator.dtype)
-    pairs = arpack(lambda v: calls.append(1) or operator.matvec(v), start, tol)
-    return Found(*pairs, len(calls), "yes")
+    return *arpack(lambda v: calls.append(1) or operator.matvec(v), start, tol), len(calls)
 
 
-def _eigenthings(algorithm: str, setting_name: str, case: Case, setting: Any, **settings: Any) -> Found:
+def _eigenthings(algorithm, setting_name, case, setting, **settings):
     import hessian_eigenthings as package
 
     model, criterion, batch = _prepare(case)
     operator = package.HessianOperator(model, [batch], package.supervised_loss(criterion))
     found = getattr(package, algorithm)(operator, k=NUM, **{setting_name: setting}, **settings)
-    # a product each iteration
-    return Found(np.asarray(found.eigenvalues), np.asarray(found.eigenvectors), found.iterations, "yes")
+    return np.asarray(found.eigenvalues), np.asarray(found.eigenvectors), found.iterations  # a product each
 
 
-# (case, setting) -> Found, the module that it needs, settings from cheap to expensive
-# Lanczos is without restarts: beyond 50 steps it may return copies of one eigenpair as converged
+# As `eigenpairs.SOLVERS` has those in JAX, with the module that each needs. Lanczos is without restarts:
+# beyond 50 steps it may return copies of one eigenpair as converged.
 _lanczos = partial(_eigenthings, "lanczos", "max_iter", which="LA")
 _power = partial(_eigenthings, "deflated_power_iteration", "tol", max_iter=100)
 _PEERS = {
-    "PyHessian": (_pyhessian, "pyhessian", (TOL, TOL / 100)),
-    "curvlinops + eigsh": (_curvlinops, "curvlinops", (TOL, TOL / 100)),
-    "eigenthings, Lanczos": (_lanczos, "hessian_eigenthings", (15, 20, 30, 40, 50)),
-    "eigenthings, power": (_power, "hessian_eigenthings", (TOL, TOL / 100)),
+    "PyHessian": ("pyhessian", _pyhessian, "no", (TOL, TOL / 100)),
+    "curvlinops + eigsh": ("curvlinops", _curvlinops, "yes", (TOL, TOL / 100)),
+    "eigenthings, Lanczos": ("hessian_eigenthings", _lanczos, "yes", (15, 20, 30, 40, 50)),
+    "eigenthings, power": ("hessian_eigenthings", _power, "yes", (TOL, TOL / 100)),
 }
-# those installed, as `solvers.SOLVERS` has those in JAX
-SOLVERS = {
-    name: (partial(partial, solve), settings)
-    for name, (solve, module, settings) in _PEERS.items()
-    if find_spec(module)
-}
+SOLVERS = {name: (partial(partial, s), *of) for name, (module, s, *of) in _PEERS.items() if find_spec(module)}

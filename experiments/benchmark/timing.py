@@ -4,17 +4,13 @@ All cases run once more in every repeat, so that a noisy machine hits all alike;
 is taken within a repeat, then the median.
 """
 
-import datetime
-import importlib.metadata
 import multiprocessing
 import operator
-import os
-import platform
+import re
 import resource
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,11 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from dlf.store import files
-from experiments import records
 
 MATMUL = "matrix product"
 _RELATIONS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
@@ -52,13 +43,18 @@ def row(case: str, quantity: str, unit: str, values: Any = np.nan, target: tuple
     return found | {"verdict": verdict, "values": values}
 
 
-def timed(run: Callable[[], Any], units: int = 1) -> Callable[[], float]:
-    """Return a case for `measure`: the seconds that a function takes for each of its units, steps say."""
+def timed(run: Callable[[], Any], units: int = 1, window: float = 0.0) -> Callable[[], float]:
+    """Return a case for `measure`: the seconds that a function takes for each of its units, steps say.
+
+    It is called once, or again until the `window` in seconds is over.
+    """
 
     def seconds() -> float:
-        started = time.perf_counter()
-        jax.block_until_ready(run())
-        return (time.perf_counter() - started) / units
+        started, count, taken = time.perf_counter(), 0, 0.0
+        while not count or taken < window:
+            jax.block_until_ready(run())
+            count, taken = count + 1, time.perf_counter() - started
+        return taken / count / units
 
     return seconds
 
@@ -93,26 +89,11 @@ def in_fresh_process(function: Callable, *args: Any) -> Any:
 
 
 def peak_memory() -> float:
-    """Return the peak memory of this process in MiB; on Linux it starts from that of its parent."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write settings and tables of records to a JSON file, with where they come from."""
-    header = records.provenance()
-    header["versions"] |= {found.name: found.version for found in importlib.metadata.distributions()}
-    header["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    files.write_json(path, header | {"machine": platform.platform(), "cpus": os.cpu_count()} | dict(content))
-
-
-def table(found: Sequence[Record]) -> Table:
-    """Lay out records of one kind, one a line, without what only documents need."""
-    names = [name for name in found[0] if name not in ("id", "values")]
-    layout = Table(*names, box=SIMPLE_HEAD, pad_edge=False)
-    for record in found:
-        layout.add_row(*(words(record[name]) for name in names))
-    return layout
+    """Return the peak memory of this process in MiB."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # macOS, in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**10  # rusage begins at its parent's
 
 
 def words(value: Any) -> str:

@@ -126,7 +126,8 @@ def _stored(sweep: Sweep, experiment: build.Experiment, num_steps: int):
     return series, coordinates
 
 
-def _replicas(experiment: build.Experiment, num: int):
+def copies(experiment: build.Experiment, num: int):
+    """Return the arguments of the program of a block that holds one run so many times."""
     return jax.tree.map(lambda leaf: jnp.stack([leaf] * num), experiment.replica), jnp.ones(num, bool)
 
 
@@ -136,7 +137,7 @@ def program_bytes(sweep: Sweep, config: ConfigDict) -> tuple[int, int]:
     As the compiler counts them for one replica; arguments and results exist twice, alone and stacked.
     """
     experiment = build.build(config)
-    lowered = ensemble(sweep, experiment, config.num_steps).lower(*_replicas(experiment, 1))
+    lowered = ensemble(sweep, experiment, config.num_steps).lower(*copies(experiment, 1))
     found = lowered.compile().memory_analysis()
     each = 2 * (found.argument_size_in_bytes + found.output_size_in_bytes)
     if is_vectorized():
