@@ -31,7 +31,8 @@ def filled(text: str) -> str:
 
 
 def table(name: str) -> str:
-    """Return a table by its name: of a figure or a benchmark, one line of all figures, or of the solvers."""
+    """Return a table by its name: of a figure, of a benchmark (all rows, or those with a target), of all
+    figures in one line each, or of the solvers."""
     if name == "figures":
         found = [_read(figure) for figure in NAMES]
         rows = [("figure: `experiments.figure ...`", "minutes", "number", "expected", "found")]
@@ -41,9 +42,11 @@ def table(name: str) -> str:
         return _markdown(rows)
     if name == "solvers":
         return _solvers(_read("benchmark_curvature")["results"])
+    kind, _, benchmark = name.partition("_")
+    if kind in ("benchmark", "targets"):
+        of = _read(f"benchmark_{benchmark}")
+        return _measured(of, [row for row in of["rows"] if row["target"] or kind == "benchmark"])
     of = _read(name)
-    if name.startswith("benchmark"):
-        return _measured(of)
     return "\n".join(_markdown(rows) for rows in (*of["tables"].values(), of["expected"]))
 
 
@@ -51,14 +54,14 @@ def _read(name: str) -> dict[str, Any]:
     return json.loads(SOURCES[name].read_text())
 
 
-def _measured(of: dict[str, Any]) -> str:
-    """Lay out the rows of a benchmark, below where they were measured."""
+def _measured(of: dict[str, Any], found: list[dict[str, Any]]) -> str:
+    """Lay out rows of a benchmark, below where they were measured."""
     versions = ", ".join(
         f"{name} {of['versions'][name]}" for name in ("jax", "torch") if name in of["versions"]
     )
     where = f"{of['date'][:10]}, commit {of['commit'][:7]}, {of['cpus']} cores, {versions}"
     rows = [("case", "quantity", "median", "least to most", "unit", "target", "")]
-    for row in of["rows"]:
+    for row in found:
         median, least, most, target = (words(row[key]) for key in ("median", "min", "max", "target"))
         rows.append(
             (
