@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
@@ -25,14 +25,6 @@ from dlf.store.files import StoreError
 
 class ConfigError(Exception):
     """A configuration cannot be run; the message says what to change."""
-
-
-class Arguments(NamedTuple):
-    """What the command line asks for."""
-
-    config: ConfigDict
-    workdir: Path
-    resume: bool
 
 
 def fail(message: object, status: int = 2) -> NoReturn:
@@ -49,8 +41,8 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
-def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> Arguments:
-    """Read --config, --workdir, --resume and overrides --config.key=value from the command line.
+def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> flags.FlagValues:
+    """Return config, workdir and resume as the command line has them, --config.key=value applied.
 
     With --help it prints `usage` and ends the program.
 
@@ -84,7 +76,7 @@ def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> A
         raise ConfigError("--config is missing: name a file such as experiments/configs/fig4.py")
     if not values.workdir:
         raise ConfigError("--workdir is missing: name the folder for the results")
-    return Arguments(config, Path(values.workdir), values.resume)
+    return values
 
 
 def explain_unknown_key(error: Exception) -> str:
@@ -111,6 +103,23 @@ def run(main: Callable[[], int]) -> NoReturn:
         fail("interrupted", 130)
 
 
+def report(meta: dict[str, Any], workdir: str | Path, go_on: str = "the same command") -> int:
+    """Say in one line how a run or a sweep ended, and how to `go_on`, and return its exit status."""
+    counts = "".join(f", {number} {of}" for of, number in meta.get("cells", {}).items() if number)
+    if meta["status"] == "done":
+        print(f"done in {meta['seconds']:.0f} s{counts}: {workdir}", file=sys.stderr)
+        return 0
+    if meta["status"] == "diverged":
+        fail(
+            f"the loss is not finite at step {meta['diverged_step']}: the rows up to it are in {workdir}; "
+            "a smaller optimizer.learning_rate or schedule.amplitude may help",
+            status=1,
+        )
+    if logs := meta.get("failed"):
+        fail(f"{len(logs)} of the jobs failed, see {logs[0]}{counts}: {go_on} goes on in {workdir}", status=1)
+    fail(f"interrupted{counts}: {go_on} goes on in {workdir}", status=130)
+
+
 def use_precision(config: ConfigDict) -> None:
     """Switch JAX to the precision of the configuration, before its first array."""
     jax.config.update("jax_enable_x64", bool(config.float64))
@@ -123,22 +132,15 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: False  # only the main thread may listen
         return
     received = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with contextlib.ExitStack() as restore:
 
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        def note(number, frame):
+            received.append(number)
+            restore.close()
 
-    def note(number, frame):
-        received.append(number)
-        restore()
-
-    for number in handlers:
-        signal.signal(number, note)
-    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            restore.callback(signal.signal, number, signal.signal(number, note))
         yield lambda: bool(received)
-    finally:
-        restore()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import zarr
@@ -19,31 +18,21 @@ from dlf.store.files import StoreError, read_json
 from experiments import command_line
 
 
-class Entry(NamedTuple):
-    """One run or sweep: where it is, what it is, how far it has come."""
-
-    folder: Path
-    kind: str
-    status: str
-    progress: str
-    seconds: float
-
-
-def entries(root: Path) -> Iterator[Entry]:
-    """Yield each run and sweep below a folder, in the order of their names."""
+def entries(root: Path) -> Iterator[tuple[str, ...]]:
+    """Yield folder, kind, status, progress and seconds of each run and sweep below a folder, by name."""
     for path in sorted(root.rglob("meta.json")):
         folder = path.parent
         try:
             is_being_written = _is_being_written(folder)  # first: it may end meanwhile
             meta = read_json(path)
-            kind = "sweep" if (folder / STORE).exists() else "run"
+            kind, progress = ("sweep", _cells) if (folder / STORE).exists() else ("run", _steps)
             status = meta.get("status", "unknown")
             if not is_being_written and status == "running":
                 status = "interrupted"  # killed before it could say so
-            progress = _cells(folder) if kind == "sweep" else _steps(folder)
-            yield Entry(folder, kind, status, progress, float(meta.get("seconds", np.nan)))
+            seconds = f"{float(meta['seconds']):,.0f}" if "seconds" in meta else ""
+            yield str(folder), kind, status, progress(folder), seconds
         except (StoreError, OSError, KeyError, TypeError, ValueError) as error:
-            yield Entry(folder, "?", "damaged", " ".join(str(error).split()), np.nan)
+            yield str(folder), "?", "damaged", " ".join(str(error).split()), ""
 
 
 def _is_being_written(folder: Path) -> bool:
@@ -59,9 +48,9 @@ def _is_being_written(folder: Path) -> bool:
 
 def _cells(folder: Path) -> str:
     status = Store(folder).status()
-    names = {DIVERGED: "diverged", INVALID: "invalid"}
-    notes = [f"{n} {name}" for number, name in names.items() if (n := int(np.sum(status == number)))]
-    return f"{np.sum(status != NOT_RUN):,} of {status.size:,} cells" + "".join(f", {note}" for note in notes)
+    bad = {name: int(np.sum(status == n)) for n, name in ((DIVERGED, "diverged"), (INVALID, "invalid"))}
+    notes = (f", {number} {name}" for name, number in bad.items() if number)
+    return f"{np.sum(status != NOT_RUN):,} of {status.size:,} cells" + "".join(notes)
 
 
 def _steps(folder: Path) -> str:
@@ -81,9 +70,8 @@ def _main() -> int:
     if not root.is_dir():
         raise command_line.ConfigError(f"{root} is no folder: name one that holds runs or sweeps")
     table = Table("folder", "kind", "status", "progress", "seconds")
-    for entry in entries(root):
-        seconds = "" if np.isnan(entry.seconds) else f"{entry.seconds:,.0f}"
-        table.add_row(str(entry.folder), entry.kind, entry.status, entry.progress, seconds)
+    for row in entries(root):
+        table.add_row(*row)
     Console().print(table if table.row_count else f"no run and no sweep below {root}")
     return 0
 
