@@ -27,23 +27,18 @@ from experiments.command_line import ConfigError
 
 # What a config holds, see experiments/configs/fig4.py: counts with the least of each, a seed, the precision,
 # probes, and sections that name a function.
-COUNTS = {"num_steps": 1, "steps_per_chunk": 1, "checkpoints_kept": 1, "stop_after": 0}
-SECTIONS = ("dataset", "model", "loss", "schedule", "optimizer")
-# What may differ between runs of one program: numbers that are traced, and seeds of what they draw.
-TRACED = {
-    "schedule.amplitude": Real,
-    "optimizer.learning_rate": Real,
-    "schedule.period": Integral,
-    "stop_after": Integral,
-}
-SEEDS = ("seed", "dataset.seed")
+_LEAST = {"num_steps": 1, "steps_per_chunk": 1, "checkpoints_kept": 1, "stop_after": 0}
+_SECTIONS = ("dataset", "model", "loss", "schedule", "optimizer")
 _MOST_STEPS = 2**31 - 1  # a step is an int32
+# What may differ between runs of one program: numbers that are traced, and seeds of what they draw.
+FLOATS, COUNTS = ("schedule.amplitude", "optimizer.learning_rate"), ("schedule.period", "stop_after")
+SEEDS = ("seed", "dataset.seed")
 
 
 class Replica(NamedTuple):
     """The arrays that tell one run from others of the same program; inside a program they are traced."""
 
-    settings: dict[str, Array]  # those of TRACED that the configuration has
+    settings: dict[str, Array]  # those of FLOATS and COUNTS that the configuration has
     train: Batch
     test: Batch
     params: Params
@@ -101,10 +96,7 @@ def _loop(static: str, probe_names: tuple[str, ...]) -> Callable:
 
 
 def draw(config: ConfigDict) -> Replica:
-    """Draw the data set and the first parameters of a configuration, and take the numbers out of it.
-
-    Raises ConfigError for a value that cannot be run.
-    """
+    """Draw data and parameters of a configuration. Raises ConfigError for a value that cannot be run."""
     settings = _checked(config)
     dataset = _dataset(config.dataset.to_json(), config.float64)
     params = _params(config.seed, config.model.to_json(), config.dataset.to_json(), config.float64)
@@ -122,10 +114,7 @@ def check_precision(config: ConfigDict) -> None:
 
 
 def replica_bytes(config: ConfigDict) -> int:
-    """Return the bytes that data and parameters of a configuration take; no parameters are drawn.
-
-    Raises ConfigError for a value that cannot be run.
-    """
+    """Return the bytes of what `draw` returns, which is not drawn. Raises ConfigError as that does."""
     _checked(config)
     dataset = _dataset(config.dataset.to_json(), config.float64)
     with _blaming(f"model {config.model.name}"):
@@ -136,12 +125,9 @@ def replica_bytes(config: ConfigDict) -> int:
 
 
 def program(config: ConfigDict) -> str:
-    """Return what runs of one compiled program have in common, as a JSON string.
-
-    That is not how long a run is, how it is cut and kept.
-    """
+    """Return what runs of one compiled program have in common, as a JSON string."""
     static = json.loads(config.to_json())
-    for name in (*TRACED, *SEEDS, "num_steps", "steps_per_chunk", "checkpoints_kept"):
+    for name in (*FLOATS, *COUNTS, *SEEDS, "num_steps", "steps_per_chunk", "checkpoints_kept"):
         section, key = _place(static, name)
         section.pop(key, None)
     num_classes = _dataset(config.dataset.to_json(), config.float64).num_classes
@@ -157,13 +143,13 @@ def _place(config: Any, name: str) -> tuple[Any, str]:
 # The cells of a sweep share data and first parameters; the last argument is JAX's precision.
 @lru_cache(maxsize=16)
 def _dataset(section: str, float64: bool) -> Dataset:
-    return _call(data, "dataset", _parsed(section))
+    return _call(data, "dataset", json.loads(section, object_hook=_tuples))
 
 
 @lru_cache(maxsize=16)
 def _params(seed: int, model: str, dataset: str, float64: bool) -> Params:
     inputs, num_classes = _dataset(dataset, float64).train.inputs, _dataset(dataset, float64).num_classes
-    section = _parsed(model)
+    section = json.loads(model, object_hook=_tuples)
     with _blaming(f"model {section['name']}"):  # a network of images, say, on points in the plane
         return _model(section, num_classes).init(jax.random.key(seed), inputs)
 
@@ -175,18 +161,13 @@ def _model(section: Mapping[str, Any], num_classes: int) -> Model:
     return _call(models, "model", network, num_classes=num_classes)
 
 
-def _parsed(config: str) -> dict[str, Any]:
-    """Read JSON, which knows no tuples, into what a configuration holds, which knows no lists."""
-
-    def tuples(section):
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
-
-    return json.loads(config, object_hook=tuples)
+def _tuples(section: dict[str, Any]) -> dict[str, Any]:  # JSON knows no tuples, a configuration no lists
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
 
 
 def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
     """Turn a program, with the arrays of a replica, into functions and a first state."""
-    config = _parsed(static)
+    config = json.loads(static, object_hook=_tuples)
     for name, value in replica.settings.items():
         section, key = _place(config, name)
         section[key] = value
@@ -218,8 +199,8 @@ def _checked(config: ConfigDict) -> dict[str, Array]:
 
     Raises ConfigError for a value that cannot be run, as far as can be seen without data or model.
     """
-    kinds = {"seed": int, "float64": bool} | dict.fromkeys(COUNTS, int)
-    known = {*kinds, *SECTIONS, "probes"}
+    kinds = {"seed": int, "float64": bool} | dict.fromkeys(_LEAST, int)
+    known = {*kinds, *_SECTIONS, "probes"}
     for problem, keys in (("lacks", known - set(config)), ("has unknown", set(config) - known)):
         if keys:
             keys = ", ".join(sorted(keys))
@@ -229,12 +210,12 @@ def _checked(config: ConfigDict) -> dict[str, Array]:
             raise ConfigError(f"config.{key} must be of type {kind.__name__}, got {config[key]!r}")
     if not isinstance(config.probes, Mapping | ConfigDict):
         raise ConfigError(f"config.probes must be dict(name=dict(...), ...), got {config.probes}")
-    for section in SECTIONS:
+    for section in _SECTIONS:
         if not (isinstance(config[section], Mapping | ConfigDict) and "name" in config[section]):
             raise ConfigError(f"config.{section} must be dict(name=..., ...), got {config[section]}")
     if set(config.loss) != {"name"}:
         raise ConfigError(f"config.loss takes a name only, got {config.loss.to_dict()}")
-    for key, least in COUNTS.items():
+    for key, least in _LEAST.items():
         if not least <= config[key] <= _MOST_STEPS:
             raise ConfigError(f"{key} must be at least {least} and at most {_MOST_STEPS}, got {config[key]}")
     check_precision(config)
@@ -250,12 +231,13 @@ def _checked(config: ConfigDict) -> dict[str, Array]:
 
 def _traced(config: ConfigDict) -> dict[str, Array]:
     settings = {}
-    for name, kind in TRACED.items():
+    for name in (*FLOATS, *COUNTS):
         section, key = _place(config, name)
         if key not in section:
             continue
-        value, is_count = section[key], kind is Integral
-        if type(value) is bool or not isinstance(value, kind) or (is_count and value > _MOST_STEPS):
+        value, is_count = section[key], name in COUNTS
+        is_number = isinstance(value, Integral if is_count else Real) and type(value) is not bool
+        if not is_number or (is_count and value > _MOST_STEPS):
             must = f"a whole number of at most {_MOST_STEPS}" if is_count else "a number"
             advice = "it is an argument of the compiled program: give a setting of another kind another name"
             raise ConfigError(f"{name} must be {must}, got {value!r}; {advice}")

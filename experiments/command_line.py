@@ -18,7 +18,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dlf.store.files import StoreError
 
@@ -42,9 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> flags.FlagValues:
-    """Return config, workdir and resume as the command line has them, --config.key=value applied.
-
-    With --help it prints `usage` and ends the program.
+    """Return config, workdir and resume as the command line has them; for --help print `usage` and end.
 
     Raises ConfigError for an unknown or mistyped flag, with the nearest key that exists.
     """
@@ -52,10 +50,9 @@ def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> f
         print(usage.strip())
         sys.exit(0)
     values = flags.FlagValues()
+    workdir = default_workdir and str(default_workdir)
     config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string(
-        "workdir", default_workdir and str(default_workdir), "folder of the run", flag_values=values
-    )
+    flags.DEFINE_string("workdir", workdir, "folder of the run", flag_values=values)
     flags.DEFINE_bool("resume", False, "go on with the run in the folder", flag_values=values)
     try:
         rest = values(argv)
@@ -70,10 +67,10 @@ def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> f
         raise ConfigError(f"--config: {type(error).__name__}: {''.join(last_line)}") from error
     if rest[1:]:
         raise ConfigError(f"unexpected argument {rest[1]!r}: settings are given as --config.key=value")
-    if config is not None and not isinstance(config, ConfigDict):
-        raise ConfigError(f"--config: get_config must return a ConfigDict, got {type(config).__name__}")
     if config is None:
         raise ConfigError("--config is missing: name a file such as experiments/configs/fig4.py")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config: get_config must return a ConfigDict, got {type(config).__name__}")
     if not values.workdir:
         raise ConfigError("--workdir is missing: name the folder for the results")
     return values
@@ -146,14 +143,7 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 @contextlib.contextmanager
 def progress(action: str, unit: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
     """Show a bar on standard error; yield what moves it: (done, words behind it)."""
-    columns = (
-        TextColumn(action),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}, left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True, force_jupyter=False)) as bar:
+    columns = BarColumn(), MofNCompleteColumn(), f"{unit}, left", TimeRemainingColumn(), "{task.description}"
+    with Progress(action, *columns, console=Console(stderr=True, force_jupyter=False)) as bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda done, words: bar.update(task, completed=done, description=words)

@@ -34,7 +34,7 @@ from rich.table import Table
 from analysis import figures, neural_tangents_import
 from analysis.figures.style import save
 from dlf.store.files import StoreError, write_json
-from experiments import command_line, cost, records, train
+from experiments import command_line, records, second_pass, train
 from experiments.command_line import ConfigError
 from experiments.sweep import fill
 from experiments.sweep.axes import SCALES, declare, load_config_file, make_sweep, named_sweeps
@@ -165,7 +165,7 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
     for name, (of_run, workdir) in runs.items():
         command_line.use_precision(of_run)
         if "tracker" in of_run.probes and not (workdir / "meta.json").exists():
-            print(f"{name}: the tracker takes {cost.estimate(of_run)}", file=sys.stderr)
+            print(f"{name}: the tracker takes {second_pass.estimate_cost(of_run)}", file=sys.stderr)
         meta = train.train(of_run, workdir, resume=True)
         if meta["status"] != "done":
             train.report(meta, workdir, go_on="the same command")

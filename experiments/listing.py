@@ -25,12 +25,12 @@ def entries(root: Path) -> Iterator[tuple[str, ...]]:
         try:
             is_being_written = _is_being_written(folder)  # first: it may end meanwhile
             meta = read_json(path)
-            kind, progress = ("sweep", _cells) if (folder / STORE).exists() else ("run", _steps)
+            kind = "sweep" if (folder / STORE).exists() else "run"
             status = meta.get("status", "unknown")
             if not is_being_written and status == "running":
                 status = "interrupted"  # killed before it could say so
             seconds = f"{float(meta['seconds']):,.0f}" if "seconds" in meta else ""
-            yield str(folder), kind, status, progress(folder), seconds
+            yield str(folder), kind, status, _progress(folder), seconds
         except (StoreError, OSError, KeyError, TypeError, ValueError) as error:
             yield str(folder), "?", "damaged", " ".join(str(error).split()), ""
 
@@ -46,16 +46,14 @@ def _is_being_written(folder: Path) -> bool:
     return False
 
 
-def _cells(folder: Path) -> str:
+def _progress(folder: Path) -> str:
+    if not (folder / STORE).exists():
+        group = zarr.open_group(folder / "metrics.zarr", mode="r")
+        return f"{group.attrs['committed_steps']:,} of {group['step'].shape[0]:,} steps"
     status = Store(folder).status()
     bad = {name: int(np.sum(status == n)) for n, name in ((DIVERGED, "diverged"), (INVALID, "invalid"))}
-    notes = (f", {number} {name}" for name, number in bad.items() if number)
-    return f"{np.sum(status != NOT_RUN):,} of {status.size:,} cells" + "".join(notes)
-
-
-def _steps(folder: Path) -> str:
-    group = zarr.open_group(folder / "metrics.zarr", mode="r")
-    return f"{group.attrs['committed_steps']:,} of {group['step'].shape[0]:,} steps"
+    notes = "".join(f", {number} {name}" for name, number in bad.items() if number)
+    return f"{np.sum(status != NOT_RUN):,} of {status.size:,} cells{notes}"
 
 
 def main() -> None:

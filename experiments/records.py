@@ -13,6 +13,7 @@ import xarray as xr
 from ml_collections import ConfigDict
 
 from dlf import schedules, store
+from dlf.store import cells, run
 from dlf.store.files import StoreError, read_json
 from experiments.command_line import ConfigError
 
@@ -57,18 +58,22 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path} was {old}, now {new}"]
 
 
-def opened(workdir: Path, kind: str, store: str, asked: dict[str, Any], *keys: str) -> dict[str, Any] | None:
-    """Return the meta.json, with `keys`, of the run or sweep in a folder, None before it has begun.
+def opened(
+    workdir: Path, kind: str, asked: dict[str, Any], has_results: bool = False
+) -> dict[str, Any] | None:
+    """Return the meta.json of the run or sweep (`kind`) in a folder, None before it has begun.
 
     Raises ConfigError for another one, or files of another kind, StoreError for what is missing or damaged.
     """
-    content, stem = {path.name for path in workdir.iterdir()}, Path(store).stem
+    content = {path.name for path in workdir.iterdir()}
+    of_kind, keys = (cells.STORE, {"block_bytes"}) if kind == "sweep" else (run.STORE, set())
     # meta.json is written last: a start that was killed before has measured nothing yet
-    started = {"config.json", "config.partial", "meta.partial", store, f"{stem}.partial", f"{stem}.old"}
+    partial = (Path(of_kind).with_suffix(suffix).name for suffix in (".partial", ".old"))
+    started = {"config.json", "config.partial", "meta.partial", of_kind, *partial}
     is_ours = "config.json" not in content or read_json(workdir / "config.json").keys() == asked.keys()
-    if is_ours and content <= started:
+    if is_ours and content <= started and not has_results:
         return None
-    if store not in content:
+    if of_kind not in content:
         raise ConfigError(f"{workdir} holds files, but no {kind}: name another folder")
     changes = differences(read_json(workdir / "config.json"), asked)
     if changes:

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from dlf import store
 from dlf import train as training
 from dlf.store import files
-from dlf.store.run import STORE
 from experiments import command_line, records
 from experiments.build import Experiment, build, make_loop
 from experiments.command_line import ConfigError, interrupts, progress, report
@@ -39,7 +38,7 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
             raise ConfigError(
                 f"{workdir} is not empty: add --resume to go on with the run in it, or name another folder"
             )
-        meta = records.opened(workdir, "run", STORE, asked)
+        meta = records.opened(workdir, "run", asked)
         if meta and meta["status"] in ("done", "diverged") and not store.damaged_file(workdir):
             return meta
         experiment = experiment or build(config)

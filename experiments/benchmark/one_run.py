@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from analysis import cascades
 from dlf import losses, schedules
 from dlf.train import init_carries
-from experiments import build, command_line, cost
+from experiments import build, command_line, second_pass
 from experiments.benchmark import timing
 from experiments.benchmark.timing import MATMUL, Record, fastest, in_fresh_process, measure, row, timed
 from experiments.configs import cascades as config_cascades
@@ -189,8 +189,8 @@ def tracking(repeats: int, num_steps: int = 0) -> Iterator[dict[str, list[Record
     series = runs["exponent"]()
     runs["labels"] = partial(cascades.label, *map(np.asarray, (series["loss"], series["log_growth"][:, 0])))
     cases = {name: timed(run) for name, run in runs.items()}
-    cases |= {"gradient": partial(cost.gradient_seconds, config)}
-    taken = measure(cases | {"printed": lambda: cost.estimate(config).gradients}, repeats)
+    cases |= {"gradient": partial(second_pass.gradient_seconds, config)}
+    taken = measure(cases | {"printed": lambda: second_pass.estimate_cost(config).gradients}, repeats)
     alone, tracker = taken["alone"], taken["tracker"] - taken["alone"]
     measured, printed = tracker / taken["gradient"], taken["printed"]
     matvecs = np.nanmean(runs["tracker"]()["tracked_matvecs"])

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dlf.store.cells import NOT_RUN, Store
-from experiments import command_line, cost
+from experiments import command_line
 from experiments.build import build
 from experiments.command_line import ConfigError
+from experiments.second_pass import loop_seconds
 from experiments.sweep import fill
 from experiments.sweep.axes import SCALES, Sweep, declare, load_config_file, make_sweep, named_sweeps
 from experiments.sweep.blocks import plan
@@ -45,7 +46,7 @@ def dry_run(sweep: Sweep, workdir: Path, settings: fill.Settings) -> None:
     for config in planned.programs:
         num_steps = min(_TIMED_STEPS, config.num_steps)
         experiment = build(config)
-        seconds = cost.loop_seconds(experiment, experiment.run.probes, num_steps, further=True)
+        seconds = loop_seconds(experiment, experiment.run.probes, num_steps, further=True)
         taken.append(seconds / num_steps * config.num_steps)
     per_cell, num_jobs = np.mean(taken), 1 if settings.launcher == "here" else settings.num_jobs
     stored = num_cells * sum(prod(x.shape) * np.dtype(x.dtype).itemsize for x in planned.series.values())

@@ -43,7 +43,7 @@ class Axis(NamedTuple):
     @property
     def is_static(self) -> bool:
         """Whether the axis changes more than the numbers that one program takes as arguments."""
-        return not self.keys <= {*build.TRACED, *build.SEEDS}
+        return not self.keys <= {*build.FLOATS, *build.COUNTS, *build.SEEDS}
 
 
 class Record(NamedTuple):

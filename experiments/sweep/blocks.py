@@ -60,15 +60,23 @@ def plan(sweep: Sweep, memory: int) -> Plan:
         except ConfigError:
             continue
         if experiment is None:
-            raise ConfigError(_too_small(memory, needed))
-        found, coordinates = _stored(sweep, experiment, config.num_steps)
-        for name, of in found.items():
-            if series and series[name].shape != of.shape:
+            raise too_small("a block of one cell", needed, memory)
+        if unknown := set(sweep.record.variables) - set(experiment.series):
+            known = ", ".join(experiment.series)
+            raise ConfigError(f"record: unknown variable {', '.join(unknown)}: one of {known}")
+        programs[fixed], coordinates = config, {}
+        for name, of in _recorded(sweep, experiment).items():
+            labels = {dim: np.arange(n) for dim, n in zip(of.dims, of.shape, strict=True)}
+            if sweep.record.kind == "series":
+                labels[of.step] = np.arange(0, config.num_steps, of.every)
+                of = of._replace(dims=(of.step, *of.dims), shape=(len(labels[of.step]), *of.shape))
+            coordinates = labels | coordinates
+            if name in series and series[name].shape != of.shape:
                 raise ConfigError(
                     f"the cells' {name} differ in shape, {series[name].shape} and {of.shape}: "
                     "name other variables in record(...), or declare two sweeps"
                 )
-        series, programs[fixed] = found, config
+            series[name] = of
     if not programs:
         build.build(sweep.cell((0,) * len(sweep.axes)))  # says what is wrong
     for name in {axis.name for axis in sweep.axes} & {*series, *coordinates}:
@@ -77,7 +85,7 @@ def plan(sweep: Sweep, memory: int) -> Plan:
     shared, each = program_bytes(sweep, largest)
     left = (memory - shared) // each
     if left < 1:
-        raise ConfigError(_too_small(memory, shared + each))
+        raise too_small("a block of one cell", shared + each, memory)
     left = min(left, _MOST_CELLS_VECTORIZED if is_vectorized() else _MOST_CELLS_MAPPED)
     cells = []
     for size, is_static in zip(reversed(sweep.shape), reversed(static), strict=True):
@@ -86,29 +94,13 @@ def plan(sweep: Sweep, memory: int) -> Plan:
     return Plan(tuple(cells), series, coordinates, [*programs.values()], shared + each * prod(cells))
 
 
-def _too_small(memory: int, needed: int) -> str:
-    return f"a block of one cell takes {needed / 2**20:.3g} MiB: --memory={memory / 2**20:.3g} is too small"
+def too_small(what: str, needed: int, memory: int) -> ConfigError:
+    """Return the error for a memory that does not hold what is needed, in bytes."""
+    return ConfigError(f"{what} takes {needed / 2**20:.3g} MiB: --memory={memory / 2**20:.3g} is too small")
 
 
 def _recorded(sweep: Sweep, experiment: build.Experiment) -> dict[str, Series]:
-    unknown = set(sweep.record.variables) - set(experiment.series)
-    if unknown:
-        known = ", ".join(experiment.series)
-        raise ConfigError(f"record: unknown variable {', '.join(unknown)}: one of {known}")
     return {name: experiment.series[name] for name in sweep.record.variables or experiment.series}
-
-
-def _stored(sweep: Sweep, experiment: build.Experiment, num_steps: int):
-    """Return the series of one cell as they are stored, and the coordinates of their own dimensions."""
-    series, coordinates = _recorded(sweep, experiment), {}
-    for name, of in series.items():
-        labels = {dim: np.arange(n) for dim, n in zip(of.dims, of.shape, strict=True)}
-        if sweep.record.kind == "series":
-            labels[of.step] = np.arange(0, num_steps, of.every)
-            shape = (len(labels[of.step]), *of.shape)
-            series[name] = of._replace(dims=(of.step, *of.dims), shape=shape)
-        coordinates = labels | coordinates
-    return series, coordinates
 
 
 def ensemble(sweep: Sweep, experiment: build.Experiment, num_steps: int):
@@ -136,9 +128,9 @@ def work(
 ) -> Iterator[int]:
     """Run blocks until none is left; yield the number of cells of each one.
 
-    Each worker begins at a place of its own, this share of all blocks `first`. A block under way is locked by its worker: the operating
-    system drops the lock if that dies, and another worker takes the block. A `patient` one waits for that
-    where others run the last blocks. Asked to `stop`, it ends after the block under way.
+    It begins with the block behind this share of all blocks, `first`. A block under way is locked: the
+    operating system drops the lock if its worker dies, and another one takes the block. A `patient` worker
+    waits for that where others run the last blocks. Asked to `stop`, it ends after the block under way.
 
     Raises StoreError where results cannot be written, ConfigError if JAX runs in another precision.
     """
@@ -190,7 +182,7 @@ def run_block(sweep: Sweep, store: Store, block: Block, programs: dict[str, Call
         else:
             config = cell
             reasons.append("")
-    values, steps = {}, np.full(len(replicas), -1, np.int32)
+    outcome = Outcome({}, np.full(len(replicas), -1, np.int32))
     active = np.array([replica is not None for replica in replicas])
     if config is not None:
         key = f"{config.num_steps} {build.program(config)}"
@@ -198,16 +190,15 @@ def run_block(sweep: Sweep, store: Store, block: Block, programs: dict[str, Call
             if key not in programs:
                 programs.clear()
                 programs[key] = ensemble(sweep, build.build(config), config.num_steps)
+            outcome = _run(programs[key], store.cells_per_block, replicas)
         except ConfigError as error:  # a probe's setting, say
             reasons = [reason or str(error) for reason in reasons]
             active[:] = False
-        else:
-            values, steps = _run(programs[key], store.cells_per_block, replicas)
-    status = np.where(active, np.where(steps < 0, DONE, DIVERGED), INVALID).astype(np.int8)
+    status = np.where(active, np.where(outcome.diverged_step < 0, DONE, DIVERGED), INVALID).astype(np.int8)
     for place in np.flatnonzero(status == DIVERGED):
-        reasons[place] = f"the loss is not finite at step {steps[place]}"
+        reasons[place] = f"the loss is not finite at step {outcome.diverged_step[place]}"
     reason = np.array([" ".join(reason.split()) for reason in reasons], object)
-    values = values | {"diverged_step": steps, "reason": reason}
+    values = outcome.values | {"diverged_step": outcome.diverged_step, "reason": reason}
     shape = store.status(block).shape
     values = {name: rows.reshape(*shape, *rows.shape[1:]) for name, rows in values.items()}
     store.write(block, values, status.reshape(shape))
@@ -223,5 +214,4 @@ def _run(program: Callable, num: int, replicas: list[build.Replica | None]) -> O
     active = jnp.array([replica is not None for replica in filled])
     if is_vectorized():
         stacked, active = spread((stacked, active))
-    outcome = jax.device_get(program(stacked, active))
-    return jax.tree.map(lambda rows: rows[: len(replicas)], outcome)
+    return jax.tree.map(lambda rows: rows[: len(replicas)], jax.device_get(program(stacked, active)))

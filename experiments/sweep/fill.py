@@ -20,7 +20,7 @@ from experiments import records
 from experiments.build import check_precision
 from experiments.command_line import ConfigError, interrupts, progress
 from experiments.sweep.axes import Sweep
-from experiments.sweep.blocks import plan, work
+from experiments.sweep.blocks import plan, too_small, work
 
 _JOBS = "jobs"  # the folder of submitit's files and logs
 _STOP = "stop"  # the file that asks local workers to end
@@ -85,16 +85,16 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
             with interrupts() as stop, progress("sweep", "cells", first, has_run.size) as show:
 
                 def report(done: int) -> None:
-                    rate = (done - first) / (time.monotonic() - started)
-                    show(done, f"{rate:.2g}/s" if done > first else "")
+                    rate = f"{(done - first) / (time.monotonic() - started):.2g}/s"
+                    show(done, rate if done > first else "")
 
                 if settings.launcher == "here":
                     done = first
-                    for num_cells in work(sweep, workdir, stop=stop):
+                    for num_cells in work(sweep, workdir, stop):
                         report(done := done + num_cells)
                 else:
                     jobs = submit(sweep, workdir, settings)
-                    failed = _wait(jobs, settings.launcher == "local", store, workdir, stop, report)
+                    failed = _wait(jobs, workdir, settings.launcher == "local", stop, report)
             meta["seconds"] += time.monotonic() - started
         status = store.status()
         counts = {meaning: int(np.sum(status == number)) for number, meaning in enumerate(MEANINGS)}
@@ -105,15 +105,10 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
 
 def opened(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any] | None:
     """Check that the work folder takes this sweep, and return the meta of the one in it, None without."""
-    meta = records.opened(workdir, "sweep", STORE, sweep.as_json(), "block_bytes")
-    if meta is None:  # a start that was killed before meta.json has no results yet
-        if (workdir / STORE).exists() and (Store(workdir).status() != NOT_RUN).any():
-            raise files.StoreError(f"{workdir / 'meta.json'} is missing: move {workdir} away and run again")
-    elif meta["block_bytes"] > memory:
-        raise ConfigError(
-            f"a block of {workdir}, as cut when it was created, takes {meta['block_bytes'] / 2**20:.3g} "
-            f"MiB: --memory={memory / 2**20:.3g} is too small"
-        )
+    has_results = (workdir / STORE).exists() and (Store(workdir).status() != NOT_RUN).any()
+    meta = records.opened(workdir, "sweep", sweep.as_json(), has_results)
+    if meta and meta["block_bytes"] > memory:
+        raise too_small(f"a block of {workdir}, as cut when it was created,", meta["block_bytes"], memory)
     return meta
 
 
@@ -139,18 +134,18 @@ class Worker(NamedTuple):
     sweep: Sweep
     workdir: Path
     number: int
-    num_workers: int
-    is_local: bool
+    settings: Settings
 
     def __call__(self) -> int:
         """Run blocks and return the number of cells."""
-        if self.is_local and hasattr(os, "sched_setaffinity"):  # Linux
+        is_local = self.settings.launcher == "local"
+        if is_local and hasattr(os, "sched_setaffinity"):  # Linux
             # before JAX starts its threads; a small network gains nothing from a second one
             cpus = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cpus[self.number % len(cpus)]})
         jax.config.update("jax_enable_x64", self.sweep.config.float64)
-        stop = (self.workdir / _STOP).exists
-        return sum(work(self.sweep, self.workdir, stop, self.is_local, self.number / self.num_workers))
+        stop, first = (self.workdir / _STOP).exists, self.number / self.settings.num_jobs
+        return sum(work(self.sweep, self.workdir, stop, patient=is_local, first=first))
 
     def checkpoint(self) -> Any:
         """Return what submitit is to run once more."""
@@ -170,14 +165,13 @@ def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
         message = f"--launcher={settings.launcher} needs submitit: pip install submitit (extra `cluster`)"
         raise ConfigError(message) from error
     (workdir / _STOP).unlink(missing_ok=True)
-    is_local, num = settings.launcher == "local", settings.num_jobs
-    workers = [Worker(sweep, workdir.resolve(), number, num, is_local) for number in range(num)]
+    workers = [Worker(sweep, workdir.resolve(), number, settings) for number in range(settings.num_jobs)]
     parameters = {key: int(x) if x.isdigit() else x for key, x in settings.parameters.items()}
     # processes that are started do not hear the interrupt that a terminal sends to all: see `_wait`
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         executor = submitit.AutoExecutor(folder=workdir / _JOBS, cluster=settings.launcher)
-        minutes = _A_WEEK if is_local else _A_DAY
+        minutes = _A_WEEK if settings.launcher == "local" else _A_DAY
         executor.update_parameters(name="dlf", timeout_min=minutes, cpus_per_task=1)
         executor.update_parameters(**parameters)
         with executor.batch():
@@ -189,19 +183,14 @@ def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
 
 
 def _wait(
-    jobs: list[Any],
-    is_local: bool,
-    store: Store,
-    workdir: Path,
-    stop: Callable[[], bool],
-    report: Callable[[int], None],
+    jobs: list[Any], workdir: Path, is_local: bool, stop: Callable[[], bool], report: Callable[[int], None]
 ) -> list[str]:
-    """Wait for all jobs, report cells that are done, and return the logs of the jobs that failed.
+    """Wait for all jobs, report the cells that are done, and return the logs of the jobs that failed.
 
     Asked to `stop`, or left by an exception, local workers end after the block under way; those of Slurm
     are left alone.
     """
-    next_look = 0.0
+    store, next_look = Store(workdir), 0.0
     try:
         while not (all_done := all(job.done() for job in jobs)) and not stop():
             if (started := time.monotonic()) > next_look:
