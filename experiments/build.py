@@ -195,10 +195,7 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
 
 
 def _checked(config: ConfigDict) -> dict[str, Array]:
-    """Return the traced numbers of a configuration.
-
-    Raises ConfigError for a value that cannot be run, as far as can be seen without data or model.
-    """
+    """Return the traced numbers of a configuration, once all that needs no data or model is sound."""
     kinds = {"seed": int, "float64": bool} | dict.fromkeys(_LEAST, int)
     known = {*kinds, *_SECTIONS, "probes"}
     for problem, keys in (("lacks", known - set(config)), ("has unknown", set(config) - known)):

@@ -31,11 +31,6 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def begun(config: ConfigDict) -> dict[str, Any]:
-    """Return the meta.json of a run or a sweep before its first step."""
-    return {"status": "running", "seconds": 0.0, **provenance(), "x64": config.float64}
-
-
 def resumed(meta: dict[str, Any]) -> dict[str, Any]:
     """Note who goes on with a run, and warn if the code or the machine is another."""
     now = provenance()
@@ -58,20 +53,18 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path} was {old}, now {new}"]
 
 
-def opened(
-    workdir: Path, kind: str, asked: dict[str, Any], has_results: bool = False
-) -> dict[str, Any] | None:
-    """Return the meta.json of the run or sweep (`kind`) in a folder, None before it has begun.
+def opened(workdir: Path, kind: str, asked: dict[str, Any], begun: bool = False) -> dict[str, Any] | None:
+    """Return the meta.json of the "run" or "sweep" in a folder, None before it has begun.
 
     Raises ConfigError for another one, or files of another kind, StoreError for what is missing or damaged.
     """
     content = {path.name for path in workdir.iterdir()}
-    of_kind, keys = (cells.STORE, {"block_bytes"}) if kind == "sweep" else (run.STORE, set())
+    of_kind, more = (cells.STORE, {"block_bytes"}) if kind == "sweep" else (run.STORE, set())
+    partial = (Path(name).with_suffix(".partial").name for name in ("config.json", "meta.json", of_kind))
     # meta.json is written last: a start that was killed before has measured nothing yet
-    partial = (Path(of_kind).with_suffix(suffix).name for suffix in (".partial", ".old"))
-    started = {"config.json", "config.partial", "meta.partial", of_kind, *partial}
+    started = {"config.json", of_kind, *partial, Path(of_kind).with_suffix(".old").name}
     is_ours = "config.json" not in content or read_json(workdir / "config.json").keys() == asked.keys()
-    if is_ours and content <= started and not has_results:
+    if is_ours and content <= started and not begun:
         return None
     if of_kind not in content:
         raise ConfigError(f"{workdir} holds files, but no {kind}: name another folder")
@@ -79,7 +72,7 @@ def opened(
     if changes:
         raise ConfigError(f"{workdir} holds a {kind} with another config: {'; '.join(changes)}")
     meta = read_json(workdir / "meta.json")
-    if not {"status", "seconds", "commit", "versions", "devices", *keys} <= set(meta):
+    if not {"status", "seconds", "commit", "versions", "devices", *more} <= set(meta):
         raise StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
     return meta
 
@@ -94,9 +87,7 @@ def load(workdir: Path) -> xr.Dataset:
     found = store.load(workdir)
     config = ConfigDict(json.loads(found.attrs["config"]))
     found.attrs = {
-        "config": found.attrs["config"],
-        "commit": found.attrs.get("commit", ""),
-        "seconds": found.attrs["seconds"],  # that it took
+        **{key: found.attrs.get(key, "") for key in ("config", "commit", "seconds")},
         "num_classes": config.dataset.get("num_classes", found.sizes.get("class", 0)),
         "stop_after": config.stop_after,
         "amplitude": config.schedule.get("amplitude", 1.0),

@@ -57,17 +57,14 @@ def gradient_seconds(config: ConfigDict, num_gradients: int = 2_000) -> float:
     return loop_seconds(build(config), {}, num_gradients) / num_gradients
 
 
-def loop_seconds(
-    experiment: Experiment, probes: Mapping[str, Probe], num_steps: int, further: bool = False
-) -> float:
-    """Return the median time of the first steps with some of the probes, or of those `further` on."""
-    loop, state = make_loop(experiment, probes), experiment.state
-    carries, taken = init_carries(probes, state), []
-    for _ in range(1 + _REPEATS):  # the first one compiles
+def loop_seconds(experiment: Experiment, probes: Mapping[str, Probe], num_steps: int) -> float:
+    """Return the median time of `num_steps` steps with some of the probes, after as many that compile."""
+    loop, taken = make_loop(experiment, probes), []
+    going_on = experiment.state, init_carries(probes, experiment.state)
+    for _ in range(1 + _REPEATS):
         started = time.perf_counter()
-        after = jax.block_until_ready(loop(experiment.replica, state, carries, num_steps))
+        *going_on, _ = jax.block_until_ready(loop(experiment.replica, *going_on, num_steps))
         taken.append(time.perf_counter() - started)
-        state, carries = after[:2] if further else (state, carries)
     return float(np.median(taken[1:]))
 
 

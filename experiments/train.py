@@ -27,7 +27,6 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
 
     With `resume` an interrupted run goes on where it was last committed, and a finished one is
     left as it is. An interrupt (SIGINT, SIGTERM) ends the run after the chunk under way, committed.
-
     Raises ConfigError or StoreError with one line that says what to do; nothing is overwritten.
     """
     workdir, asked = Path(workdir), json.loads(config.to_json())
@@ -43,7 +42,7 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
             return meta
         experiment = experiment or build(config)
         if not meta:
-            meta = records.begun(config)
+            meta = {"status": "running", "seconds": 0.0, **records.provenance(), "x64": config.float64}
             attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
             files.write_json(workdir / "config.json", asked)
             store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.series, attributes)

@@ -44,24 +44,23 @@ def dry_run(sweep: Sweep, workdir: Path, settings: fill.Settings) -> None:
         num_blocks, cells_per_block = len(store.blocks()), store.cells_per_block
     taken = []
     for config in planned.programs:
-        num_steps = min(_TIMED_STEPS, config.num_steps)
-        experiment = build(config)
-        seconds = loop_seconds(experiment, experiment.run.probes, num_steps, further=True)
+        experiment, num_steps = build(config), min(_TIMED_STEPS, config.num_steps)
+        seconds = loop_seconds(experiment, experiment.run.probes, num_steps)
         taken.append(seconds / num_steps * config.num_steps)
     per_cell, num_jobs = np.mean(taken), 1 if settings.launcher == "here" else settings.num_jobs
+    hours, minutes = missing * per_cell / 3600, missing * per_cell / 60 / num_jobs
+    of_block, most = planned.block_bytes / 2**20, settings.memory / 2**20
     stored = num_cells * sum(prod(x.shape) * np.dtype(x.dtype).itemsize for x in planned.series.values())
-    table = Table("", f"sweep {sweep.name!r}, {'float64' if sweep.config.float64 else 'float32'}")
     axes = " x ".join(f"{axis.name} {len(axis.labels)}" for axis in sweep.axes)
+    timed = f"as timed over {_TIMED_STEPS} steps, without its last probes"
+    table = Table("", f"sweep {sweep.name!r}, {'float64' if sweep.config.float64 else 'float32'}")
     table.add_row("cells", f"{axes} = {num_cells:,}")
     table.add_row("still to run", f"{missing:,}")
     table.add_row("blocks", f"{num_blocks:,} of up to {cells_per_block} cells")
     table.add_row("programs to compile", f"{len(planned.programs)}")
-    timed = f"as timed over {_TIMED_STEPS} steps, without its last probes"
     table.add_row("time of a cell", f"{per_cell:.3g} s, {timed}")
-    hours, minutes = missing * per_cell / 3600, missing * per_cell / 60 / num_jobs
     table.add_row("time in all", f"{hours:.3g} core-hours, {num_jobs} at a time: {minutes:.3g} min")
-    of_block = f"{planned.block_bytes / 2**20:.3g} of {settings.memory / 2**20:.3g} MiB"
-    table.add_row("memory of a block", of_block)
+    table.add_row("memory of a block", f"{of_block:.3g} of {most:.3g} MiB")
     table.add_row("results", f"{stored / 2**20:.3g} MiB uncompressed")
     Console().print(table)
 

@@ -120,10 +120,7 @@ def load_config_file(path: Path) -> ModuleType:
 
 
 def named_sweeps(module: ModuleType) -> dict[str, Callable[..., Iterable]]:
-    """Return the sweeps that a configuration file declares: "main" is `sweep`, "x" is `sweep_x`.
-
-    Raises ConfigError for a file that has none.
-    """
+    """Return the sweeps of a file: `sweep` as "main", `sweep_x` as "x". Raises ConfigError without any."""
     found = {
         name.removeprefix("sweep").removeprefix("_") or "main": value
         for name, value in vars(module).items()
@@ -135,10 +132,7 @@ def named_sweeps(module: ModuleType) -> dict[str, Callable[..., Iterable]]:
 
 
 def declare(sweep: Callable[..., Iterable], scale: str) -> list:
-    """Return what a declaration yields, a function of the scale or of nothing.
-
-    Raises ConfigError with what it raises.
-    """
+    """Return what a function of the scale or of nothing yields. Raises ConfigError with what it raises."""
     try:
         return list(sweep(scale) if inspect.signature(sweep).parameters else sweep())
     except Exception as error:  # whatever the user's function raises

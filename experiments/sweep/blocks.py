@@ -43,7 +43,6 @@ def plan(sweep: Sweep, memory: int) -> Plan:
     """Cut a sweep into blocks whose arrays take at most `memory` bytes.
 
     Axes that need another program have one cell a block; the others are filled from the last one on.
-
     Raises ConfigError if the memory does not hold one cell, no cell can be run, an axis has a name that the
     results use, or the cells' results differ in shape.
     """
@@ -65,7 +64,8 @@ def plan(sweep: Sweep, memory: int) -> Plan:
             known = ", ".join(experiment.series)
             raise ConfigError(f"record: unknown variable {', '.join(unknown)}: one of {known}")
         programs[fixed], coordinates = config, {}
-        for name, of in _recorded(sweep, experiment).items():
+        for name in sweep.record.variables or experiment.series:
+            of = experiment.series[name]
             labels = {dim: np.arange(n) for dim, n in zip(of.dims, of.shape, strict=True)}
             if sweep.record.kind == "series":
                 labels[of.step] = np.arange(0, config.num_steps, of.every)
@@ -95,17 +95,14 @@ def plan(sweep: Sweep, memory: int) -> Plan:
 
 
 def too_small(what: str, needed: int, memory: int) -> ConfigError:
-    """Return the error for a memory that does not hold what is needed, in bytes."""
+    """Return the error for a memory that does not hold what is needed, both in bytes."""
     return ConfigError(f"{what} takes {needed / 2**20:.3g} MiB: --memory={memory / 2**20:.3g} is too small")
-
-
-def _recorded(sweep: Sweep, experiment: build.Experiment) -> dict[str, Series]:
-    return {name: experiment.series[name] for name in sweep.record.variables or experiment.series}
 
 
 def ensemble(sweep: Sweep, experiment: build.Experiment, num_steps: int):
     """Return the compiled program of a block, see `dlf.ensembles.make_ensemble`."""
-    return make_ensemble(experiment.assemble, num_steps, sweep.record.kind, _recorded(sweep, experiment))
+    series = {name: experiment.series[name] for name in sweep.record.variables or experiment.series}
+    return make_ensemble(experiment.assemble, num_steps, sweep.record.kind, series)
 
 
 def program_bytes(sweep: Sweep, config: ConfigDict) -> tuple[int, int]:
@@ -131,7 +128,6 @@ def work(
     It begins with the block behind this share of all blocks, `first`. A block under way is locked: the
     operating system drops the lock if its worker dies, and another one takes the block. A `patient` worker
     waits for that where others run the last blocks. Asked to `stop`, it ends after the block under way.
-
     Raises StoreError where results cannot be written, ConfigError if JAX runs in another precision.
     """
     build.check_precision(sweep.config)

@@ -65,7 +65,6 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
 
     An interrupt (SIGINT, SIGTERM) ends the sweep after the blocks under way; a second one ends this
     process at once, and workers after their blocks. Slurm jobs go on. The next call does what is left.
-
     Raises ConfigError or StoreError with one line that says what to do; nothing is overwritten.
     """
     workdir = Path(workdir)
@@ -114,10 +113,10 @@ def opened(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any] | None:
 
 def create(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any]:
     """Write config.json, the empty store and meta.json of a sweep, and return the last one's content."""
-    asked, planned = sweep.as_json(), plan(sweep, memory)
-    meta = records.begun(sweep.config) | {"block_bytes": planned.block_bytes}
+    asked, planned, axes = sweep.as_json(), plan(sweep, memory), {a.name: a.labels for a in sweep.axes}
+    meta = {"status": "running", "seconds": 0.0, **records.provenance(), "x64": sweep.config.float64}
+    meta["block_bytes"] = planned.block_bytes
     attributes = {"config": json.dumps(asked["config"]), "sweep": sweep.name, "commit": meta["commit"]}
-    axes = {axis.name: axis.labels for axis in sweep.axes}
     files.write_json(workdir / "config.json", asked)
     cells.create(workdir, axes, planned.cells_per_block, planned.series, planned.coordinates, attributes)
     files.write_json(workdir / "meta.json", meta)
@@ -125,11 +124,7 @@ def create(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any]:
 
 
 class Worker(NamedTuple):
-    """One job: a process that runs blocks of a sweep until none is left.
-
-    After a preemption or a time limit submitit puts the same worker in the queue again; what it has
-    finished is in the store.
-    """
+    """One job, which runs blocks until none is left; submitit queues it again if it is preempted."""
 
     sweep: Sweep
     workdir: Path
@@ -148,17 +143,14 @@ class Worker(NamedTuple):
         return sum(work(self.sweep, self.workdir, stop, patient=is_local, first=first))
 
     def checkpoint(self) -> Any:
-        """Return what submitit is to run once more."""
+        """Return what submitit is to run once more: what has been finished is in the store."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
-    """Submit the workers, each one a job.
-
-    Raises ConfigError if submitit is missing or does not take the parameters.
-    """
+    """Submit workers as jobs. Raises ConfigError where submitit is missing or refuses the parameters."""
     try:
         import submitit
     except ImportError as error:
