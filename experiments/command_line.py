@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -107,11 +108,9 @@ def report(meta: dict[str, Any], workdir: str | Path, go_on: str = "the same com
         print(f"done in {meta['seconds']:.0f} s{counts}: {workdir}", file=sys.stderr)
         return 0
     if meta["status"] == "diverged":
-        fail(
-            f"the loss is not finite at step {meta['diverged_step']}: the rows up to it are in {workdir}; "
-            "a smaller optimizer.learning_rate or schedule.amplitude may help",
-            status=1,
-        )
+        where = f"at step {meta['diverged_step']}: the rows up to it are in {workdir}"
+        advice = "a smaller optimizer.learning_rate or schedule.amplitude may help"
+        fail(f"the loss is not finite {where}; {advice}", status=1)
     if logs := meta.get("failed"):
         fail(f"{len(logs)} of the jobs failed, see {logs[0]}{counts}: {go_on} goes on in {workdir}", status=1)
     fail(f"interrupted{counts}: {go_on} goes on in {workdir}", status=130)
@@ -141,9 +140,14 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def progress(action: str, unit: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show a bar on standard error; yield what moves it: (done, words behind it)."""
+def progress(action: str, unit: str, first: int, total: int) -> Iterator[Callable[..., None]]:
+    """Show a bar on standard error; yield what moves it: (done, words behind it, by default the rate)."""
     columns = BarColumn(), MofNCompleteColumn(), f"{unit}, left", TimeRemainingColumn(), "{task.description}"
     with Progress(action, *columns, console=Console(stderr=True, force_jupyter=False)) as bar:
-        task = bar.add_task("", total=total, completed=done)
-        yield lambda done, words: bar.update(task, completed=done, description=words)
+        task, started = bar.add_task("", total=total, completed=first), time.monotonic()
+
+        def show(done: int, words: str = "") -> None:
+            rate = (done - first) / (time.monotonic() - started)
+            bar.update(task, completed=done, description=words or (f"{rate:.2g}/s" if rate else ""))
+
+        yield show

@@ -5,7 +5,6 @@ dlf-ls [FOLDER]        or: python -m experiments.listing [FOLDER]
 
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +17,19 @@ from dlf.store.files import StoreError, read_json
 from experiments import command_line
 
 
-def entries(root: Path) -> Iterator[tuple[str, ...]]:
-    """Yield folder, kind, status, progress and seconds of each run and sweep below a folder, by name."""
-    for path in sorted(root.rglob("meta.json")):
-        folder = path.parent
-        try:
-            is_being_written = _is_being_written(folder)  # first: it may end meanwhile
-            meta = read_json(path)
-            kind = "sweep" if (folder / STORE).exists() else "run"
-            status = meta.get("status", "unknown")
-            if not is_being_written and status == "running":
-                status = "interrupted"  # killed before it could say so
-            seconds = f"{float(meta['seconds']):,.0f}" if "seconds" in meta else ""
-            yield str(folder), kind, status, _progress(folder), seconds
-        except (StoreError, OSError, KeyError, TypeError, ValueError) as error:
-            yield str(folder), "?", "damaged", " ".join(str(error).split()), ""
+def entry(folder: Path) -> tuple[str, ...]:
+    """Return what the folder of a run or sweep is, in words: folder, kind, status, progress, seconds."""
+    try:
+        is_being_written = _is_being_written(folder)  # first: it may end meanwhile
+        meta = read_json(folder / "meta.json")
+        kind = "sweep" if (folder / STORE).exists() else "run"
+        status = meta.get("status", "unknown")
+        if not is_being_written and status == "running":
+            status = "interrupted"  # killed before it could say so
+        seconds = f"{float(meta['seconds']):,.0f}" if "seconds" in meta else ""
+        return str(folder), kind, status, _progress(folder), seconds
+    except (StoreError, OSError, KeyError, TypeError, ValueError) as error:
+        return str(folder), "?", "damaged", " ".join(str(error).split()), ""
 
 
 def _is_being_written(folder: Path) -> bool:
@@ -68,8 +65,8 @@ def _main() -> int:
     if not root.is_dir():
         raise command_line.ConfigError(f"{root} is no folder: name one that holds runs or sweeps")
     table = Table("folder", "kind", "status", "progress", "seconds")
-    for row in entries(root):
-        table.add_row(*row)
+    for path in sorted(root.rglob("meta.json")):
+        table.add_row(*entry(path.parent))
     Console().print(table if table.row_count else f"no run and no sweep below {root}")
     return 0
 

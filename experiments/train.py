@@ -35,7 +35,7 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
     with store.exclusive(workdir):
         if not resume and any(workdir.iterdir()):
             raise ConfigError(
-                f"{workdir} is not empty: add --resume to go on with the run in it, or name another folder"
+                f"{workdir} is not empty: add --resume to go on with it, or name another folder"
             )
         meta = records.opened(workdir, "run", asked)
         if meta and meta["status"] in ("done", "diverged") and not store.damaged_file(workdir):

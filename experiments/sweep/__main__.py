@@ -38,7 +38,7 @@ def dry_run(sweep: Sweep, workdir: Path, settings: fill.Settings) -> None:
     num_cells = missing = prod(sweep.shape)
     cells_per_block = prod(planned.cells_per_block)
     num_blocks = prod(-(-n // k) for n, k in zip(sweep.shape, planned.cells_per_block, strict=True))
-    if workdir.exists() and fill.opened(sweep, workdir, settings.memory):
+    if workdir.exists() and fill.existing(sweep, workdir, settings.memory):
         store = Store(workdir)
         missing = int(np.sum(store.status() == NOT_RUN))
         num_blocks, cells_per_block = len(store.blocks()), store.cells_per_block

@@ -24,7 +24,6 @@ from experiments.sweep.blocks import plan, too_small, work
 
 _JOBS = "jobs"  # the folder of submitit's files and logs
 _STOP = "stop"  # the file that asks local workers to end
-_A_DAY, _A_WEEK = 24 * 60, 7 * 24 * 60  # in minutes
 
 
 class Settings(NamedTuple):
@@ -70,7 +69,7 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
     workdir = Path(workdir)
     check_precision(sweep.config)
     with exclusive(workdir):
-        meta = opened(sweep, workdir, settings.memory) or create(sweep, workdir, settings.memory)
+        meta = existing(sweep, workdir, settings.memory) or create(sweep, workdir, settings.memory)
         store, failed = Store(workdir), []
         for block, file in store.damaged():
             print(f"{file} is damaged: its block is run again", file=sys.stderr)
@@ -80,20 +79,14 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
             if has_run.any():
                 meta = records.resumed(meta)
             files.write_json(workdir / "meta.json", meta | {"status": "running"})
-            started, first = time.monotonic(), int(has_run.sum())
-            with interrupts() as stop, progress("sweep", "cells", first, has_run.size) as show:
-
-                def report(done: int) -> None:
-                    rate = f"{(done - first) / (time.monotonic() - started):.2g}/s"
-                    show(done, rate if done > first else "")
-
+            started, done = time.monotonic(), int(has_run.sum())
+            with interrupts() as stop, progress("sweep", "cells", done, has_run.size) as show:
                 if settings.launcher == "here":
-                    done = first
                     for num_cells in work(sweep, workdir, stop):
-                        report(done := done + num_cells)
+                        show(done := done + num_cells)
                 else:
                     jobs = submit(sweep, workdir, settings)
-                    failed = _wait(jobs, workdir, settings.launcher == "local", stop, report)
+                    failed = _wait(jobs, workdir, settings.launcher == "local", stop, show)
             meta["seconds"] += time.monotonic() - started
         status = store.status()
         counts = {meaning: int(np.sum(status == number)) for number, meaning in enumerate(MEANINGS)}
@@ -102,7 +95,7 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
         return meta
 
 
-def opened(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any] | None:
+def existing(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any] | None:
     """Check that the work folder takes this sweep, and return the meta of the one in it, None without."""
     has_results = (workdir / STORE).exists() and (Store(workdir).status() != NOT_RUN).any()
     meta = records.opened(workdir, "sweep", sweep.as_json(), has_results)
@@ -163,8 +156,8 @@ def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         executor = submitit.AutoExecutor(folder=workdir / _JOBS, cluster=settings.launcher)
-        minutes = _A_WEEK if settings.launcher == "local" else _A_DAY
-        executor.update_parameters(name="dlf", timeout_min=minutes, cpus_per_task=1)
+        days = 7 if settings.launcher == "local" else 1
+        executor.update_parameters(name="dlf", timeout_min=days * 24 * 60, cpus_per_task=1)
         executor.update_parameters(**parameters)
         with executor.batch():
             return [executor.submit(worker) for worker in workers]
@@ -175,9 +168,9 @@ def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
 
 
 def _wait(
-    jobs: list[Any], workdir: Path, is_local: bool, stop: Callable[[], bool], report: Callable[[int], None]
+    jobs: list[Any], workdir: Path, is_local: bool, stop: Callable[[], bool], show: Callable[[int], None]
 ) -> list[str]:
-    """Wait for all jobs, report the cells that are done, and return the logs of the jobs that failed.
+    """Wait for all jobs, show the cells that are done, and return the logs of the jobs that failed.
 
     Asked to `stop`, or left by an exception, local workers end after the block under way; those of Slurm
     are left alone.
@@ -186,7 +179,7 @@ def _wait(
     try:
         while not (all_done := all(job.done() for job in jobs)) and not stop():
             if (started := time.monotonic()) > next_look:
-                report(int(np.sum(store.status() != NOT_RUN)))
+                show(int(np.sum(store.status() != NOT_RUN)))
                 now = time.monotonic()
                 next_look = now + max(0.5, 20 * (now - started))  # the cores are for the workers
             time.sleep(0.1)
@@ -195,7 +188,7 @@ def _wait(
             (workdir / _STOP).touch()
     while is_local and not (all_done := all(job.done() for job in jobs)):
         time.sleep(0.1)
-    report(int(np.sum(store.status() != NOT_RUN)))
+    show(int(np.sum(store.status() != NOT_RUN)))
     failed = [str(job.paths.stderr) for job in jobs if job.done() and job.exception() is not None]
     if all_done and not failed:
         shutil.rmtree(workdir / _JOBS, ignore_errors=True)
