@@ -1,9 +1,15 @@
-"""Turn a configuration into functions and a first state."""
+"""Turn a configuration into functions and a first state.
+
+Traced, whatever function takes them, are the numbers called schedule.amplitude, schedule.period (a count),
+optimizer.learning_rate and stop_after (a count): the arguments of a program, in a single run, too, so that a
+run has the same bits alone as among others (a constant would be folded into other code).
+"""
 
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import jax
@@ -16,23 +22,17 @@ from dlf import data, losses, models, optimizers, schedules
 from dlf import train as training
 from dlf.ensembles import Run
 from dlf.layers import warn_of_convolutions
-from dlf.types import ApplyFn, Batch, Dataset, Model, Params, Problem, Series, TrainState
+from dlf.types import Batch, Dataset, Model, Params, Problem, Series, TrainState
 from experiments.command_line import ConfigError
 
-# What a config holds, see experiments/configs/fig4.py: numbers, and sections that name a function.
-NUMBERS = ("seed", "float64", "num_steps", "steps_per_chunk", "checkpoints_kept", "stop_after")
-SECTIONS = ("dataset", "model", "loss", "schedule", "optimizer")
+# What a config holds, see experiments/configs/fig4.py: counts with the least of each, a seed, the precision,
+# probes, and sections that name a function.
+_LEAST = {"num_steps": 1, "steps_per_chunk": 1, "checkpoints_kept": 1, "stop_after": 0}
+_SECTIONS = ("dataset", "model", "loss", "schedule", "optimizer")
 _MOST_STEPS = 2**31 - 1  # a step is an int32
-
-
-# The numbers that may differ between runs of one compiled program, beside the seeds and what they draw:
-# the class weights' and the optimizer's. They are arguments of the program, in a single run, too, so that
-# a run has the same bits alone as among others (a constant would be folded into other code).
-FLOATS = ("schedule.amplitude", "optimizer.learning_rate")
-COUNTS = ("schedule.period", "stop_after")
+# What may differ between runs of one program: numbers that are traced, and seeds of what they draw.
+FLOATS, COUNTS = ("schedule.amplitude", "optimizer.learning_rate"), ("schedule.period", "stop_after")
 SEEDS = ("seed", "dataset.seed")
-# What tells how long a run is, how it is cut and kept: nothing of it is in the compiled loop.
-_OF_A_RUN = ("num_steps", "steps_per_chunk", "checkpoints_kept")
 
 
 class Replica(NamedTuple):
@@ -81,8 +81,14 @@ def make_loop(experiment: Experiment, probe_names: Iterable[str] | None = None) 
 
     It has all probes of the configuration, or those named. Runs of one program share it in a process.
     """
-    names = experiment.run.probes if probe_names is None else probe_names
-    return _loop(experiment.program, tuple(names))
+    return _loop(experiment.program, tuple(experiment.run.probes if probe_names is None else probe_names))
+
+
+def ready_loop(experiment: Experiment, probe_names: Iterable[str] = ()) -> tuple[Callable, tuple]:
+    """Return the compiled loop with some of the probes, and its arguments up to the number of steps."""
+    probes = {name: experiment.run.probes[name] for name in probe_names}
+    carries = training.init_carries(probes, experiment.state)
+    return make_loop(experiment, probes), (experiment.replica, experiment.state, carries)
 
 
 @lru_cache(maxsize=8)
@@ -96,38 +102,11 @@ def _loop(static: str, probe_names: tuple[str, ...]) -> Callable:
     return loop
 
 
-def check(config: ConfigDict) -> None:
-    """Raise ConfigError for a value that cannot be run, as far as can be seen without data or model."""
-    _check_keys(config)
-    for key, least in (("num_steps", 1), ("steps_per_chunk", 1), ("checkpoints_kept", 1), ("stop_after", 0)):
-        if not least <= config[key] <= _MOST_STEPS:
-            raise ConfigError(f"{key} must be at least {least} and at most {_MOST_STEPS}, got {config[key]}")
-    check_precision(config)
-    _call(schedules, "schedule", config.schedule, num_classes=2)
-    _find(losses, "loss", config.loss.name)
-    _check_linearized(config.model)
-    with _blaming("optimizer"):
-        optimizers.make_optimizer(**config.optimizer)
-    with _blaming("seed"):
-        jax.random.key(config.seed)
-
-
 def draw(config: ConfigDict) -> Replica:
-    """Draw the data set and the first parameters of a configuration, and take the numbers out of it.
-
-    Raises ConfigError for a value that cannot be run.
-    """
-    check(config)
+    """Draw data and parameters of a configuration. Raises ConfigError for a value that cannot be run."""
+    settings = _checked(config)
     dataset = _dataset(config.dataset.to_json(), config.float64)
     params = _params(config.seed, config.model.to_json(), config.dataset.to_json(), config.float64)
-    floating, integer = jnp.ones(()).dtype, jnp.zeros((), jnp.int32).dtype
-    numbers = {key: floating for key in FLOATS} | {key: integer for key in COUNTS}
-    settings = {}
-    for name, dtype in numbers.items():
-        *section, key = name.split(".")
-        found = config[section[0]] if section else config
-        if key in found:
-            settings[name] = jnp.asarray(found[key], dtype)
     key = jax.random.key(config.seed)  # draws the parameters, as the authors' PRNGKey(0) did
     return Replica(settings, dataset.train, dataset.test, params, jax.random.fold_in(key, 1))
 
@@ -141,63 +120,69 @@ def check_precision(config: ConfigDict) -> None:
         )
 
 
-def parameter_bytes(config: ConfigDict) -> int:
-    """Return the bytes that the parameters of a configuration take, which are not drawn."""
+def replica_bytes(config: ConfigDict) -> int:
+    """Return the bytes of what `draw` returns, which is not drawn. Raises ConfigError as that does."""
+    _checked(config)
     dataset = _dataset(config.dataset.to_json(), config.float64)
-    init = _model(config.model, dataset.num_classes).init
-    shapes = jax.eval_shape(init, jax.random.key(0), dataset.train.inputs)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    with _blaming(f"model {config.model.name}"):
+        init = _model(config.model, dataset.num_classes).init
+        params = jax.eval_shape(init, jax.random.key(0), dataset.train.inputs)
+    leaves = jax.tree.leaves((params, dataset.train, dataset.test))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def program(config: ConfigDict) -> str:
     """Return what runs of one compiled program have in common, as a JSON string."""
-    static = {key: value for key, value in json.loads(config.to_json()).items() if key not in _OF_A_RUN}
-    for key in (*FLOATS, *COUNTS, *SEEDS):
-        section, _, name = key.rpartition(".")
-        (static[section] if section else static).pop(name, None)
+    static = json.loads(config.to_json())
+    for name in (*FLOATS, *COUNTS, *SEEDS, "num_steps", "steps_per_chunk", "checkpoints_kept"):
+        section, key = _place(static, name)
+        section.pop(key, None)
     num_classes = _dataset(config.dataset.to_json(), config.float64).num_classes
     return json.dumps(static | {"num_classes": num_classes}, sort_keys=True)
+
+
+def _place(config: Any, name: str) -> tuple[Any, str]:
+    """Return the mapping that holds a setting, and its key there."""
+    section, _, key = name.rpartition(".")
+    return config[section] if section else config, key
 
 
 # The cells of a sweep share data and first parameters; the last argument is JAX's precision.
 @lru_cache(maxsize=16)
 def _dataset(section: str, float64: bool) -> Dataset:
-    return _call(data, "dataset", json.loads(section))
+    return _call(data, "dataset", json.loads(section, object_hook=_tuples))
 
 
 @lru_cache(maxsize=16)
 def _params(seed: int, model: str, dataset: str, float64: bool) -> Params:
     inputs, num_classes = _dataset(dataset, float64).train.inputs, _dataset(dataset, float64).num_classes
-    section = json.loads(model)
+    section = json.loads(model, object_hook=_tuples)
     with _blaming(f"model {section['name']}"):  # a network of images, say, on points in the plane
         return _model(section, num_classes).init(jax.random.key(seed), inputs)
 
 
 def _model(section: Mapping[str, Any], num_classes: int) -> Model:
     network = {key: value for key, value in section.items() if key != "linearized"}
+    if type(linearized := section.get("linearized", False)) is not bool:
+        raise ConfigError(f"model.linearized must be True or False, got {linearized!r}")
     return _call(models, "model", network, num_classes=num_classes)
 
 
-def _apply_fn(section: Mapping[str, Any], model: Model, params: Params) -> ApplyFn:
-    """Return the logits of a network, or with `model.linearized` those of its tangent at `params`."""
-    if not section.get("linearized", False):
-        return model.apply
-    return neural_tangents_import.load().linearize(model.apply, params)
-
-
-def _tuples(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a section as the configuration has it: JSON knows no tuples, a configuration no lists."""
+def _tuples(section: dict[str, Any]) -> dict[str, Any]:  # JSON knows no tuples, a configuration no lists
     return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
 
 
 def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
     """Turn a program, with the arrays of a replica, into functions and a first state."""
-    config, settings = json.loads(static), replica.settings
-    for key, value in settings.items():
-        section, _, name = key.rpartition(".")
-        (config[section] if section else config)[name] = value
+    config = json.loads(static, object_hook=_tuples)
+    for name, value in replica.settings.items():
+        section, key = _place(config, name)
+        section[key] = value
     num_classes = config["num_classes"]
-    apply_fn = _apply_fn(config["model"], _model(config["model"], num_classes), replica.params)
+    apply_fn = _model(config["model"], num_classes).apply
+    if config["model"].get("linearized", False):
+        with _blaming("model.linearized"):
+            apply_fn = neural_tangents_import.load().linearize(apply_fn, replica.params)
     moving = _call(schedules, "schedule", config["schedule"], num_classes=num_classes)
     schedule = schedules.stop_after(moving, config["stop_after"])
     weighted_loss = _find(losses, "loss", config["loss"]["name"])
@@ -212,37 +197,56 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
     for name, probe_settings in config["probes"].items():
         builder = _find(probes, "probe", name)
         with _blaming(f"probes.{name}"):
-            chosen[name] = builder(problem, **_tuples(probe_settings))
+            chosen[name] = builder(problem, **probe_settings)
     return Run(training.init_state(replica.params, optimizer), step_fn, chosen), problem
 
 
-def _check_keys(config: ConfigDict) -> None:
-    known = {*NUMBERS, *SECTIONS, "probes"}
+def _checked(config: ConfigDict) -> dict[str, Array]:
+    """Return the traced numbers of a configuration, once all that needs no data or model is sound."""
+    kinds = {"seed": int, "float64": bool} | dict.fromkeys(_LEAST, int)
+    known = {*kinds, *_SECTIONS, "probes"}
     for problem, keys in (("lacks", known - set(config)), ("has unknown", set(config) - known)):
         if keys:
-            raise ConfigError(
-                f"the config {problem} {', '.join(sorted(keys))}: see experiments/configs/fig4.py"
-            )
-    for key in NUMBERS:
-        kind = bool if key == "float64" else int
+            keys = ", ".join(sorted(keys))
+            raise ConfigError(f"the config {problem} {keys}: see experiments/configs/fig4.py")
+    for key, kind in kinds.items():
         if type(config[key]) is not kind:
             raise ConfigError(f"config.{key} must be of type {kind.__name__}, got {config[key]!r}")
     if not isinstance(config.probes, Mapping | ConfigDict):
         raise ConfigError(f"config.probes must be dict(name=dict(...), ...), got {config.probes}")
-    for section in SECTIONS:
+    for section in _SECTIONS:
         if not (isinstance(config[section], Mapping | ConfigDict) and "name" in config[section]):
             raise ConfigError(f"config.{section} must be dict(name=..., ...), got {config[section]}")
     if set(config.loss) != {"name"}:
         raise ConfigError(f"config.loss takes a name only, got {config.loss.to_dict()}")
+    for key, least in _LEAST.items():
+        if not least <= config[key] <= _MOST_STEPS:
+            raise ConfigError(f"{key} must be at least {least} and at most {_MOST_STEPS}, got {config[key]}")
+    check_precision(config)
+    settings = _traced(config)
+    _call(schedules, "schedule", config.schedule, num_classes=2)
+    _find(losses, "loss", config.loss.name)
+    with _blaming("optimizer"):
+        optimizers.make_optimizer(**config.optimizer)
+    with _blaming("seed"):
+        jax.random.key(config.seed)
+    return settings
 
 
-def _check_linearized(section: Mapping[str, Any]) -> None:
-    linearized = section.get("linearized", False)
-    if type(linearized) is not bool:
-        raise ConfigError(f"model.linearized must be True or False, got {linearized!r}")
-    if linearized:
-        with _blaming("model.linearized"):
-            neural_tangents_import.load()
+def _traced(config: ConfigDict) -> dict[str, Array]:
+    settings = {}
+    for name in (*FLOATS, *COUNTS):
+        section, key = _place(config, name)
+        if key not in section:
+            continue
+        value, is_count = section[key], name in COUNTS
+        is_number = isinstance(value, Integral if is_count else Real) and type(value) is not bool
+        if not is_number or (is_count and value > _MOST_STEPS):
+            must = f"a whole number of at most {_MOST_STEPS}" if is_count else "a number"
+            advice = "it is an argument of the compiled program: give a setting of another kind another name"
+            raise ConfigError(f"{name} must be {must}, got {value!r}; {advice}")
+        settings[name] = jnp.asarray(value, jnp.int32(0).dtype if is_count else jnp.ones(()).dtype)
+    return settings
 
 
 def _find(catalogue: Any, kind: str, name: str) -> Callable[..., Any]:
@@ -252,10 +256,10 @@ def _find(catalogue: Any, kind: str, name: str) -> Callable[..., Any]:
 
 
 def _call(catalogue: Any, kind: str, section: Mapping[str, Any], **settings: Any) -> Any:
-    builder = _find(catalogue, kind, section["name"])
-    given = {key: value for key, value in _tuples(section).items() if key != "name"}
+    given = {**settings, **section}
+    builder = _find(catalogue, kind, given.pop("name"))
     with _blaming(f"{kind} {section['name']}"):
-        return builder(**{**settings, **given})
+        return builder(**given)
 
 
 @contextlib.contextmanager

@@ -10,29 +10,22 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dlf.store.files import StoreError
 
 
 class ConfigError(Exception):
     """A configuration cannot be run; the message says what to change."""
-
-
-class Arguments(NamedTuple):
-    """What the command line asks for."""
-
-    config: ConfigDict
-    workdir: Path
-    resume: bool
 
 
 def fail(message: object, status: int = 2) -> NoReturn:
@@ -49,10 +42,8 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
-def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> Arguments:
-    """Read --config, --workdir, --resume and overrides --config.key=value from the command line.
-
-    With --help it prints `usage` and ends the program.
+def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> flags.FlagValues:
+    """Return config, workdir and resume as the command line has them; for --help print `usage` and end.
 
     Raises ConfigError for an unknown or mistyped flag, with the nearest key that exists.
     """
@@ -60,10 +51,9 @@ def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> A
         print(usage.strip())
         sys.exit(0)
     values = flags.FlagValues()
+    workdir = default_workdir and str(default_workdir)
     config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string(
-        "workdir", default_workdir and str(default_workdir), "folder of the run", flag_values=values
-    )
+    flags.DEFINE_string("workdir", workdir, "folder of the run", flag_values=values)
     flags.DEFINE_bool("resume", False, "go on with the run in the folder", flag_values=values)
     try:
         rest = values(argv)
@@ -78,13 +68,13 @@ def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> A
         raise ConfigError(f"--config: {type(error).__name__}: {''.join(last_line)}") from error
     if rest[1:]:
         raise ConfigError(f"unexpected argument {rest[1]!r}: settings are given as --config.key=value")
-    if config is not None and not isinstance(config, ConfigDict):
-        raise ConfigError(f"--config: get_config must return a ConfigDict, got {type(config).__name__}")
     if config is None:
         raise ConfigError("--config is missing: name a file such as experiments/configs/fig4.py")
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config: get_config must return a ConfigDict, got {type(config).__name__}")
     if not values.workdir:
         raise ConfigError("--workdir is missing: name the folder for the results")
-    return Arguments(config, Path(values.workdir), values.resume)
+    return values
 
 
 def explain_unknown_key(error: Exception) -> str:
@@ -111,6 +101,21 @@ def run(main: Callable[[], int]) -> NoReturn:
         fail("interrupted", 130)
 
 
+def report(meta: dict[str, Any], workdir: str | Path, go_on: str = "the same command") -> int:
+    """Say in one line how a run or a sweep ended, and how to `go_on`, and return its exit status."""
+    counts = "".join(f", {number} {of}" for of, number in meta.get("cells", {}).items() if number)
+    if meta["status"] == "done":
+        print(f"done in {meta['seconds']:.0f} s{counts}: {workdir}", file=sys.stderr)
+        return 0
+    if meta["status"] == "diverged":
+        where = f"at step {meta['diverged_step']}: the rows up to it are in {workdir}"
+        advice = "a smaller optimizer.learning_rate or schedule.amplitude may help"
+        fail(f"the loss is not finite {where}; {advice}", status=1)
+    if logs := meta.get("failed"):
+        fail(f"{len(logs)} of the jobs failed, see {logs[0]}{counts}: {go_on} goes on in {workdir}", status=1)
+    fail(f"interrupted{counts}: {go_on} goes on in {workdir}", status=130)
+
+
 def use_precision(config: ConfigDict) -> None:
     """Switch JAX to the precision of the configuration, before its first array."""
     jax.config.update("jax_enable_x64", bool(config.float64))
@@ -123,35 +128,26 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: False  # only the main thread may listen
         return
     received = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with contextlib.ExitStack() as restore:
 
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        def note(number, frame):
+            received.append(number)
+            restore.close()
 
-    def note(number, frame):
-        received.append(number)
-        restore()
-
-    for number in handlers:
-        signal.signal(number, note)
-    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            restore.callback(signal.signal, number, signal.signal(number, note))
         yield lambda: bool(received)
-    finally:
-        restore()
 
 
 @contextlib.contextmanager
-def progress(action: str, unit: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show a bar on standard error; yield what moves it: (done, words behind it)."""
-    columns = (
-        TextColumn(action),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}, left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True, force_jupyter=False)) as bar:
-        task = bar.add_task("", total=total, completed=done)
-        yield lambda done, words: bar.update(task, completed=done, description=words)
+def progress(action: str, unit: str, first: int, total: int) -> Iterator[Callable[..., None]]:
+    """Show a bar on standard error; yield what moves it: (done, words behind it, by default the rate)."""
+    columns = BarColumn(), MofNCompleteColumn(), f"{unit}, left", TimeRemainingColumn(), "{task.description}"
+    with Progress(action, *columns, console=Console(stderr=True, force_jupyter=False)) as bar:
+        task, started = bar.add_task("", total=total, completed=first), time.monotonic()
+
+        def show(done: int, words: str = "") -> None:
+            rate = (done - first) / (time.monotonic() - started)
+            bar.update(task, completed=done, description=words or (f"{rate:.2g}/s" if rate else ""))
+
+        yield show

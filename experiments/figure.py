@@ -34,11 +34,11 @@ from rich.table import Table
 from analysis import figures, neural_tangents_import
 from analysis.figures.style import save
 from dlf.store.files import StoreError, write_json
-from experiments import command_line, cost, records, train
+from experiments import command_line, records, second_pass, train
 from experiments.command_line import ConfigError
-from experiments.sweep import fill, report
+from experiments.sweep import fill
 from experiments.sweep.axes import SCALES, declare, load_config_file, make_sweep, named_sweeps
-from experiments.sweep.launch import Settings, add_options, settings
+from experiments.sweep.fill import Settings, add_options, settings
 
 CONFIGS = Path(__file__).parent / "configs"
 NAMES = tuple(sorted(path.stem for path in CONFIGS.glob("[a-z]*.py")))
@@ -165,7 +165,7 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
     for name, (of_run, workdir) in runs.items():
         command_line.use_precision(of_run)
         if "tracker" in of_run.probes and not (workdir / "meta.json").exists():
-            print(f"{name}: the tracker takes {cost.estimate(of_run)}", file=sys.stderr)
+            print(f"{name}: the tracker takes {second_pass.estimate_cost(of_run)}", file=sys.stderr)
         meta = train.train(of_run, workdir, resume=True)
         if meta["status"] != "done":
             train.report(meta, workdir, go_on="the same command")
@@ -174,7 +174,7 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
         sweep = make_sweep(config, name, declare(declared, scale))
         command_line.use_precision(sweep.config)
         print(f"sweep {name!r}: {folder / name}", file=sys.stderr)
-        report.outcome(fill.run(sweep, folder / name, how), folder / name)
+        command_line.report(fill.run(sweep, folder / name, how), folder / name)
         results[name] = records.load(folder / name)
     command_line.use_precision(config)
     if hasattr(module, "measure"):

@@ -5,9 +5,7 @@ dlf-ls [FOLDER]        or: python -m experiments.listing [FOLDER]
 
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import zarr
@@ -19,31 +17,19 @@ from dlf.store.files import StoreError, read_json
 from experiments import command_line
 
 
-class Entry(NamedTuple):
-    """One run or sweep: where it is, what it is, how far it has come."""
-
-    folder: Path
-    kind: str
-    status: str
-    progress: str
-    seconds: float
-
-
-def entries(root: Path) -> Iterator[Entry]:
-    """Yield each run and sweep below a folder, in the order of their names."""
-    for path in sorted(root.rglob("meta.json")):
-        folder = path.parent
-        try:
-            is_being_written = _is_being_written(folder)  # first: it may end meanwhile
-            meta = read_json(path)
-            kind = "sweep" if (folder / STORE).exists() else "run"
-            status = meta.get("status", "unknown")
-            if not is_being_written and status == "running":
-                status = "interrupted"  # killed before it could say so
-            progress = _cells(folder) if kind == "sweep" else _steps(folder)
-            yield Entry(folder, kind, status, progress, float(meta.get("seconds", np.nan)))
-        except (StoreError, OSError, KeyError, TypeError, ValueError) as error:
-            yield Entry(folder, "?", "damaged", " ".join(str(error).split()), np.nan)
+def entry(folder: Path) -> tuple[str, ...]:
+    """Return what the folder of a run or sweep is, in words: folder, kind, status, progress, seconds."""
+    try:
+        is_being_written = _is_being_written(folder)  # first: it may end meanwhile
+        meta = read_json(folder / "meta.json")
+        kind = "sweep" if (folder / STORE).exists() else "run"
+        status = meta.get("status", "unknown")
+        if not is_being_written and status == "running":
+            status = "interrupted"  # killed before it could say so
+        seconds = f"{float(meta['seconds']):,.0f}" if "seconds" in meta else ""
+        return str(folder), kind, status, _progress(folder), seconds
+    except (StoreError, OSError, KeyError, TypeError, ValueError) as error:
+        return str(folder), "?", "damaged", " ".join(str(error).split()), ""
 
 
 def _is_being_written(folder: Path) -> bool:
@@ -57,16 +43,14 @@ def _is_being_written(folder: Path) -> bool:
     return False
 
 
-def _cells(folder: Path) -> str:
+def _progress(folder: Path) -> str:
+    if not (folder / STORE).exists():
+        group = zarr.open_group(folder / "metrics.zarr", mode="r")
+        return f"{group.attrs['committed_steps']:,} of {group['step'].shape[0]:,} steps"
     status = Store(folder).status()
-    names = {DIVERGED: "diverged", INVALID: "invalid"}
-    notes = [f"{n} {name}" for number, name in names.items() if (n := int(np.sum(status == number)))]
-    return f"{np.sum(status != NOT_RUN):,} of {status.size:,} cells" + "".join(f", {note}" for note in notes)
-
-
-def _steps(folder: Path) -> str:
-    group = zarr.open_group(folder / "metrics.zarr", mode="r")
-    return f"{group.attrs['committed_steps']:,} of {group['step'].shape[0]:,} steps"
+    bad = {name: int(np.sum(status == n)) for n, name in ((DIVERGED, "diverged"), (INVALID, "invalid"))}
+    notes = "".join(f", {number} {name}" for name, number in bad.items() if number)
+    return f"{np.sum(status != NOT_RUN):,} of {status.size:,} cells{notes}"
 
 
 def main() -> None:
@@ -81,9 +65,8 @@ def _main() -> int:
     if not root.is_dir():
         raise command_line.ConfigError(f"{root} is no folder: name one that holds runs or sweeps")
     table = Table("folder", "kind", "status", "progress", "seconds")
-    for entry in entries(root):
-        seconds = "" if np.isnan(entry.seconds) else f"{entry.seconds:,.0f}"
-        table.add_row(str(entry.folder), entry.kind, entry.status, entry.progress, seconds)
+    for path in sorted(root.rglob("meta.json")):
+        table.add_row(*entry(path.parent))
     Console().print(table if table.row_count else f"no run and no sweep below {root}")
     return 0
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import xarray as xr
 from ml_collections import ConfigDict
 
 from dlf import schedules, store
+from dlf.store import cells, run
+from dlf.store.files import StoreError, read_json
+from experiments.command_line import ConfigError
 
 
 def provenance() -> dict[str, Any]:
@@ -49,26 +53,48 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path} was {old}, now {new}"]
 
 
+def opened(workdir: Path, kind: str, asked: dict[str, Any], begun: bool = False) -> dict[str, Any] | None:
+    """Return the meta.json of the "run" or "sweep" in a folder, None before it has begun.
+
+    Raises ConfigError for another one, or files of another kind, StoreError for what is missing or damaged.
+    """
+    content = {path.name for path in workdir.iterdir()}
+    of_kind, more = (cells.STORE, {"block_bytes"}) if kind == "sweep" else (run.STORE, set())
+    partial = (Path(name).with_suffix(".partial").name for name in ("config.json", "meta.json", of_kind))
+    # meta.json is written last: a start that was killed before has measured nothing yet
+    started = {"config.json", of_kind, *partial, Path(of_kind).with_suffix(".old").name}
+    is_ours = "config.json" not in content or read_json(workdir / "config.json").keys() == asked.keys()
+    if is_ours and content <= started and not begun:
+        return None
+    if of_kind not in content:
+        raise ConfigError(f"{workdir} holds files, but no {kind}: name another folder")
+    changes = differences(read_json(workdir / "config.json"), asked)
+    if changes:
+        raise ConfigError(f"{workdir} holds a {kind} with another config: {'; '.join(changes)}")
+    meta = read_json(workdir / "meta.json")
+    if not {"status", "seconds", "commit", "versions", "devices", *more} <= set(meta):
+        raise StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
+    return meta
+
+
 def load(workdir: Path) -> xr.Dataset:
     """Open a run or a sweep, with the numbers of its configuration that reductions and figures read.
 
-    As attributes, beside `config`, `commit` and `seconds`: `num_classes`, `amplitude`; `stop_after`, `period`
-    and `turn`, the period with the authors' hold step, in steps; of plain gradient descent also
-    `learning_rate` and `threshold`, in nat.
+    As attributes, beside `config`, `commit` and `seconds`: `num_classes`, `amplitude`, `stop_after`; of a
+    schedule with a period `period` and `turn`, the period with the authors' hold step, in steps; of plain
+    gradient descent `learning_rate` and `threshold`, in nat.
     """
     found = store.load(workdir)
     config = ConfigDict(json.loads(found.attrs["config"]))
-    period = config.schedule.get("period", config.num_steps // 4)
     found.attrs = {
-        "config": found.attrs["config"],
-        "commit": found.attrs.get("commit", ""),
-        "seconds": found.attrs["seconds"],  # that it took
+        **{key: found.attrs.get(key, "") for key in ("config", "commit", "seconds")},
         "num_classes": config.dataset.get("num_classes", found.sizes.get("class", 0)),
         "stop_after": config.stop_after,
-        "period": period,
         "amplitude": config.schedule.get("amplitude", 1.0),
-        "turn": schedules.steps_per_turn(period, config.schedule.get("hold_step", False)),
     }
+    if "period" in config.schedule:
+        found.attrs["period"] = period = config.schedule.period
+        found.attrs["turn"] = schedules.steps_per_turn(period, config.schedule.get("hold_step", False))
     if config.optimizer.name == "sgd" and len(config.optimizer) == 2:
         found.attrs["learning_rate"] = config.optimizer.learning_rate
         found.attrs["threshold"] = 2 / config.optimizer.learning_rate
@@ -77,10 +103,6 @@ def load(workdir: Path) -> xr.Dataset:
 
 def _git(*args: str) -> str:
     root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or not shutil.which("git"):
         return ""  # installed without its repository
-    command = ["git", "-C", str(root), *args]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+    return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True).stdout.strip()

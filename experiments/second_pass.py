@@ -1,19 +1,63 @@
-"""Measure listed windows of a run once more, at every step, from its checkpoints."""
+"""What a tracker costs over a run, and a second pass of it over listed windows, at every step."""
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
 
 from dlf.store import checkpoints
 from dlf.train import SERIES, init_carries
-from experiments.build import Experiment, build, make_loop
+from experiments.build import Experiment, build, make_loop, ready_loop
 from experiments.command_line import ConfigError
 
+_NUM_MEASUREMENTS = 40  # of which a cost is estimated: four audits among them
+_REPEATS = 3
 _BLOCK = 16  # steps of one compiled loop
+
+
+class Cost(NamedTuple):
+    """The cost of a probe over a run: a gradient is a training step, which takes one of F."""
+
+    num_measurements: int
+    gradients_per_measurement: float
+    seconds_per_gradient: float
+
+    @property
+    def gradients(self) -> float:
+        """All measurements, in gradients."""
+        return self.num_measurements * self.gradients_per_measurement
+
+    def __str__(self) -> str:
+        each, seconds = self.gradients_per_measurement, self.gradients * self.seconds_per_gradient
+        return (
+            f"{self.num_measurements:,} measurements of about {each:.0f} gradients each: "
+            f"{self.gradients:,.0f} gradients, {seconds:.0f} s"
+        )
+
+
+def estimate_cost(config: ConfigDict, probe: str = "tracker") -> Cost:
+    """Estimate what a probe costs over a run from its first measurements: train with it and without it."""
+    experiment = build(config)
+    every = experiment.run.probes[probe].every
+    num_steps = min(_NUM_MEASUREMENTS * every, config.num_steps)
+    alone, together = (loop_seconds(experiment, chosen, num_steps) for chosen in ((), (probe,)))
+    gradient, each = alone / num_steps, (together - alone) / -(-num_steps // every)
+    return Cost(-(-config.num_steps // every), each / gradient, gradient)
+
+
+def loop_seconds(experiment: Experiment, names: Iterable[str], num_steps: int) -> float:
+    """Return the median time of `num_steps` steps with some of the probes, after as many that compile."""
+    (loop, (replica, *going_on)), taken = ready_loop(experiment, names), []
+    for _ in range(1 + _REPEATS):
+        started = time.perf_counter()
+        *going_on, _ = jax.block_until_ready(loop(replica, *going_on, num_steps))
+        taken.append(time.perf_counter() - started)
+    return float(np.median(taken[1:]))
 
 
 def measure_windows(

@@ -17,12 +17,9 @@ from ml_collections import ConfigDict
 from dlf import store
 from dlf import train as training
 from dlf.store import files
-from experiments import command_line
+from experiments import command_line, records
 from experiments.build import Experiment, build, make_loop
-from experiments.command_line import ConfigError, interrupts, progress
-from experiments.records import differences, provenance, resumed
-
-ENDED = ("done", "diverged")
+from experiments.command_line import ConfigError, interrupts, progress, report
 
 
 def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict[str, Any]:
@@ -30,62 +27,29 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
 
     With `resume` an interrupted run goes on where it was last committed, and a finished one is
     left as it is. An interrupt (SIGINT, SIGTERM) ends the run after the chunk under way, committed.
-
     Raises ConfigError or StoreError with one line that says what to do; nothing is overwritten.
     """
-    workdir = Path(workdir)
-    if workdir.exists():  # a finished or foreign folder is known as such before anything is built
-        with store.exclusive(workdir):
-            meta = _found(config, workdir, resume)
-            if meta and _is_ended(meta, workdir):
-                return meta
-    experiment = build(config)
+    workdir, asked = Path(workdir), json.loads(config.to_json())
+    # what cannot be built gets no folder; a finished or foreign folder is known before anything is built
+    experiment = None if workdir.exists() else build(config)
     with store.exclusive(workdir):
-        meta = _found(config, workdir, resume) or _create(config, workdir, experiment)
-        if _is_ended(meta, workdir):
+        if not resume and any(workdir.iterdir()):
+            raise ConfigError(
+                f"{workdir} is not empty: add --resume to go on with it, or name another folder"
+            )
+        meta = records.opened(workdir, "run", asked)
+        if meta and meta["status"] in ("done", "diverged") and not store.damaged_file(workdir):
             return meta
-        if meta["seconds"] > 0:
-            meta = resumed(meta)
+        experiment = experiment or build(config)
+        if not meta:
+            meta = {"status": "running", "seconds": 0.0, **records.provenance(), "x64": config.float64}
+            attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
+            files.write_json(workdir / "config.json", asked)
+            store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.series, attributes)
+            files.write_json(workdir / "meta.json", meta)
+        elif meta["seconds"] > 0:
+            meta = records.resumed(meta)
         return _run(config, workdir, experiment, meta)
-
-
-def _found(config: ConfigDict, workdir: Path, resume: bool) -> dict[str, Any] | None:
-    """Check that the work folder takes this run, and return the meta of the run in it, None without one."""
-    content = {path.name for path in workdir.iterdir()}
-    if content and not resume:
-        raise ConfigError(
-            f"{workdir} is not empty: add --resume to go on with the run in it, or name another folder"
-        )
-    if "config.json" in content:
-        changes = differences(files.read_json(workdir / "config.json"), json.loads(config.to_json()))
-        if changes:
-            raise ConfigError(f"{workdir} holds a run with another config: {'; '.join(changes)}")
-    elif {"meta.json", "metrics.zarr"} & content:
-        raise files.StoreError(f"{workdir / 'config.json'} is missing: move {workdir} away and run again")
-    elif content - {"config.partial"}:
-        raise ConfigError(f"{workdir} holds files, but no run: name another folder")
-    # meta.json is written last: without it and without a checkpoint, nothing has been measured yet
-    if not {"meta.json", "checkpoints"} & content:
-        return None
-    meta = files.read_json(workdir / "meta.json")
-    if not {"status", "seconds", "commit", "versions", "devices"} <= set(meta):
-        raise files.StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
-    return meta
-
-
-def _is_ended(meta: dict[str, Any], workdir: Path) -> bool:
-    return meta["status"] in ENDED and not store.damaged_file(workdir)
-
-
-def _create(config: ConfigDict, workdir: Path, experiment: Experiment) -> dict[str, Any]:
-    """Write config.json, the empty store and meta.json of a run, and return the last one's content."""
-    asked = json.loads(config.to_json())
-    meta = {"status": "running", "seconds": 0.0, **provenance(), "x64": config.float64}
-    attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
-    files.write_json(workdir / "config.json", asked)
-    store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.series, attributes)
-    files.write_json(workdir / "meta.json", meta)
-    return meta
 
 
 def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[str, Any]) -> dict[str, Any]:
@@ -96,14 +60,13 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
         state, carries = restored
     for warning in warnings:
         print(f"{warning}: going on from step {step}", file=sys.stderr)
+    loop, started = make_loop(experiment), time.monotonic() - meta["seconds"]
 
-    def record(status: str) -> None:
-        seconds = seconds_before + time.monotonic() - started
-        meta.update(status=status, seconds=seconds)
+    def record(status: str) -> dict[str, Any]:
+        meta.update(status=status, seconds=time.monotonic() - started)
         files.write_json(workdir / "meta.json", meta)
+        return meta
 
-    loop = make_loop(experiment)
-    started, seconds_before = time.monotonic(), meta["seconds"]
     with interrupts() as interrupted, progress("training", "steps", step, config.num_steps) as show:
         while step < config.num_steps:
             record("running")
@@ -112,20 +75,16 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
             series = {name: np.asarray(rows) for name, rows in series.items()}
             broken = np.flatnonzero(~np.isfinite(series["loss"]))
             if len(broken):
-                num_rows = int(broken[0]) + 1
-                series = {name: rows[:num_rows] for name, rows in series.items()}
+                series = {name: rows[: broken[0] + 1] for name, rows in series.items()}
                 store.commit(workdir, step, series, None)
-                meta["diverged_step"] = step + num_rows - 1
-                record("diverged")
-                return meta
+                meta["diverged_step"] = step + int(broken[0])
+                return record("diverged")
             store.commit(workdir, step, series, (state, carries), config.checkpoints_kept)
             step += num_rows
             show(step, f"F {series['loss'][-1]:.4g}, accuracy {series['accuracy'][-1]:.3f}")
             if interrupted() and step < config.num_steps:
-                record("interrupted")
-                return meta
-    record("done")
-    return meta
+                return record("interrupted")
+    return record("done")
 
 
 def main() -> None:
@@ -134,24 +93,10 @@ def main() -> None:
 
 
 def _main() -> int:
-    arguments = command_line.parse(sys.argv, __doc__)
-    command_line.use_precision(arguments.config)
-    meta = train(arguments.config, arguments.workdir, arguments.resume)
-    return report(meta, arguments.workdir, go_on="the same command with --resume")
-
-
-def report(meta: dict[str, Any], workdir: Path, go_on: str) -> int:
-    """Say in one line how a run ended, and how to `go_on`, and return its exit status."""
-    if meta["status"] == "done":
-        print(f"done in {meta['seconds']:.0f} s: {workdir}", file=sys.stderr)
-        return 0
-    if meta["status"] == "diverged":
-        command_line.fail(
-            f"the loss is not finite at step {meta['diverged_step']}: the rows up to it are in {workdir}; "
-            "a smaller optimizer.learning_rate or schedule.amplitude may help",
-            status=1,
-        )
-    command_line.fail(f"interrupted: {go_on} goes on in {workdir}", status=130)
+    asked = command_line.parse(sys.argv, __doc__)
+    command_line.use_precision(asked.config)
+    meta = train(asked.config, asked.workdir, asked.resume)
+    return report(meta, asked.workdir, go_on="the same command with --resume")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from analysis import cascades as periods
 from analysis.findings import onsets
 from dlf import store, train
 from dlf.store import checkpoints
-from experiments import build, cost, figure, records, second_pass
+from experiments import build, figure, records, second_pass
 from experiments.configs import cascades
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_others_resume_with_the_same
 
 def test_the_cost_counts_measurements_and_gradients(folder):
     with jax.enable_x64(True):
-        estimate = cost.estimate(cascades.get_config("smoke"))
+        estimate = second_pass.estimate_cost(cascades.get_config("smoke"))
     assert estimate.num_measurements == 19
     assert estimate.gradients == pytest.approx(19 * estimate.gradients_per_measurement)
     # at least 8 products of a warm start, each of more than one gradient

@@ -165,12 +165,13 @@ def test_a_resume_on_other_code_says_so_and_is_recorded(tmp_path, reference, cap
     assert len(meta["resumed"]) == 1
 
 
-def test_a_run_without_probes_can_be_drawn(float64, tmp_path):
+def test_a_run_without_probes_and_period_can_be_drawn(float64, tmp_path):
     config = get_config("tiny", num_steps=20)
     config.unlock()
-    config.probes = {}
+    config.probes, config.schedule = {}, {"name": "constant"}
     train.train(config, tmp_path)
-    assert len(figures.fig4(records.load(tmp_path)).axes) == 6
+    run = records.load(tmp_path)
+    assert len(figures.fig4(run).axes) == 6 and not {"period", "turn"} & set(run.attrs)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -27,6 +27,11 @@ CONFIG_FILES = {
     "del config.stop_after; config.stop_after = 'x'": "config.stop_after must be of type int",
     "del config.num_steps; config.num_steps = 60.5": "config.num_steps must be of type int",
     "del config.probes; config.probes = 5": "config.probes must be dict(",
+    # what is traced goes by its name, whichever function takes it
+    "del config.schedule.amplitude; config.schedule.amplitude = 'big'": "schedule.amplitude must be a number",
+    "del config.schedule.period; config.schedule.period = 3.5": "schedule.period must be a whole number",
+    "config.schedule = dict(name='constant', period='x')": "give a setting of another kind another name",
+    "del config.optimizer.learning_rate; config.optimizer.learning_rate = True": "rate must be a number",
 }
 
 

@@ -20,9 +20,9 @@ from dlf.store.files import StoreError
 from experiments import train
 from experiments.command_line import ConfigError
 from experiments.configs import tiny
-from experiments.sweep import blocks, fill, launch
+from experiments.sweep import blocks, fill
 from experiments.sweep.axes import axis, make_sweep, record
-from experiments.sweep.work import LOCKS, work
+from experiments.sweep.blocks import LOCKS, work
 
 ROOT = Path(__file__).parent.parent
 VARIABLES = ("loss", "accuracy", "validation_accuracy")
@@ -202,7 +202,7 @@ def test_a_block_that_another_process_runs_is_waited_for_and_taken_if_that_dies(
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_preempted_worker_is_queued_again(finished, tmp_path):
     fill.create(grid(), tmp_path, 2**30)
-    (job,) = launch.submit(grid(), tmp_path, fill.Settings(launcher="local", num_jobs=1))
+    (job,) = fill.submit(grid(), tmp_path, fill.Settings(launcher="local", num_jobs=1))
     deadline = time.monotonic() + 120
     while not (tmp_path / LOCKS).exists():  # the worker is at work
         assert time.monotonic() < deadline

@@ -23,13 +23,15 @@ def fig4(run: xr.Dataset) -> Figure:
     """Draw a run as Fig. 4 of the first paper: six aligned rows against the step, and a zoom.
 
     Of plain gradient descent with the threshold 2 / learning rate. A row that was not measured stays empty.
-    The second column zooms on 1.6 to 2.1 periods, as the paper does.
+    The second column zooms on 1.6 to 2.1 periods, if there are any, as the paper does.
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4; the threshold line is ours.
     """
-    period, threshold = run.attrs["period"], run.attrs.get("threshold")
+    period, threshold = run.attrs.get("period"), run.attrs.get("threshold")
     last = int(run["step"][-1]) + 1
-    spans = [(0, last), (round(1.6 * period), round(2.1 * period))][: 2 if 2.1 * period < last else 1]
+    spans = [(0, last)]
+    if period and 2.1 * period < last:
+        spans.append((round(1.6 * period), round(2.1 * period)))
     figure = Figure(figsize=(7.0, 7.6), layout="constrained")
     grid = figure.subplots(6, len(spans), sharex="col", squeeze=False, width_ratios=[3.4, 1.0][: len(spans)])
     axes_of_time = [dim for dim in run.dims if dim.endswith("step")]

@@ -21,7 +21,7 @@ from experiments.benchmark.timing import MATMUL, Record, in_fresh_process, row, 
 from experiments.configs import phase_amplitude_period as diagram
 from experiments.sweep import blocks, fill
 from experiments.sweep.axes import axis, make_sweep, record
-from experiments.sweep.work import work
+from experiments.sweep.blocks import work
 
 _REPLICAS = (1, 2, 16, 256)
 _WINDOW = 1.0  # seconds that a case is run for in every repeat

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from analysis import cascades
 from dlf import losses, schedules
-from experiments import build, command_line, cost
+from experiments import build, command_line, second_pass
 from experiments.benchmark import timing
 from experiments.benchmark.timing import MATMUL, Record, fastest, in_fresh_process, measure, row, timed
 from experiments.configs import cascades as config_cascades
@@ -41,7 +41,7 @@ def prepare(config: ConfigDict, **settings: Any) -> build.Experiment:
 
 def compiled(experiment: build.Experiment, probe_names: Iterable[str], num_steps: int) -> Callable[[], Any]:
     """Train as `experiments.train` does, without the store; return the series."""
-    loop, arguments = cost.program(experiment, probe_names)
+    loop, arguments = build.ready_loop(experiment, probe_names)
     return lambda: loop(*arguments, num_steps)[2]
 
 
@@ -123,7 +123,7 @@ def speed_rows(float64: bool, taken: Mapping[str, np.ndarray], config: ConfigDic
 
 def measure_program(probe_names: Iterable[str], num_steps: int) -> tuple[float, float]:
     """Return the compile time in s and the peak memory in MiB of the program; for a fresh process."""
-    loop, arguments = cost.program(prepare(fig4.get_config()), probe_names)
+    loop, arguments = build.ready_loop(prepare(fig4.get_config()), probe_names)
     started = perf_counter()
     executable = loop.lower(*arguments, num_steps).compile()
     seconds = perf_counter() - started
@@ -153,7 +153,7 @@ def tracking(repeats: int, num_steps: int = 0) -> Iterator[dict[str, list[Record
     series = runs["exponent"]()
     runs["labels"] = partial(cascades.label, *map(np.asarray, (series["loss"], series["log_growth"][:, 0])))
     cases = {name: timed(run) for name, run in runs.items()}
-    taken = measure(cases | {"printed": lambda: cost.estimate(config).gradients}, repeats)
+    taken = measure(cases | {"printed": lambda: second_pass.estimate_cost(config).gradients}, repeats)
     alone, tracker, printed = taken["alone"], taken["tracker"] - taken["alone"], taken["printed"]
     measured = tracker / alone * num_steps  # a gradient is a step
     found = (
@@ -178,7 +178,7 @@ def spread(num_runs: int, config: ConfigDict | None = None, expected: tuple = fi
     """
     config = config or fig4.get_config()
     experiment = prepare(config)
-    loop, (replica, first, carries) = cost.program(experiment)
+    loop, (replica, first, carries) = build.ready_loop(experiment)
     (flat, unravel), values = ravel_pytree(first.params), []
     for run in range(num_runs):
         noise = jax.random.normal(jax.random.fold_in(experiment.problem.key, run), flat.shape, flat.dtype)

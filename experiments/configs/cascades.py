@@ -8,9 +8,8 @@ onset at every step.
 import sys
 
 from analysis.findings import onsets
-from experiments import cost
 from experiments.configs import fig4, tiny
-from experiments.second_pass import measure_windows
+from experiments.second_pass import estimate_cost, measure_windows
 
 FIGURE = "cascades", "bifurcation", "static_dynamic"
 CSV = "instabilities", "instability"  # file, dimension
@@ -50,7 +49,7 @@ RUNS = {"run": get_config, "static": static}
 def measure(config, results, folder):
     """Follow the eigenvalues about every onset of the run once more, at every step, from its checkpoints."""
     run, spans = results["run"], onsets.spans(results["run"])
-    estimate = cost.estimate(config)._replace(num_measurements=sum(stop - start for start, stop in spans))
+    estimate = estimate_cost(config)._replace(num_measurements=sum(stop - start for start, stop in spans))
     print(f"second pass, the onsets at every step: {estimate}", file=sys.stderr)
     found = measure_windows(config, folder / "run", spans)
     if spans and not (found["loss"].values == run["loss"].sel(step=found["step"]).values).all():

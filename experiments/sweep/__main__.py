@@ -13,27 +13,56 @@
 
 import inspect
 import sys
+from math import prod
 from pathlib import Path
 
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dlf.store.cells import NOT_RUN, Store
 from experiments import command_line
+from experiments.build import build
 from experiments.command_line import ConfigError
-from experiments.sweep import fill, report
+from experiments.second_pass import loop_seconds
+from experiments.sweep import fill
 from experiments.sweep.axes import SCALES, Sweep, declare, load_config_file, make_sweep, named_sweeps
-from experiments.sweep.launch import add_options, settings
+from experiments.sweep.blocks import plan
+
+_TIMED_STEPS = 500
 
 
-def load(argv: list[str], path: Path, scale: str, name: str) -> tuple[Sweep, Path]:
-    """Return one sweep of a configuration file, with overrides from the command line, and the work folder."""
-    module = load_config_file(path)
-    declared = named_sweeps(module)
-    if name not in declared:
-        raise ConfigError(f"unknown sweep {name!r}: one of {', '.join(declared)}")
-    get_config = getattr(module, "get_config", None)
-    if get_config is None:
-        raise ConfigError(f"{path} has no function get_config")
-    file = f"{path}:{scale}" if inspect.signature(get_config).parameters else str(path)
-    arguments = command_line.parse([argv[0], f"--config={file}", *argv[1:]], __doc__)
-    return make_sweep(arguments.config, name, declare(declared[name], scale)), arguments.workdir
+def dry_run(sweep: Sweep, workdir: Path, settings: fill.Settings) -> None:
+    """Print cells, blocks, estimated time and memory of a sweep; each program is timed for some steps."""
+    planned = plan(sweep, settings.memory)
+    num_cells = missing = prod(sweep.shape)
+    cells_per_block = prod(planned.cells_per_block)
+    num_blocks = prod(-(-n // k) for n, k in zip(sweep.shape, planned.cells_per_block, strict=True))
+    if workdir.exists() and fill.existing(sweep, workdir, settings.memory):
+        store = Store(workdir)
+        missing = int(np.sum(store.status() == NOT_RUN))
+        num_blocks, cells_per_block = len(store.blocks()), store.cells_per_block
+    taken = []
+    for config in planned.programs:
+        experiment, num_steps = build(config), min(_TIMED_STEPS, config.num_steps)
+        seconds = loop_seconds(experiment, experiment.run.probes, num_steps)
+        taken.append(seconds / num_steps * config.num_steps)
+    per_cell, num_jobs = np.mean(taken), 1 if settings.launcher == "here" else settings.num_jobs
+    hours, minutes = missing * per_cell / 3600, missing * per_cell / 60 / num_jobs
+    of_block, most = planned.block_bytes / 2**20, settings.memory / 2**20
+    stored = num_cells * sum(prod(x.shape) * np.dtype(x.dtype).itemsize for x in planned.series.values())
+    axes = " x ".join(f"{axis.name} {len(axis.labels)}" for axis in sweep.axes)
+    timed = f"as timed over {_TIMED_STEPS} steps, without its last probes"
+    table = Table("", f"sweep {sweep.name!r}, {'float64' if sweep.config.float64 else 'float32'}")
+    table.add_row("cells", f"{axes} = {num_cells:,}")
+    table.add_row("still to run", f"{missing:,}")
+    table.add_row("blocks", f"{num_blocks:,} of up to {cells_per_block} cells")
+    table.add_row("programs to compile", f"{len(planned.programs)}")
+    table.add_row("time of a cell", f"{per_cell:.3g} s, {timed}")
+    table.add_row("time in all", f"{hours:.3g} core-hours, {num_jobs} at a time: {minutes:.3g} min")
+    table.add_row("memory of a block", f"{of_block:.3g} of {most:.3g} MiB")
+    table.add_row("results", f"{stored / 2**20:.3g} MiB uncompressed")
+    Console().print(table)
 
 
 def main() -> None:
@@ -50,14 +79,23 @@ def _main() -> int:
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--sweep", default="main")
     parser.add_argument("--dry-run", action="store_true")
-    add_options(parser)
+    fill.add_options(parser)
     options, others = parser.parse_known_args()
-    sweep, workdir = load([sys.argv[0], *others], options.config, options.scale, options.sweep)
+    path, module = options.config, load_config_file(options.config)
+    declared = named_sweeps(module)
+    if options.sweep not in declared:
+        raise ConfigError(f"unknown sweep {options.sweep!r}: one of {', '.join(declared)}")
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} has no function get_config")
+    file = f"{path}:{options.scale}" if inspect.signature(module.get_config).parameters else path
+    asked = command_line.parse([sys.argv[0], f"--config={file}", *others], __doc__)
+    sweep = make_sweep(asked.config, options.sweep, declare(declared[options.sweep], options.scale))
     command_line.use_precision(sweep.config)
+    workdir, settings = Path(asked.workdir), fill.settings(options)
     if options.dry_run:
-        report.dry_run(sweep, workdir, settings(options))
+        dry_run(sweep, workdir, settings)
         return 0
-    return report.outcome(fill.run(sweep, workdir, settings(options)), workdir)
+    return command_line.report(fill.run(sweep, workdir, settings), workdir)
 
 
 if __name__ == "__main__":

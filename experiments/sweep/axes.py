@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -33,6 +34,16 @@ class Axis(NamedTuple):
     name: str
     labels: tuple[Any, ...]
     overrides: tuple[dict[str, Any], ...]
+
+    @property
+    def keys(self) -> set[str]:
+        """The settings that the axis varies."""
+        return {key for override in self.overrides for key in override}
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the axis changes more than the numbers that one program takes as arguments."""
+        return not self.keys <= {*build.FLOATS, *build.COUNTS, *build.SEEDS}
 
 
 class Record(NamedTuple):
@@ -109,27 +120,19 @@ def load_config_file(path: Path) -> ModuleType:
 
 
 def named_sweeps(module: ModuleType) -> dict[str, Callable[..., Iterable]]:
-    """Return the sweeps that a configuration file declares: "main" is `sweep`, "x" is `sweep_x`.
-
-    Raises ConfigError for a file that has none.
-    """
+    """Return the sweeps of a file: `sweep` as "main", `sweep_x` as "x". Raises ConfigError without any."""
     found = {
         name.removeprefix("sweep").removeprefix("_") or "main": value
         for name, value in vars(module).items()
         if callable(value) and (name == "sweep" or name.startswith("sweep_"))
     }
-    if not found:
-        raise ConfigError(
-            f"{module.__file__} declares no sweep: see experiments/configs/phase_amplitude_period.py"
-        )
-    return found
+    if found:
+        return found
+    raise ConfigError(f"{module.__file__} declares no sweep: see experiments/configs/phase_losses.py")
 
 
 def declare(sweep: Callable[..., Iterable], scale: str) -> list:
-    """Return what a declaration yields, a function of the scale or of nothing.
-
-    Raises ConfigError with what it raises.
-    """
+    """Return what a function of the scale or of nothing yields. Raises ConfigError with what it raises."""
     try:
         return list(sweep(scale) if inspect.signature(sweep).parameters else sweep())
     except Exception as error:  # whatever the user's function raises
@@ -143,74 +146,53 @@ def make_sweep(config: ConfigDict, name: str, declared: Iterable[Axis | Record |
     Raises ConfigError for an axis that is empty, repeats a value, or sets what the configuration lacks.
     """
     declared = list(declared)
-    records = [item for item in declared if isinstance(item, Record)]
     axes = [item for item in declared if isinstance(item, Axis)]
-    cells = [dict(item) for item in declared if not isinstance(item, Axis | Record)]
+    kept = [Record("final", ()), *(item for item in declared if isinstance(item, Record))][-1]
+    cells = tuple(dict(item) for item in declared if not isinstance(item, Axis | Record))
     if cells:
-        axes.append(Axis("cell", tuple(range(len(cells))), tuple(cells)))
-    found = records[-1] if records else Record("final", ())
-    if found.kind not in RECORDS:
-        raise ConfigError(f"record {found.kind!r}: one of {', '.join(RECORDS)}")
+        axes.append(Axis("cell", tuple(range(len(cells))), cells))
+    if kept.kind not in RECORDS:
+        raise ConfigError(f"record {kept.kind!r}: one of {', '.join(RECORDS)}")
     if not axes:
         raise ConfigError(f"sweep {name!r} has no axis: yield axis(...) or overrides")
-    sweep = Sweep(config.copy_and_resolve_references(), name, tuple(axes), found)
-    names, keys = [a.name for a in axes], []
+    sweep, owners = Sweep(config.copy_and_resolve_references(), name, tuple(axes), kept), {}
     for number, a in enumerate(axes):
-        if names.count(a.name) > 1 or a.name in RESERVED:
-            raise ConfigError(f"axis {a.name!r}: another one, or a variable of every sweep, has this name")
-        _check_labels(a)
-        keys += [(key, a.name) for key in {key for override in a.overrides for key in override}]
-        _check_keys_exist(sweep, number)
-    for key in dict(keys):
-        owners = [owner for k, owner in keys if k == key]
-        if len(owners) > 1:
-            raise ConfigError(f"the axes {' and '.join(owners)} both set {key}")
-    chosen = [a for a in axes if any("float64" in override for override in a.overrides)]
-    precisions = {override.get("float64", config.float64) for a in chosen for override in a.overrides}
-    if not precisions <= {True, False}:
-        raise ConfigError(f"float64 is True or False, got {', '.join(map(repr, precisions))}")
-    if len(precisions) > 1:
-        raise ConfigError("all cells of a sweep have one precision: declare a sweep of its own for float64")
-    for float64 in precisions:
-        sweep.config.float64 = float64
+        _check(a, taken={*RESERVED, *(other.name for other in axes[:number])})
+        for key in a.keys:
+            if key in owners:
+                raise ConfigError(f"the axes {owners[key].name} and {a.name} both set {key}")
+            owners[key] = a
+            try:
+                reduce(getattr, key.split("."), config)
+            except (AttributeError, KeyError) as error:
+                raise ConfigError(f"axis {a.name!r}: {explain_unknown_key(error)}") from error
+    if "float64" in owners:
+        precisions = {of.get("float64", config.float64) for of in owners["float64"].overrides}
+        if not precisions <= {True, False}:
+            raise ConfigError(f"float64 is True or False, got {', '.join(map(repr, precisions))}")
+        if len(precisions) > 1:
+            raise ConfigError("all cells of a sweep have one precision: declare a second sweep for float64")
+        (sweep.config.float64,) = precisions
     return sweep
 
 
-def _check_labels(axis: Axis) -> None:
-    """Raise ConfigError for labels that one labelled dimension cannot hold."""
-    if not axis.name.isidentifier():
-        raise ConfigError(f"axis {axis.name!r}: give it a name of letters, digits and underscores")
-    if not axis.labels:
-        raise ConfigError(f"axis {axis.name!r} has no values")
-    kinds = {float if type(label) in (int, float) else type(label) for label in axis.labels}
-    if len(kinds) > 1 or not kinds <= {bool, float, str}:
-        raise ConfigError(
-            f"axis {axis.name!r}: label it with numbers, words or booleans, and turn a label into other "
-            "settings by a function, such as lambda width: {'model.hidden_widths': (width,)}"
-        )
-    if any(type(label) is int and abs(label) >= 2**63 for label in axis.labels):
-        raise ConfigError(f"axis {axis.name!r} has a number that does not fit 64 bits")
-    twice = next((label for label in axis.labels if axis.labels.count(label) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"axis {axis.name!r} has the value {twice} twice")
-
-
-def _check_keys_exist(sweep: Sweep, number: int) -> None:
-    axis = sweep.axes[number]
-    if not axis.overrides[0]:
-        raise ConfigError(f"axis {axis.name!r} sets nothing: name the keys of the config that it varies")
-    for override in axis.overrides:
-        for key in override:
-            try:
-                # as a dummy of the right kind cannot be known, look the key up instead
-                node = sweep.config
-                for part in key.split("."):
-                    node = getattr(node, part)
-            except (AttributeError, KeyError) as error:
-                raise ConfigError(f"axis {axis.name!r}: {explain_unknown_key(error)}") from error
-
-
-def is_static(axis: Axis) -> bool:
-    """Return whether an axis changes more than the numbers that one program takes as arguments."""
-    numbers = (*build.FLOATS, *build.COUNTS, *build.SEEDS)
-    return any(key not in numbers for override in axis.overrides for key in override)
+def _check(axis: Axis, taken: set[str]) -> None:
+    """Raise ConfigError for an axis that sets nothing, or that one labelled dimension cannot hold."""
+    labels = axis.labels
+    kinds = {float if type(label) in (int, float) else type(label) for label in labels}
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    mixed = len(kinds) > 1 or not kinds <= {bool, float, str}
+    problems = {
+        ": give it a name of letters, digits and underscores": not axis.name.isidentifier(),
+        ": another one, or a variable of every sweep, has this name": axis.name in taken,
+        " has no values": not labels,
+        ": label it with numbers, words or booleans, and turn a label into other settings by a function, "
+        "such as lambda width: {'model.hidden_widths': (width,)}": mixed,
+        " has a number that does not fit 64 bits": any(
+            abs(x) >= 2**63 for x in axis.labels if type(x) is int
+        ),
+        f" has the value {twice} twice": twice is not None,
+        " sets nothing: name the keys of the config that it varies": not axis.keys,
+    }
+    for words in (words for words, is_so in problems.items() if is_so):
+        raise ConfigError(f"axis {axis.name!r}{words}")

@@ -1,8 +1,14 @@
-"""How a sweep is cut into blocks of cells, from the memory that one block may take."""
+"""Blocks of cells: how a sweep is cut into them, and the work on them, each in one compiled program.
 
-from collections.abc import Iterator
+Any number of processes work beside one another: each claims a block by a lock, runs it, and writes it.
+"""
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator
 from itertools import product
 from math import prod
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,14 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dlf.ensembles import is_vectorized, make_ensemble
+from dlf.ensembles import Outcome, is_vectorized, make_ensemble, spread
+from dlf.store.cells import DIVERGED, DONE, INVALID, NOT_RUN, Block, Store
 from dlf.types import Series
 from experiments import build
 from experiments.command_line import ConfigError
-from experiments.sweep.axes import Sweep, is_static
+from experiments.sweep.axes import Sweep
 
+LOCKS = "blocks.lock"
 # Mapped replicas gain nothing from more in one program, and a killed process loses its block.
 _MOST_CELLS_MAPPED, _MOST_CELLS_VECTORIZED = 16, 4096
+_PATIENCE = 0.5  # seconds between two looks at blocks that others run
 
 
 class Plan(NamedTuple):
@@ -34,96 +43,66 @@ def plan(sweep: Sweep, memory: int) -> Plan:
     """Cut a sweep into blocks whose arrays take at most `memory` bytes.
 
     Axes that need another program have one cell a block; the others are filled from the last one on.
-
     Raises ConfigError if the memory does not hold one cell, no cell can be run, an axis has a name that the
     results use, or the cells' results differ in shape.
     """
-    series, coordinates, programs, largest = {}, {}, [], (-1, 0)
-    for config, experiment in _one_of_each_program(sweep, memory):
-        found, coordinates = _stored(sweep, experiment, config.num_steps)
-        for name, of in found.items():
-            if series and series[name].shape != of.shape:
+    series, coordinates, programs = {}, {}, {}
+    static = [axis.is_static for axis in sweep.axes]
+    for index in product(*map(range, sweep.shape)):
+        fixed = tuple(number for number, is_static in zip(index, static, strict=True) if is_static)
+        if fixed in programs:
+            continue
+        try:  # the first cell of each program that can be run
+            config = sweep.cell(index)
+            needed = build.replica_bytes(config)  # of which nothing is drawn yet
+            experiment = build.build(config) if needed <= memory else None
+        except ConfigError:
+            continue
+        if experiment is None:
+            raise too_small("a block of one cell", needed, memory)
+        if unknown := set(sweep.record.variables) - set(experiment.series):
+            known = ", ".join(experiment.series)
+            raise ConfigError(f"record: unknown variable {', '.join(unknown)}: one of {known}")
+        programs[fixed], coordinates = config, {}
+        for name in sweep.record.variables or experiment.series:
+            of = experiment.series[name]
+            labels = {dim: np.arange(n) for dim, n in zip(of.dims, of.shape, strict=True)}
+            if sweep.record.kind == "series":
+                labels[of.step] = np.arange(0, config.num_steps, of.every)
+                of = of._replace(dims=(of.step, *of.dims), shape=(len(labels[of.step]), *of.shape))
+            coordinates = labels | coordinates
+            if name in series and series[name].shape != of.shape:
                 raise ConfigError(
                     f"the cells' {name} differ in shape, {series[name].shape} and {of.shape}: "
                     "name other variables in record(...), or declare two sweeps"
                 )
-        series = found
-        programs.append(config)
-        largest = max(largest, (_bytes(experiment.replica), len(programs) - 1))
+            series[name] = of
     if not programs:
         build.build(sweep.cell((0,) * len(sweep.axes)))  # says what is wrong
-    taken = {axis.name for axis in sweep.axes} & {*series, *coordinates}
-    if taken:
-        raise ConfigError(f"axis {taken.pop()!r}: a variable or a dimension of the results has this name")
-    fixed, each = program_bytes(sweep, programs[largest[1]])
-    affordable = (memory - fixed) // each
-    if affordable < 1:
-        raise ConfigError(_too_small(memory, fixed + each))
-    left = min(affordable, _MOST_CELLS_VECTORIZED if is_vectorized() else _MOST_CELLS_MAPPED)
+    for name in {axis.name for axis in sweep.axes} & {*series, *coordinates}:
+        raise ConfigError(f"axis {name!r}: a variable or a dimension of the results has this name")
+    largest = max(reversed(programs.values()), key=build.replica_bytes)
+    shared, each = program_bytes(sweep, largest)
+    left = (memory - shared) // each
+    if left < 1:
+        raise too_small("a block of one cell", shared + each, memory)
+    left = min(left, _MOST_CELLS_VECTORIZED if is_vectorized() else _MOST_CELLS_MAPPED)
     cells = []
-    for axis in reversed(sweep.axes):
-        num_blocks = 1 if is_static(axis) else -(-len(axis.labels) // left)
-        size = 1 if is_static(axis) else -(-len(axis.labels) // num_blocks)
-        left //= size
-        cells.insert(0, size)
-    return Plan(tuple(cells), series, coordinates, programs, fixed + each * prod(cells))
+    for size, is_static in zip(reversed(sweep.shape), reversed(static), strict=True):
+        cells.insert(0, 1 if is_static else -(-size // -(-size // left)))  # in parts of one size
+        left //= cells[0]
+    return Plan(tuple(cells), series, coordinates, [*programs.values()], shared + each * prod(cells))
 
 
-def _one_of_each_program(sweep: Sweep, memory: int) -> Iterator[tuple[ConfigDict, build.Experiment]]:
-    """Yield the first cell that can be run for each combination of the static axes.
-
-    Raises ConfigError for parameters that the memory does not hold, before they are drawn.
-    """
-    static = [range(len(axis.labels)) if is_static(axis) else (None,) for axis in sweep.axes]
-    for fixed in product(*static):
-        free = [
-            range(len(axis.labels)) if number is None else (number,)
-            for axis, number in zip(sweep.axes, fixed, strict=True)
-        ]
-        for index in product(*free):
-            try:
-                config = sweep.cell(index)
-                build.check(config)
-                num_bytes = build.parameter_bytes(config)
-                experiment = build.build(config) if num_bytes <= memory else None
-            except ConfigError:
-                continue
-            if experiment is None:
-                raise ConfigError(_too_small(memory, num_bytes))
-            yield config, experiment
-            break
-
-
-def _too_small(memory: int, needed: int) -> str:
-    return f"a block of one cell takes {needed / 2**20:.3g} MiB: --memory={memory / 2**20:.3g} is too small"
-
-
-def _recorded(sweep: Sweep, experiment: build.Experiment) -> dict[str, Series]:
-    unknown = set(sweep.record.variables) - set(experiment.series)
-    if unknown:
-        raise ConfigError(
-            f"record: unknown variable {', '.join(unknown)}: one of {', '.join(experiment.series)}"
-        )
-    return {name: experiment.series[name] for name in sweep.record.variables or experiment.series}
+def too_small(what: str, needed: int, memory: int) -> ConfigError:
+    """Return the error for a memory that does not hold what is needed, both in bytes."""
+    return ConfigError(f"{what} takes {needed / 2**20:.3g} MiB: --memory={memory / 2**20:.3g} is too small")
 
 
 def ensemble(sweep: Sweep, experiment: build.Experiment, num_steps: int):
     """Return the compiled program of a block, see `dlf.ensembles.make_ensemble`."""
-    return make_ensemble(experiment.assemble, num_steps, sweep.record.kind, _recorded(sweep, experiment))
-
-
-def _stored(sweep: Sweep, experiment: build.Experiment, num_steps: int):
-    """Return the series of one cell as they are stored, and the coordinates of their own dimensions."""
-    series, coordinates = _recorded(sweep, experiment), {}
-    if sweep.record.kind == "series":
-        for name, of in series.items():
-            coordinates[of.step] = np.arange(0, num_steps, of.every)
-            shape = (len(coordinates[of.step]), *of.shape)
-            series[name] = of._replace(dims=(of.step, *of.dims), shape=shape)
-    for of in series.values():
-        labels = {dim: np.arange(n) for dim, n in zip(of.dims, of.shape, strict=True)}
-        coordinates = labels | coordinates
-    return series, coordinates
+    series = {name: experiment.series[name] for name in sweep.record.variables or experiment.series}
+    return make_ensemble(experiment.assemble, num_steps, sweep.record.kind, series)
 
 
 def copies(experiment: build.Experiment, num: int):
@@ -145,5 +124,94 @@ def program_bytes(sweep: Sweep, config: ConfigDict) -> tuple[int, int]:
     return found.temp_size_in_bytes, each
 
 
-def _bytes(replica: build.Replica) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(replica))
+def work(
+    sweep: Sweep, workdir: Path, stop: Callable[[], bool] = bool, patient: bool = True, first: float = 0.0
+) -> Iterator[int]:
+    """Run blocks until none is left; yield the number of cells of each one.
+
+    It begins with the block behind this share of all blocks, `first`. A block under way is locked: the
+    operating system drops the lock if its worker dies, and another one takes the block. A `patient` worker
+    waits for that where others run the last blocks. Asked to `stop`, it ends after the block under way.
+    Raises StoreError where results cannot be written, ConfigError if JAX runs in another precision.
+    """
+    build.check_precision(sweep.config)
+    store, programs = Store(workdir), {}
+    # cells of one program together, of which a worker keeps one
+    static = [number for number, axis in enumerate(sweep.axes) if axis.is_static]
+    blocks = sorted(enumerate(store.blocks()), key=lambda of: [of[1][number].start for number in static])
+    start = int(first * len(blocks))
+    left = blocks[start:] + blocks[:start]
+    with (workdir / LOCKS).open("a") as locks:
+        while left:
+            others = []
+            for number, block in left:
+                if stop():
+                    return
+                try:
+                    fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+                except BlockingIOError:
+                    others.append((number, block))
+                    continue
+                try:
+                    status = store.status(block)
+                    if (status == NOT_RUN).any():
+                        run_block(sweep, store, block, programs)
+                        yield status.size
+                finally:
+                    fcntl.lockf(locks, fcntl.LOCK_UN, 1, number)
+            if others == left:
+                if not patient:
+                    return
+                time.sleep(_PATIENCE)
+            left = others
+
+
+def run_block(sweep: Sweep, store: Store, block: Block, programs: dict[str, Callable]) -> None:
+    """Run all cells of a block in one program, and write what they found.
+
+    `programs` keeps the program of the last block. A cell that cannot be run is recorded with its reason.
+    """
+    config, replicas, reasons = None, [], []
+    for index in product(*(range(cells.start, cells.stop) for cells in block)):
+        try:
+            cell = sweep.cell(index)
+            replicas.append(build.draw(cell))
+        except ConfigError as error:
+            replicas.append(None)
+            reasons.append(str(error))
+        else:
+            config = cell
+            reasons.append("")
+    outcome = Outcome({}, np.full(len(replicas), -1, np.int32))
+    active = np.array([replica is not None for replica in replicas])
+    if config is not None:
+        key = f"{config.num_steps} {build.program(config)}"
+        try:
+            if key not in programs:
+                programs.clear()
+                programs[key] = ensemble(sweep, build.build(config), config.num_steps)
+            outcome = _run(programs[key], store.cells_per_block, replicas)
+        except ConfigError as error:  # a probe's setting, say
+            reasons = [reason or str(error) for reason in reasons]
+            active[:] = False
+    status = np.where(active, np.where(outcome.diverged_step < 0, DONE, DIVERGED), INVALID).astype(np.int8)
+    for place in np.flatnonzero(status == DIVERGED):
+        reasons[place] = f"the loss is not finite at step {outcome.diverged_step[place]}"
+    reason = np.array([" ".join(reason.split()) for reason in reasons], object)
+    values = outcome.values | {"diverged_step": outcome.diverged_step, "reason": reason}
+    shape = store.status(block).shape
+    values = {name: rows.reshape(*shape, *rows.shape[1:]) for name, rows in values.items()}
+    store.write(block, values, status.reshape(shape))
+
+
+def _run(program: Callable, num: int, replicas: list[build.Replica | None]) -> Outcome:
+    """Run the cells of a block, filled up to a number that every block of the sweep has."""
+    if is_vectorized():
+        num = -(-num // jax.device_count()) * jax.device_count()
+    filled = replicas + [None] * (num - len(replicas))
+    any_one = next(replica for replica in replicas if replica)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(replica or any_one for replica in filled))
+    active = jnp.array([replica is not None for replica in filled])
+    if is_vectorized():
+        stacked, active = spread((stacked, active))
+    return jax.tree.map(lambda rows: rows[: len(replicas)], jax.device_get(program(stacked, active)))

@@ -1,24 +1,62 @@
-"""Create a sweep, or go on with it, and wait for its workers."""
+"""Fill a sweep: create it or go on with it, in this process, in others of this machine, or on a cluster."""
 
-import contextlib
+import argparse
 import json
+import os
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dlf.store import cells, exclusive, files
 from dlf.store.cells import MEANINGS, NOT_RUN, STORE, Store
+from experiments import records
 from experiments.build import check_precision
 from experiments.command_line import ConfigError, interrupts, progress
-from experiments.records import differences, provenance, resumed
-from experiments.sweep import launch
 from experiments.sweep.axes import Sweep
-from experiments.sweep.blocks import plan
-from experiments.sweep.launch import Settings
+from experiments.sweep.blocks import plan, too_small, work
+
+_JOBS = "jobs"  # the folder of submitit's files and logs
+_STOP = "stop"  # the file that asks local workers to end
+
+
+class Settings(NamedTuple):
+    """How a sweep is run; nothing of this changes what it finds."""
+
+    memory: int = 2**30  # bytes, for the arrays of one block
+    launcher: str = "here"
+    num_jobs: int = 1
+    parameters: Mapping[str, str] = {}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `settings` reads."""
+    parser.add_argument("--launcher", choices=("here", "local", "slurm"), default="here")
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--memory", type=float, default=1024.0, metavar="MiB")
+    parser.add_argument("--slurm", action="append", default=[], metavar="PARAMETER=VALUE")
+
+
+def settings(options: argparse.Namespace) -> Settings:
+    """Return how a sweep is to be run. Raises ConfigError for options that do not go together."""
+    if options.launcher == "slurm" and options.jobs is None:
+        raise ConfigError("--launcher=slurm needs --jobs=N")
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
+    if not options.memory > 0:
+        raise ConfigError(f"--memory must be positive, got {options.memory:g}")
+    for pair in options.slurm:
+        if "=" not in pair:
+            raise ConfigError(f"--slurm={pair}: give a parameter and its value, such as partition=NAME")
+    parameters = dict(pair.split("=", 1) for pair in options.slurm)
+    num_jobs = options.jobs or os.cpu_count() or 1
+    return Settings(round(options.memory * 2**20), options.launcher, num_jobs, parameters)
 
 
 def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> dict[str, Any]:  # noqa: B008
@@ -26,106 +64,133 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
 
     An interrupt (SIGINT, SIGTERM) ends the sweep after the blocks under way; a second one ends this
     process at once, and workers after their blocks. Slurm jobs go on. The next call does what is left.
-
     Raises ConfigError or StoreError with one line that says what to do; nothing is overwritten.
     """
     workdir = Path(workdir)
     check_precision(sweep.config)
     with exclusive(workdir):
-        meta = _open(sweep, workdir, settings)
-        store = Store(workdir)
+        meta = existing(sweep, workdir, settings.memory) or create(sweep, workdir, settings.memory)
+        store, failed = Store(workdir), []
         for block, file in store.damaged():
             print(f"{file} is damaged: its block is run again", file=sys.stderr)
             store.forget(block)
-        if (store.status() != NOT_RUN).all():
-            return _record(meta, workdir, store)
-        if (store.status() != NOT_RUN).any():
-            meta = resumed(meta)
-        started, seconds = time.monotonic(), meta["seconds"]
-        files.write_json(workdir / "meta.json", meta | {"status": "running"})
-        with interrupts() as interrupted, _progress(store) as report:
-            failed = launch.run_workers(sweep, workdir, settings, interrupted, report)
-        meta["seconds"] = seconds + time.monotonic() - started
-        return _record(meta, workdir, store, failed)
-
-
-def _open(sweep: Sweep, workdir: Path, settings: Settings) -> dict[str, Any]:
-    """Check that the work folder takes this sweep, create the store if need be, return its meta."""
-    content = {path.name for path in workdir.iterdir()}
-    if {"meta.json", STORE} <= content:
-        check_same(sweep, workdir)
-        meta = files.read_json(workdir / "meta.json")
-        if not {"seconds", "commit", "versions", "devices", "block_bytes"} <= set(meta):
-            raise files.StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
-        if meta["block_bytes"] > settings.memory:
-            raise ConfigError(
-                f"a block of {workdir}, as cut when it was created, takes {meta['block_bytes'] / 2**20:.3g} "
-                f"MiB: --memory={settings.memory / 2**20:.3g} is too small"
-            )
+        has_run = store.status() != NOT_RUN
+        if not has_run.all():
+            if has_run.any():
+                meta = records.resumed(meta)
+            files.write_json(workdir / "meta.json", meta | {"status": "running"})
+            started, done = time.monotonic(), int(has_run.sum())
+            with interrupts() as stop, progress("sweep", "cells", done, has_run.size) as show:
+                if settings.launcher == "here":
+                    for num_cells in work(sweep, workdir, stop):
+                        show(done := done + num_cells)
+                else:
+                    jobs = submit(sweep, workdir, settings)
+                    failed = _wait(jobs, workdir, settings.launcher == "local", stop, show)
+            meta["seconds"] += time.monotonic() - started
+        status = store.status()
+        counts = {meaning: int(np.sum(status == number)) for number, meaning in enumerate(MEANINGS)}
+        meta |= {"status": "interrupted" if counts["not run"] else "done", "cells": counts, "failed": failed}
+        files.write_json(workdir / "meta.json", meta)
         return meta
-    if STORE in content:  # a start that was killed before meta.json has no results yet
-        status = Store(workdir).status()
-        if (status != NOT_RUN).any():
-            raise files.StoreError(f"{workdir / 'meta.json'} is missing: move {workdir} away and run again")
-    elif content - {"config.json", "config.partial", "meta.partial", "cells.partial", "cells.old"}:
-        raise ConfigError(f"{workdir} holds files, but no sweep: name another folder")
-    return create(sweep, workdir, settings.memory)
 
 
-def check_same(sweep: Sweep, workdir: Path) -> None:
-    """Raise ConfigError if the work folder holds another sweep."""
-    changes = differences(files.read_json(workdir / "config.json"), sweep.as_json())
-    if changes:
-        raise ConfigError(f"{workdir} holds a sweep with another config: {'; '.join(changes)}")
+def existing(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any] | None:
+    """Check that the work folder takes this sweep, and return the meta of the one in it, None without."""
+    has_results = (workdir / STORE).exists() and (Store(workdir).status() != NOT_RUN).any()
+    meta = records.opened(workdir, "sweep", sweep.as_json(), has_results)
+    if meta and meta["block_bytes"] > memory:
+        raise too_small(f"a block of {workdir}, as cut when it was created,", meta["block_bytes"], memory)
+    return meta
 
 
 def create(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any]:
     """Write config.json, the empty store and meta.json of a sweep, and return the last one's content."""
-    asked, planned = sweep.as_json(), plan(sweep, memory)
-    meta = {"status": "running", "seconds": 0.0, **provenance(), "x64": sweep.config.float64}
+    asked, planned, axes = sweep.as_json(), plan(sweep, memory), {a.name: a.labels for a in sweep.axes}
+    meta = {"status": "running", "seconds": 0.0, **records.provenance(), "x64": sweep.config.float64}
     meta["block_bytes"] = planned.block_bytes
     attributes = {"config": json.dumps(asked["config"]), "sweep": sweep.name, "commit": meta["commit"]}
-    axes = {axis.name: axis.labels for axis in sweep.axes}
     files.write_json(workdir / "config.json", asked)
     cells.create(workdir, axes, planned.cells_per_block, planned.series, planned.coordinates, attributes)
     files.write_json(workdir / "meta.json", meta)
     return meta
 
 
-def _record(meta: dict[str, Any], workdir: Path, store: Store, failed: list[str] = ()) -> dict[str, Any]:
-    """Write how far the sweep has come."""
-    status = store.status()
-    counts = {meaning: int(np.sum(status == number)) for number, meaning in enumerate(MEANINGS)}
-    meta |= {
-        "status": "interrupted" if counts["not run"] else "done",
-        "cells": counts,
-        "failed": list(failed),
-    }
+class Worker(NamedTuple):
+    """One job, which runs blocks until none is left; submitit queues it again if it is preempted."""
+
+    sweep: Sweep
+    workdir: Path
+    number: int
+    settings: Settings
+
+    def __call__(self) -> int:
+        """Run blocks and return the number of cells."""
+        is_local = self.settings.launcher == "local"
+        if is_local and hasattr(os, "sched_setaffinity"):  # Linux
+            # before JAX starts its threads; a small network gains nothing from a second one
+            cpus = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {cpus[self.number % len(cpus)]})
+        jax.config.update("jax_enable_x64", self.sweep.config.float64)
+        stop, first = (self.workdir / _STOP).exists, self.number / self.settings.num_jobs
+        return sum(work(self.sweep, self.workdir, stop, patient=is_local, first=first))
+
+    def checkpoint(self) -> Any:
+        """Return what submitit is to run once more: what has been finished is in the store."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
+    """Submit workers as jobs. Raises ConfigError where submitit is missing or refuses the parameters."""
     try:
-        files.write_json(workdir / "meta.json", meta)
-    except OSError as error:
-        raise files.StoreError(f"cannot write to {workdir}: {error.strerror}") from error
-    return meta
+        import submitit
+    except ImportError as error:
+        message = f"--launcher={settings.launcher} needs submitit: pip install submitit (extra `cluster`)"
+        raise ConfigError(message) from error
+    (workdir / _STOP).unlink(missing_ok=True)
+    workers = [Worker(sweep, workdir.resolve(), number, settings) for number in range(settings.num_jobs)]
+    parameters = {key: int(x) if x.isdigit() else x for key, x in settings.parameters.items()}
+    # processes that are started do not hear the interrupt that a terminal sends to all: see `_wait`
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        executor = submitit.AutoExecutor(folder=workdir / _JOBS, cluster=settings.launcher)
+        days = 7 if settings.launcher == "local" else 1
+        executor.update_parameters(name="dlf", timeout_min=days * 24 * 60, cpus_per_task=1)
+        executor.update_parameters(**parameters)
+        with executor.batch():
+            return [executor.submit(worker) for worker in workers]
+    except (RuntimeError, NameError, TypeError, ValueError) as error:
+        raise ConfigError(f"--launcher={settings.launcher}: {error}") from error
+    finally:  # an interrupt that came meanwhile is heard now
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextlib.contextmanager
-def _progress(store: Store) -> Iterator[Callable[..., None]]:
-    """Yield what shows progress: by so many cells, or as the store has it now."""
-    status, started = store.status(), time.monotonic()
-    left = {number: block for number, block in enumerate(store.blocks()) if (status[block] == NOT_RUN).any()}
-    sizes = {number: status[block].size for number, block in left.items()}
-    to_run = sum(sizes.values())
-    first, done = status.size - to_run, 0
-    with progress("sweep", "cells", first, status.size) as show:
+def _wait(
+    jobs: list[Any], workdir: Path, is_local: bool, stop: Callable[[], bool], show: Callable[[int], None]
+) -> list[str]:
+    """Wait for all jobs, show the cells that are done, and return the logs of the jobs that failed.
 
-        def report(num_cells: int | None = None) -> None:
-            nonlocal done
-            if num_cells is None:  # only blocks that were not there the last time are read
-                for number in [n for n, block in left.items() if (store.status(block) != NOT_RUN).all()]:
-                    done += sizes[number]
-                    del left[number]
-            else:
-                done += num_cells
-            show(first + done, f"{done / (time.monotonic() - started):.2g}/s" if done else "")
-
-        yield report
+    Asked to `stop`, or left by an exception, local workers end after the block under way; those of Slurm
+    are left alone.
+    """
+    store, next_look = Store(workdir), 0.0
+    try:
+        while not (all_done := all(job.done() for job in jobs)) and not stop():
+            if (started := time.monotonic()) > next_look:
+                show(int(np.sum(store.status() != NOT_RUN)))
+                now = time.monotonic()
+                next_look = now + max(0.5, 20 * (now - started))  # the cores are for the workers
+            time.sleep(0.1)
+    finally:
+        if is_local:
+            (workdir / _STOP).touch()
+    while is_local and not (all_done := all(job.done() for job in jobs)):
+        time.sleep(0.1)
+    show(int(np.sum(store.status() != NOT_RUN)))
+    failed = [str(job.paths.stderr) for job in jobs if job.done() and job.exception() is not None]
+    if all_done and not failed:
+        shutil.rmtree(workdir / _JOBS, ignore_errors=True)
+        (workdir / _STOP).unlink(missing_ok=True)
+    return failed
