@@ -131,7 +131,7 @@ def test_a_config_without_scales_can_be_swept_and_is_not_mistaken_for_another(co
 
 MISTAKES = {
     "--sweep=many": "unknown sweep 'many': one of main, few, broken",
-    "--sweep=broken": "--config: sweep_broken with scale 'smoke': KeyError: 'smoke'",
+    "--sweep=broken": "sweep_broken with scale 'smoke': KeyError: 'smoke'",
     "--config=README.md": "README.md is no file of Python code",
     "--launcher=cloud": "invalid choice: 'cloud'",
     "--launcher=slurm": "--launcher=slurm needs --jobs=N",

@@ -46,9 +46,10 @@ def main() -> int:
     except OSError as error:
         parser.error(f"cannot write {path}: {error.strerror}")
     header, tables = records.provenance(), {}
+    del header["command"]  # its paths are nobody's business where the JSON ships
     header["versions"] |= {found.name: found.version for found in importlib.metadata.distributions()}
     header["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    header |= {"machine": platform.platform(), "cpus": os.cpu_count(), **arguments}
+    header |= {"machine": f"{platform.system()} {platform.machine()}", "cpus": os.cpu_count(), **arguments}
     with Console(stderr=True).status("measuring: takes minutes"):
         for part in benchmark(**arguments):
             for name, found in part.items():

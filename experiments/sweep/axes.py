@@ -110,12 +110,12 @@ def load_config_file(path: Path) -> ModuleType:
     """Return a configuration file as a module. Raises ConfigError if that cannot be."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None:
-        raise ConfigError(f"--config: {path} is no file of Python code")
+        raise ConfigError(f"{path} is no file of Python code")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
-        raise ConfigError(f"--config: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     return module
 
 
@@ -136,7 +136,7 @@ def declare(sweep: Callable[..., Iterable], scale: str) -> list:
     try:
         return list(sweep(scale) if inspect.signature(sweep).parameters else sweep())
     except Exception as error:  # whatever the user's function raises
-        message = f"--config: {sweep.__name__} with scale {scale!r}: {type(error).__name__}: {error}"
+        message = f"{sweep.__name__} with scale {scale!r}: {type(error).__name__}: {error}"
         raise ConfigError(message) from error
 
 
