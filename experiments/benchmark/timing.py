@@ -100,4 +100,5 @@ def words(value: Any) -> str:
     """Return a value of a record as tables show it."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str("" if value is None else value)
+    parts = value if isinstance(value, list | tuple) else ["" if value is None else value]
+    return " ".join(map(str, parts))
