@@ -52,7 +52,7 @@ def top_eigenpairs(
     times the largest |wanted value|, or 20 eps |T|, the rounding of a product; a smaller `tol` warns.
 
     `like` gives the structure of a vector; memory is that of `basis_size` vectors (24, or twice what is
-    wanted plus 4, if not said) and at most nine more. `start`, eigenvectors of a map nearby as `vectors`
+    wanted plus 4, if not said) and at most ten more. `start`, eigenvectors of a map nearby as `vectors`
     holds them, makes a warm start: from their sum and a random part, with at least 8 products, since at once
     a residual would certify an old direction while a new one has grown larger. Still it can miss one: measure
     cold from time to time. All zeros, or NaN, stand for a cold start. Where the Krylov space is exhausted,

@@ -29,7 +29,9 @@ def test_a_million_dimensions_in_the_memory_of_the_basis_and_a_few_vectors(x64):
     )
     compiled = program.lower(diagonal).compile()
     temporary = compiled.memory_analysis().temp_size_in_bytes
-    vectors, tables = (rows + 9) * size, 4 * (rows + 1) * rows  # tables hold what is known of the basis
+    # nine beside the basis, with jax 0.12 in float32 half a one of random bits more: measured 30 to 33.5;
+    # tables hold what is known of the basis
+    vectors, tables = (rows + 10) * size, 4 * (rows + 1) * rows
     assert temporary <= (vectors + tables) * diagonal.dtype.itemsize  # far from a second basis
     pairs = compiled(diagonal)
     assert pairs.converged
