@@ -15,6 +15,7 @@ The exit status is 1 if a number is off.
 import argparse
 import hashlib
 import inspect
+import json
 import os
 import sys
 import time
@@ -65,7 +66,7 @@ def find(name: str) -> ModuleType:
         if not hasattr(module, part):
             raise ConfigError(f"{module.__file__} has no {part}: see experiments/configs/fig4.py")
     is_named = isinstance(module.FIGURE, str | tuple | list)
-    if not is_named or not {*_functions(module)} <= {*figures.__all__}:
+    if not is_named or not module.FIGURE or not {*_functions(module)} <= {*figures.__all__}:
         raise ConfigError(f"{module.__file__}: FIGURE {module.FIGURE!r} is not in analysis.figures")
     return module
 
@@ -143,6 +144,8 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     now, of = records.provenance(), found.attrs
     record = {"name": name, "scale": figure.scale, "seconds": float(of.get("seconds", 0))}
     record |= {"commit": of.get("commit") or now["commit"], "versions": now["versions"]}
+    if shipped:  # the data are those of another day
+        record = json.loads((CONFIGS / f"{name}.json").read_text())
     write_json(folder / f"{name}.json", record | {"tables": tables, "expected": rows})
     print(f"{folder}: {', '.join(files)} .png and .pdf, {name}.json{'' if shipped else f', {name}.nc'}")
     return ok

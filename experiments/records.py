@@ -72,7 +72,8 @@ def opened(workdir: Path, kind: str, asked: dict[str, Any], begun: bool = False)
     if changes:
         raise ConfigError(f"{workdir} holds a {kind} with another config: {'; '.join(changes)}")
     meta = read_json(workdir / "meta.json")
-    if not {"status", "seconds", "commit", "versions", "devices", *more} <= set(meta):
+    known = {"status", "seconds", "commit", "versions", "devices", *more} <= set(meta)
+    if not (known and all(isinstance(meta[key], int | float) for key in ("seconds", *more))):
         raise StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")
     return meta
 

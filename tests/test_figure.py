@@ -133,6 +133,8 @@ LINES = {
     "del reduce": "has no reduce",
     "del get_config": "has no get_config",
     "FIGURE = 'fig5'": "FIGURE 'fig5' is not in analysis.figures",
+    "FIGURE = ()": "FIGURE () is not in analysis.figures",
+    "raise SystemExit(3)": "SystemExit: 3",
     "FIGURE = 3": "FIGURE 3 is not in analysis.figures",
     "1 / 0": "ZeroDivisionError",
     "get_config = lambda scale: {}[scale]; RUNS = {}": "scale 'small': KeyError: 'small'",

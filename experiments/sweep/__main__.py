@@ -38,6 +38,8 @@ def dry_run(sweep: Sweep, workdir: Path, settings: fill.Settings) -> None:
     num_cells = missing = prod(sweep.shape)
     cells_per_block = prod(planned.cells_per_block)
     num_blocks = prod(-(-n // k) for n, k in zip(sweep.shape, planned.cells_per_block, strict=True))
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"{workdir} is no folder: name another one")
     if workdir.exists() and fill.existing(sweep, workdir, settings.memory):
         store = Store(workdir)
         missing = int(np.sum(store.status() == NOT_RUN))
