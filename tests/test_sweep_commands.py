@@ -127,6 +127,12 @@ def test_a_config_without_scales_can_be_swept_and_is_not_mistaken_for_another(co
     assert len(json.loads(meta.read_text())["resumed"]) == 1
     status, _, err = command(cli.main, *options, "--config.num_steps=50", "--dry-run")
     assert status == 2 and "config.num_steps was 40, now 50" in err
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"block_bytes": "many"}))
+    for more in ([], ["--dry-run"]):
+        status, _, err = command(cli.main, *options, *more)
+        assert status == 2 and f"{meta} is damaged" in err and err.count("\n") == 1
+    status, _, err = command(cli.main, f"--config={path}", f"--workdir={path}", "--dry-run")
+    assert status == 2 and f"{path} is no folder" in err and err.count("\n") == 1
 
 
 MISTAKES = {
