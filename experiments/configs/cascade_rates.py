@@ -22,6 +22,7 @@ _SIZES = {
 
 
 def get_config(scale="small"):
+    """Return three turns of the run of Fig. 4 in float32, with the stability ratio along them."""
     *_, period, every, examples = _SIZES[scale]
     config = fig4.get_config(num_turns=3, period=period)
     config.float64, config.steps_per_chunk, config.stop_after = False, 1_000, config.num_steps
@@ -31,6 +32,7 @@ def get_config(scale="small"):
 
 
 def sweep(scale):
+    """Vary width, learning rate and seed, which draws data and first parameters."""
     widths, rates, num_seeds, *_ = _SIZES[scale]
     yield axis("width", widths, lambda width: {"model.hidden_widths": (width,)})
     yield axis("learning_rate", rates, "optimizer.learning_rate")

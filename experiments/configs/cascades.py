@@ -22,6 +22,7 @@ EXPECTED = (
 
 
 def get_config(scale="small"):
+    """Return the run of Fig. 4 with tracker, stability ratio, exponent, NTK and forecasts."""
     config = tiny.get_config() if scale == "smoke" else fig4.get_config()
     config.schedule.amplitude, period = 70.0, config.schedule.period
     config.steps_per_chunk = 2 * period // 5
@@ -37,6 +38,7 @@ def get_config(scale="small"):
 
 
 def static(scale="small"):
+    """Return the same under the static loss."""
     config = get_config(scale)
     config.schedule.amplitude = 1.0
     del config.probes.ntk, config.probes.forecast

@@ -33,8 +33,10 @@ def along(config, num_points=100, **settings):
 
 
 def measure(config, results, folder):
+    """Measure the run along its second turn, and the image network."""
     return along(config).merge(composition.of_images(), combine_attrs="no_conflicts")
 
 
 def reduce(results):
+    """Return what was measured, as it is."""
     return results["measured"]

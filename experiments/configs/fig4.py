@@ -63,4 +63,5 @@ def get_config(num_turns: int = 14, period: int = 5_000) -> ConfigDict:
 
 
 def reduce(results):
+    """Return the run as it is."""
     return results["run"]

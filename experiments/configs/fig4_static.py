@@ -12,6 +12,7 @@ EXPECTED = (("accuracy", 69_999, 0.477, 0.0, 0.8, "[ours], P1 [text]"),)
 
 
 def get_config():
+    """Return the run of Fig. 4 under the static loss."""
     config = fig4.get_config()
     config.schedule.amplitude = 1.0
     return config

@@ -11,6 +11,7 @@ EXPECTED = (("accuracy", 69_999, 0.993, 0.98, 1.0, "P1 [fig]"),)
 
 
 def get_config():
+    """Return the run of Fig. 4 from the updated initialisation."""
     config = fig4.get_config()
     config.model.initialization = "updated"
     return config

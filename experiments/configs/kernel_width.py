@@ -28,6 +28,7 @@ _SIZES = {
 
 
 def get_config(scale="small"):
+    """Return five cycles in float32, with the kernel before the first and after each."""
     *_, period, examples, num_examples = _SIZES[scale]
     config = fig4.get_config(num_turns=5 * 3, period=period)  # five cycles
     config.float64 = False
@@ -51,6 +52,7 @@ def sweep(scale, power=0.0, num_seeds=None, further_widths=(), **settings):
 
 
 def sweep_scaled(scale):
+    """Vary the width and the first parameters; the learning rate goes as 1 / width."""
     return sweep(scale, power=1.0)
 
 

@@ -29,6 +29,7 @@ _SIZES = {
 
 
 def get_config(scale="small"):
+    """Return the linearised network under the loss of Fig. 4, with sharpness, NTK and validation."""
     _, num_turns, period, width, examples, num_windings, every = _SIZES[scale]
     config = fig4.get_config(num_turns, period)
     config.dataset.update(examples_per_class=examples, num_turns=num_windings)

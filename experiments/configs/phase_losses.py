@@ -27,6 +27,7 @@ _SIZES = {
 
 
 def get_config(scale="small"):
+    """Return that of phase_width_rate.py without its sharpness."""
     config = phase_width_rate.get_config(scale)
     del config.probes.hessian
     return config

@@ -24,6 +24,7 @@ _SIZES = {
 
 
 def get_config(scale="small"):
+    """Return the network of Fig. 4 in float32 under the static loss, with its sharpness."""
     config = phase_amplitude_period.get_config(scale)
     config.num_steps, config.stop_after = _SIZES[scale][3], 0
     config.model.hidden_widths = (100,)

@@ -26,6 +26,7 @@ _SIZES = {
 
 
 def get_config(scale="small"):
+    """Return that of phase_amplitude_period.py with one amplitude and period, and the last sharpness."""
     config = phase_amplitude_period.get_config(scale)
     config.model.hidden_widths = (100,)
     config.schedule.update(amplitude=AMPLITUDE, period=PERIOD)

@@ -15,6 +15,7 @@ EXPECTED = (
 
 
 def get_config():
+    """Return six turns of a hundred steps of a small network."""
     config = fig4.get_config(num_turns=6, period=100)
     config.steps_per_chunk = 100
     config.dataset.update(examples_per_class=20, num_turns=0.5)
