@@ -68,6 +68,10 @@ def find(name: str) -> ModuleType:
     is_named = isinstance(module.FIGURE, str | tuple | list)
     if not is_named or not module.FIGURE or not {*_functions(module)} <= {*figures.__all__}:
         raise ConfigError(f"{module.__file__}: FIGURE {module.FIGURE!r} is not in analysis.figures")
+    for row in module.EXPECTED if isinstance(module.EXPECTED, tuple | list) else [None]:
+        if not (isinstance(row, tuple | list) and len(row) == 6):
+            form = "(variable, where, expected, least, most, source)"
+            raise ConfigError(f"{module.__file__}: EXPECTED holds rows {form}, got {row!r}")
     return module
 
 
@@ -171,7 +175,7 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
             print(f"{name}: the tracker takes {second_pass.estimate_cost(of_run)}", file=sys.stderr)
         meta = train.train(of_run, workdir, resume=True)
         if meta["status"] != "done":
-            train.report(meta, workdir, go_on="the same command")
+            command_line.report(meta, workdir)
         results[name] = records.load(workdir)
     for name, declared in named_sweeps(module).items() if hasattr(module, "sweep") else ():
         sweep = make_sweep(config, name, declare(declared, scale))

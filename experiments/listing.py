@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from dlf.store.cells import DIVERGED, INVALID, NOT_RUN, STORE, Store
 from dlf.store.files import StoreError, read_json
@@ -64,7 +64,7 @@ def _main() -> int:
     root = parser.parse_args().folder
     if not root.is_dir():
         raise command_line.ConfigError(f"{root} is no folder: name one that holds runs or sweeps")
-    table = Table("folder", "kind", "status", "progress", "seconds")
+    table = Table(Column("folder", overflow="fold"), "kind", "status", "progress", "seconds")
     for path in sorted(root.rglob("meta.json")):
         table.add_row(*entry(path.parent))
     Console().print(table if table.row_count else f"no run and no sweep below {root}")

@@ -133,6 +133,9 @@ LINES = {
     "del reduce": "has no reduce",
     "del get_config": "has no get_config",
     "FIGURE = 'fig5'": "FIGURE 'fig5' is not in analysis.figures",
+    "EXPECTED = (('moon', 1),)": "EXPECTED holds rows (variable, where, expected",
+    "EXPECTED = 3": "EXPECTED holds rows",
+    "EXPECTED = ('loss', 5, 1, 1, 1, 'x')": "got 'loss'",
     "FIGURE = ()": "FIGURE () is not in analysis.figures",
     "raise SystemExit(3)": "SystemExit: 3",
     "FIGURE = 3": "FIGURE 3 is not in analysis.figures",
@@ -197,7 +200,6 @@ def test_a_figure_that_cannot_be_written_is_named(command, tmp_path, smoke):
     [
         "def in_words(found): raise KeyError('moon')",
         "def measure(*_): raise ValueError('moon')",
-        "EXPECTED = (('moon', 1),)",
         "CSV = ('table', 'moon'), 1",
     ],
 )

@@ -34,13 +34,14 @@ _TIMED_STEPS = 500
 
 def dry_run(sweep: Sweep, workdir: Path, settings: fill.Settings) -> None:
     """Print cells, blocks, estimated time and memory of a sweep; each program is timed for some steps."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"{workdir} is no folder: name another one")
+    meta = fill.existing(sweep, workdir, settings.memory) if workdir.exists() else None
     planned = plan(sweep, settings.memory)
     num_cells = missing = prod(sweep.shape)
     cells_per_block = prod(planned.cells_per_block)
     num_blocks = prod(-(-n // k) for n, k in zip(sweep.shape, planned.cells_per_block, strict=True))
-    if workdir.exists() and not workdir.is_dir():
-        raise ConfigError(f"{workdir} is no folder: name another one")
-    if workdir.exists() and fill.existing(sweep, workdir, settings.memory):
+    if meta:
         store = Store(workdir)
         missing = int(np.sum(store.status() == NOT_RUN))
         num_blocks, cells_per_block = len(store.blocks()), store.cells_per_block
@@ -51,7 +52,7 @@ def dry_run(sweep: Sweep, workdir: Path, settings: fill.Settings) -> None:
         taken.append(seconds / num_steps * config.num_steps)
     per_cell, num_jobs = np.mean(taken), 1 if settings.launcher == "here" else settings.num_jobs
     hours, minutes = missing * per_cell / 3600, missing * per_cell / 60 / num_jobs
-    of_block, most = planned.block_bytes / 2**20, settings.memory / 2**20
+    of_block, most = (meta["block_bytes"] if meta else planned.block_bytes) / 2**20, settings.memory / 2**20
     stored = num_cells * sum(prod(x.shape) * np.dtype(x.dtype).itemsize for x in planned.series.values())
     axes = " x ".join(f"{axis.name} {len(axis.labels)}" for axis in sweep.axes)
     timed = f"as timed over {_TIMED_STEPS} steps, without its last probes"
