@@ -6,6 +6,7 @@ This is the only place that changes global settings of JAX and of logging.
 import argparse
 import contextlib
 import logging
+import os
 import re
 import signal
 import sys
@@ -87,10 +88,11 @@ def explain_unknown_key(error: Exception) -> str:
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a main and turn what a person can cause into one line and an exit status."""
-    # orbax and absl narrate each checkpoint on the root logger
-    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger().setLevel(logging.ERROR)  # orbax and absl narrate each checkpoint on it
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in one line, too
+    for number in (signal.SIGINT, signal.SIGTERM):  # shells let their background jobs ignore the first
+        signal.signal(number, signal.default_int_handler)
+    before, sys.unraisablehook = sys.unraisablehook, lambda ignored: _ask_again(ignored, before)
     try:
         sys.exit(main())
     except (ConfigError, StoreError) as error:
@@ -99,6 +101,15 @@ def run(main: Callable[[], int]) -> NoReturn:
         fail(f"not enough memory: {error}")
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    finally:
+        sys.unraisablehook = before
+
+
+def _ask_again(ignored: Any, otherwise: Callable[[Any], None]) -> None:
+    # Python drops what is raised in callbacks, of its garbage collector above all, and interrupts with it
+    if not issubclass(ignored.exc_type, KeyboardInterrupt):
+        return otherwise(ignored)
+    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
 def report(meta: dict[str, Any], workdir: str | Path, go_on: str = "the same command") -> int:

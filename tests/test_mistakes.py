@@ -1,11 +1,16 @@
 """What a person can get wrong, by flag or in a config file: one line each, and nothing is lost."""
 
+import gc
+import signal
+import sys
+import time
+import weakref
 from pathlib import Path
 
 import jax
 import pytest
 
-from experiments import figure, train
+from experiments import command_line, figure, train
 from experiments.configs import tiny
 
 TINY = Path(tiny.__file__)
@@ -146,3 +151,52 @@ def test_an_unknown_figure_lists_the_choices(command):
     status, _, err = command(figure.main, "fig5")
     assert status == 2 and err.count("\n") == 1
     assert "unknown figure 'fig5': one of cascade_rates, cascades, curvature, fig4, fig4_static" in err
+
+
+def _in_the_open(interrupt):
+    interrupt()
+
+
+def _in_a_callback_of_the_collector(interrupt):
+    def callback(phase, info):
+        gc.callbacks.remove(callback)  # once
+        interrupt()
+
+    gc.callbacks.append(callback)
+    gc.collect()
+
+
+def _in_the_callback_of_a_weak_reference(interrupt):
+    dying = {1}
+    reference = weakref.ref(dying, lambda _: interrupt())
+    del dying
+    assert reference() is None
+
+
+def _in_a_finalizer(interrupt):
+    type("Dying", (), {"__del__": lambda self: interrupt()})()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "fall",
+    [
+        _in_the_open,
+        _in_a_callback_of_the_collector,
+        _in_the_callback_of_a_weak_reference,
+        _in_a_finalizer,
+    ],
+)
+def test_an_interrupt_is_heard_wherever_it_falls(capfd, fall, number):
+    hook = sys.unraisablehook
+    for heard in (signal.SIGINT, signal.SIGTERM):  # as a shell starts its background jobs
+        signal.signal(heard, signal.SIG_IGN)
+
+    def main():
+        fall(lambda: signal.raise_signal(number))
+        time.sleep(60)
+
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(main)
+    assert stop.value.code == 130 and capfd.readouterr().err == "error: interrupted\n"
+    assert sys.unraisablehook is hook

@@ -25,30 +25,25 @@ def spiral(
 
     Raises ValueError for fewer than two classes, no examples, or impossible turns or noise.
 
-    Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793) and the authors' notebook; the test set is
-    ours.
+    Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793) and the authors' notebook; the test set is ours.
 
     >>> train, test, num_classes = spiral()
     >>> train.inputs.shape, num_classes, [round(float(v), 4) for v in train.inputs[50]]
     ((300, 2), 3, [0.5017, -0.0583])
     """
     if num_classes < 2 or examples_per_class < 1:
-        raise ValueError(
-            f"need two classes and an example of each, got {num_classes=}, {examples_per_class=}"
-        )
+        raise ValueError(f"need two classes with an example each, got {num_classes=}, {examples_per_class=}")
     if not (np.isfinite(num_turns) and np.isfinite(noise) and noise >= 0):
         raise ValueError(f"need finite turns and noise of at least 0, got {num_turns=}, {noise=}")
     rng = np.random.RandomState(seed)
-    radius = np.linspace(0.0, 1.0, examples_per_class)
+    radius = np.linspace(0.0, 1.0, examples_per_class)[:, None]
+    start = 2 * np.pi * np.arange(num_classes) / num_classes
+    angles = np.linspace(start, start + 2 * np.pi * num_turns, examples_per_class)
+    labels = jnp.asarray(np.repeat(np.arange(num_classes), examples_per_class))
 
     def draw() -> Batch:
-        arms = []
-        for arm in range(num_classes):
-            start = 2 * np.pi * arm / num_classes
-            angle = np.linspace(start, start + 2 * np.pi * num_turns, examples_per_class)
-            angle = angle + noise * rng.randn(examples_per_class)
-            arms.append(np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1))
-        labels = np.repeat(np.arange(num_classes), examples_per_class)
-        return Batch(jnp.asarray(np.concatenate(arms)), jnp.asarray(labels))
+        angle = angles + noise * rng.randn(num_classes, examples_per_class).T
+        arms = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+        return Batch(jnp.asarray(arms.swapaxes(0, 1).reshape(-1, 2)), labels)
 
     return Dataset(train=draw(), test=draw(), num_classes=num_classes)
