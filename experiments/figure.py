@@ -20,6 +20,7 @@ import os
 import sys
 import time
 from importlib import import_module
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -65,11 +66,15 @@ def find(name: str) -> ModuleType:
     for part in ("get_config", "reduce", "FIGURE", "EXPECTED"):
         if not hasattr(module, part):
             raise ConfigError(f"{module.__file__} has no {part}: see experiments/configs/fig4.py")
-    is_named = isinstance(module.FIGURE, str | tuple | list)
-    if not is_named or not module.FIGURE or not {*_functions(module)} <= {*figures.__all__}:
+    for part in ("get_config", "reduce", "measure", "in_words"):
+        if not callable(getattr(module, part, print)):
+            raise ConfigError(f"{module.__file__}: {part} must be a function")
+    is_named = isinstance(module.FIGURE, str | tuple | list) and len(module.FIGURE)
+    if not is_named or not all(name in figures.__all__ for name in _functions(module)):
         raise ConfigError(f"{module.__file__}: FIGURE {module.FIGURE!r} is not in analysis.figures")
     for row in module.EXPECTED if isinstance(module.EXPECTED, tuple | list) else [None]:
-        if not (isinstance(row, tuple | list) and len(row) == 6):
+        kinds = [str, int | dict, Real, Real, Real, str]
+        if not (isinstance(row, tuple | list) and len(row) == 6 and all(map(isinstance, row, kinds))):
             form = "(variable, where, expected, least, most, source)"
             raise ConfigError(f"{module.__file__}: EXPECTED holds rows {form}, got {row!r}")
     return module
@@ -113,7 +118,7 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
         if not isinstance(config, ConfigDict):
             raise ConfigError(f"{name}: get_config must return a ConfigDict, got {type(config).__name__}")
     else:
-        arguments = [sys.argv[0], f"--config={module.__file__}", *overrides]
+        arguments = [sys.argv[0], f"--config={module.__file__}{f':{scale}' if scale else ''}", *overrides]
         config = command_line.parse(arguments, __doc__, folder).config
     return Plan(name, module, config, scale, folder)
 
@@ -273,11 +278,11 @@ def _main() -> int:
             ok &= make(figure, options.shipped, how)
         except KeyboardInterrupt:
             command_line.fail(f"interrupted: the same command goes on in {figure.folder}", 130)
-        except OSError as error:
-            raise StoreError(f"cannot use {figure.folder}: {error}") from error
         except (ConfigError, StoreError, MemoryError):
             raise
         except Exception as error:  # whatever a part of the user's config module raises
+            if isinstance(error, OSError) and error.filename:
+                raise StoreError(f"cannot use {figure.folder}: {error}") from error
             what = f"{figure.name} could not be made: {type(error).__name__}: {error}"
             raise ConfigError(f"{what}; its runs are kept in {figure.folder}") from error
     return 0 if ok else 1

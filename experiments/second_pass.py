@@ -15,6 +15,7 @@ from dlf.train import SERIES, init_carries
 from experiments.build import Experiment, build, make_loop, ready_loop
 from experiments.command_line import ConfigError
 
+_PROBE = "tracker"
 _NUM_MEASUREMENTS = 40  # of which a cost is estimated: four audits among them
 _REPEATS = 3
 _BLOCK = 16  # steps of one compiled loop
@@ -40,12 +41,12 @@ class Cost(NamedTuple):
         )
 
 
-def estimate_cost(config: ConfigDict, probe: str = "tracker") -> Cost:
-    """Estimate what a probe costs over a run from its first measurements: train with it and without it."""
+def estimate_cost(config: ConfigDict) -> Cost:
+    """Estimate what the tracker costs over a run from its first measurements: with it and without it."""
     experiment = build(config)
-    every = experiment.run.probes[probe].every
+    every = experiment.run.probes[_PROBE].every
     num_steps = min(_NUM_MEASUREMENTS * every, config.num_steps)
-    alone, together = (loop_seconds(experiment, chosen, num_steps) for chosen in ((), (probe,)))
+    alone, together = (loop_seconds(experiment, chosen, num_steps) for chosen in ((), (_PROBE,)))
     gradient, each = alone / num_steps, (together - alone) / -(-num_steps // every)
     return Cost(-(-config.num_steps // every), each / gradient, gradient)
 
@@ -60,20 +61,18 @@ def loop_seconds(experiment: Experiment, names: Iterable[str], num_steps: int) -
     return float(np.median(taken[1:]))
 
 
-def measure_windows(
-    config: ConfigDict, workdir: Path, windows: Iterable[tuple[int, int]], probe: str = "tracker"
-) -> xr.Dataset:
-    """Return what a probe of a run measures at every step of windows [start, stop), and the `loss`.
+def measure_windows(config: ConfigDict, workdir: Path, windows: Iterable[tuple[int, int]]) -> xr.Dataset:
+    """Return what the tracker of a run measures at every step of windows [start, stop), and the `loss`.
 
     Each window starts from the newest sound checkpoint before it, or from the first step, and is rounded to
-    whole blocks of 16 steps counted from there; the probe starts without memory, and numbers identities anew
+    whole blocks of 16 steps counted from there; it starts without memory, and numbers identities anew
     (`window` counts the windows). On the machine that made the run the loss has the bits of the run.
 
-    Raises ConfigError for a probe that the run does not have, or a window that is not inside of it.
+    Raises ConfigError for a run without a tracker, or a window that is not inside of it.
     """
     windows = sorted(windows)
-    if probe not in config.probes:
-        raise ConfigError(f"the run has no probe {probe!r}, only {', '.join(config.probes)}")
+    if _PROBE not in config.probes:
+        raise ConfigError(f"the run has no probe {_PROBE!r}, only {', '.join(config.probes)}")
     for start, stop in windows:
         if not 0 <= start < stop <= config.num_steps:
             raise ConfigError(f"a window must lie within 0 to {config.num_steps}, got [{start}, {stop})")
@@ -82,10 +81,10 @@ def measure_windows(
     experiment = build(config)
     at_every_step = config.copy_and_resolve_references()
     with at_every_step.unlocked():
-        at_every_step.probes = {probe: {**config.probes[probe].to_dict(), "every": 1}}
+        at_every_step.probes = {_PROBE: {**config.probes[_PROBE].to_dict(), "every": 1}}
     tracked = build(at_every_step)
     advance, measure = make_loop(experiment, ()), make_loop(tracked)
-    described = tracked.run.probes[probe].series | {"loss": SERIES["loss"]}
+    described = tracked.run.probes[_PROBE].series | {"loss": SERIES["loss"]}
     parts = []
     for number, (start, stop) in enumerate(windows):
         step, state = nearest(experiment, workdir, start)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from experiments import documents
+from experiments import documents, figure
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -25,7 +26,7 @@ def test_the_readme_is_short():
 
 def test_the_snippets_of_the_readme_run_and_print_what_they_say():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     namespace, printed = {}, io.StringIO()
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", False)  # as in a fresh interpreter
@@ -54,6 +55,14 @@ def test_files_that_a_document_names_exist(path):
 def test_tables_are_those_of_the_data(path):
     text = path.read_text()
     assert text == documents.filled(text), "python -m experiments.documents writes them"
+
+
+@pytest.mark.parametrize("name", sorted({*figure.NAMES} - {"tiny"}))
+def test_the_minutes_of_a_run_card_are_those_of_the_data(name):
+    card = (figure.CONFIGS / f"{name}.py").read_text().split('"""')[1]
+    minutes = re.findall(r"([\w.]+) minutes?\b", card)
+    seconds = json.loads((figure.CONFIGS / f"{name}.json").read_text())["seconds"]
+    assert minutes == [str(round(seconds / 60)) if seconds >= 90 else "one"]
 
 
 @pytest.mark.parametrize("path", documents.DOCUMENTS[1:], ids=lambda path: str(path.relative_to(ROOT)))

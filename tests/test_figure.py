@@ -1,6 +1,7 @@
 """The command of all figures: what it makes, compares and says to mistakes."""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -139,6 +140,16 @@ LINES = {
     "FIGURE = ()": "FIGURE () is not in analysis.figures",
     "raise SystemExit(3)": "SystemExit: 3",
     "FIGURE = 3": "FIGURE 3 is not in analysis.figures",
+    "FIGURE = [['fig4']]": "FIGURE [['fig4']] is not in analysis.figures",
+    "FIGURE = ('fig4', 3)": "FIGURE ('fig4', 3) is not in analysis.figures",
+    "EXPECTED = [('loss', 50, 'x', 0, 1, 's')]": "EXPECTED holds rows",
+    "EXPECTED = [('loss', 50, 1, None, 1, 's')]": "EXPECTED holds rows",
+    "EXPECTED = [('loss', 50, 1, 0, 1, None)]": "EXPECTED holds rows",
+    "EXPECTED = [(3, 50, 1, 0, 1, 's')]": "EXPECTED holds rows",
+    "EXPECTED = [('loss', 'x', 1, 0, 1, 's')]": "EXPECTED holds rows",
+    "reduce = 5": "reduce must be a function",
+    "measure = 5": "measure must be a function",
+    "in_words = 5": "in_words must be a function",
     "1 / 0": "ZeroDivisionError",
     "get_config = lambda scale: {}[scale]; RUNS = {}": "scale 'small': KeyError: 'small'",
     "get_config, RUNS = (lambda: {}), {}": "get_config must return a ConfigDict, got dict",
@@ -211,6 +222,28 @@ def test_any_other_part_that_fails_gets_one_line_and_keeps_the_run(command, tmp_
     assert status == 2 and f"its runs are kept in {folder}" in err
     assert err.strip().splitlines()[-1].startswith("error: mine could not be") and "Traceback" not in err
     assert (folder / "metrics.zarr").exists()
+
+
+def test_an_error_of_the_system_in_a_part_of_the_module_is_that_of_the_part(command, tmp_path, smoke):
+    path, folder = tmp_path / "mine.py", shutil.copytree(smoke("tiny"), tmp_path / "run")
+    path.write_text(f"{MINE}\ndef reduce(results):\n    raise OSError('moon')\n")
+    status, _, err = command(figure.main, path, f"--workdir={folder}")
+    assert status == 2 and err.count("\n") == 1
+    assert "mine could not be made: OSError: moon" in err and f"its runs are kept in {folder}" in err
+
+
+@pytest.mark.parametrize("default", ["", "='small'"])
+def test_a_figure_of_one_run_has_scales_if_its_configuration_has(command, tmp_path, default):
+    path, steps = tmp_path / "mine.py", {"smoke": 20, "small": 30, "paper": 40}
+    path.write_text(
+        f"{MINE}\ndef get_config(scale{default}):\n    config = tiny.get_config()\n"
+        f"    config.num_steps = {steps}[scale]\n    return config\n"
+    )
+    for options, scale in (["--scale=smoke"], "smoke"), ([], "small"):
+        status, _, err = command(figure.main, path, f"--workdir={tmp_path / scale}", *options)
+        assert status == 0, err
+        assert json.loads((tmp_path / scale / "config.json").read_text())["num_steps"] == steps[scale]
+        assert json.loads((tmp_path / scale / "mine.json").read_text())["scale"] == scale
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -110,14 +110,14 @@ def mean_error(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     return values.mean("seed"), values.std("seed", ddof=1) / np.sqrt(values.count("seed"))
 
 
-def paired_gain(values: xr.DataArray, reference: xr.DataArray, level: float = 0.05) -> xr.Dataset:
+def paired_gain(values: xr.DataArray, reference: xr.DataArray) -> xr.Dataset:
     """Test in every cell whether values exceed a reference, paired over `seed`.
 
         gain = mean_s (values_s - reference_s)        with its standard error
 
     `p_value` is that of the one-sided sign-flip permutation test of the mean, which assumes no more than
     that without an effect a difference is as likely as its negative: exact up to 13 seeds, from a fixed
-    random draw beyond. `significant` holds at a false discovery rate of `level` over all cells. A cell in
+    random draw beyond. `significant` holds at a false discovery rate of 5 % over all cells. A cell in
     which a value is missing is not tested.
 
     Raises ValueError for fewer than two seeds.
@@ -143,7 +143,7 @@ def paired_gain(values: xr.DataArray, reference: xr.DataArray, level: float = 0.
     significant = tested.copy(data=np.zeros(tested.shape, np.int8))
     if tested.any():
         adjusted = stats.false_discovery_control(p_value.values[tested.values])
-        significant.values[tested.values] = adjusted <= level
+        significant.values[tested.values] = adjusted <= 0.05
     gain, error = mean_error(difference)
     return xr.Dataset(dict(gain=gain, gain_error=error, p_value=p_value, significant=significant))
 

@@ -22,6 +22,7 @@ _KNOWN = {
     "decay", "eps", "b2", "eps_root",
 }  # fmt: skip
 _BUILDERS = {"sgd": optax.sgd, "rmsprop": optax.rmsprop, "adam": optax.adam, "ema": optax.ema}
+_RANK = 1e-6  # below which share of the largest an eigenvalue counts as zero
 _LARGEST = 5_000  # parameters: for the flip coefficient the Hessian is solved densely
 
 
@@ -137,11 +138,7 @@ class Flip(NamedTuple):
 
 
 def flip_coefficient(
-    loss: Callable[[Params], Float[Array, ""]],
-    params: Params,
-    direction: Params,
-    learning_rate: float,
-    rtol: float = 1e-6,
+    loss: Callable[[Params], Float[Array, ""]], params: Params, direction: Params, learning_rate: float
 ) -> Flip:
     """Return the coefficient of the flip of gradient descent at a fixed point along a critical direction.
 
@@ -149,7 +146,7 @@ def flip_coefficient(
 
     q is `direction` at unit length, an eigenvector of the Hessian H with eta lambda near 2; D3 and D4 are the
     third and fourth derivatives of the loss, by automatic differentiation. H^+ leaves out eigenvalues below
-    `rtol` times the largest modulus. Needs the whole Hessian: up to 5,000 parameters. Of a ReLU network the
+    1e-6 times the largest modulus. Needs the whole Hessian: up to 5,000 parameters. Of a ReLU network the
     derivatives omit the kinks that a finite cycle crosses: take a twin with tanh or softplus.
 
     Raises ValueError for more parameters, or a direction of zero length.
@@ -181,7 +178,7 @@ def flip_coefficient(
     third, fourth = jax.jit(along(2, gradient))(flat), jax.jit(along(4, flat_loss))(flat)
     hessian = dense(lambda v: jax.jvp(gradient, (flat,), (v,))[1], flat)
     values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
-    regular = jnp.abs(values) > rtol * jnp.max(jnp.abs(values))
+    regular = jnp.abs(values) > _RANK * jnp.max(jnp.abs(values))
     parts = vectors.T @ third
     inverse = jnp.where(regular, 1 / jnp.where(regular, values, 1), 0)
     coefficient = learning_rate * (jnp.sum(inverse * parts**2) / 2 - fourth / 6)

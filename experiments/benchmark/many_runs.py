@@ -112,9 +112,10 @@ def peak_of_sweep(num_cells: int) -> float:
     return timing.peak_memory()
 
 
-def overhead(repeats: int, num_steps: int = 35_001) -> tuple[float, np.ndarray]:
+def overhead(repeats: int) -> tuple[float, np.ndarray]:
     """Return the seconds that the first block takes longer, and what the others take over compute, in %."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # ten cells a block, on one core
+    num_steps = 35_001
     sweep, experiment = _sweep(10 * (repeats + 1), num_steps)
     program = blocks.ensemble(sweep, experiment, num_steps)
     alone = timed(partial(program, *blocks.copies(experiment, 10)))

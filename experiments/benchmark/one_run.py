@@ -143,11 +143,10 @@ def speed(repeats: int, steps: int) -> Iterator[dict[str, list[Record]]]:
         yield {"rows": speed_rows(float64, in_fresh_process(time_runs, float64, repeats, steps), config)}
 
 
-def tracking(repeats: int, num_steps: int = 0) -> Iterator[dict[str, list[Record]]]:
+def tracking(repeats: int) -> Iterator[dict[str, list[Record]]]:
     """Measure what tracker, Lyapunov exponent and period labels cost on the run of Fig. 4."""
     config = config_cascades.get_config()
-    # whole runs, since the tracker's work depends on what a run does; fewer steps only to try it
-    experiment = prepare(config, num_steps=num_steps or config.num_steps)
+    experiment = prepare(config)  # a whole run, since the tracker's work depends on what a run does
     probes, num_steps = {"alone": (), "tracker": ("tracker",), "exponent": ("lyapunov",)}, config.num_steps
     runs = {name: compiled(experiment, names, num_steps) for name, names in probes.items()}
     series = runs["exponent"]()

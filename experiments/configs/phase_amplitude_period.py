@@ -1,6 +1,6 @@
 """Accuracy over amplitude and period of the class weights: the spiral network of the first paper.
 
-`python -m experiments.figure phase_amplitude_period --launcher=local`, 15 minutes on two cores. Network, data
+`python -m experiments.figure phase_amplitude_period --launcher=local`, 13 minutes on two cores. Network, data
 and learning rate are those of Fig. 4 [code]. All else is [ours]: grid and number of seeds, a validation set
 that is a new draw of the noise on the same arms, weights of one for the last tenth of the steps, float32. A
 seed draws data and first parameters. The static loss (amplitude 1) does not know a period: it is a sweep of

@@ -1,6 +1,6 @@
 """Accuracy against width of DCE, DMSE1 and DMSE2 beside their static parents: second paper.
 
-`python -m experiments.figure phase_losses --launcher=local`, 6 minutes on two cores. That the gain is largest
+`python -m experiments.figure phase_losses --launcher=local`, 5 minutes on two cores. That the gain is largest
 for small networks is the paper's [text]. The formulas of DMSE1 and DMSE2, the spiral, widths, rates,
 amplitude, period and steps are [ours]: they could not be read.
 """

@@ -1,6 +1,6 @@
 """Loss and sharpness along training under the static cross-entropy: Fig. 1 of the second paper.
 
-`python -m experiments.figure phase_static --launcher=local`, 5 minutes on two cores. Three widths, two
+`python -m experiments.figure phase_static --launcher=local`, 2 minutes on two cores. Three widths, two
 learning rates, means over 20 seeds [text]. Sizes, rates, spiral and steps are [ours]: they could not be read.
 The sharpness is measured at an odd distance of steps, so that both parities of an oscillation are met.
 """
