@@ -280,7 +280,9 @@ def _main() -> int:
             command_line.fail(f"interrupted: the same command goes on in {figure.folder}", 130)
         except (ConfigError, StoreError, MemoryError):
             raise
-        except Exception as error:  # whatever a part of the user's config module raises
+        except (Exception, SystemExit) as error:  # whatever a part of the user's config module raises
+            if isinstance(error, SystemExit) and error.code:  # it has said why
+                raise
             if isinstance(error, OSError) and error.filename:
                 raise StoreError(f"cannot use {figure.folder}: {error}") from error
             what = f"{figure.name} could not be made: {type(error).__name__}: {error}"

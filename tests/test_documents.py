@@ -10,9 +10,11 @@ import jax
 import jupytext
 import nbformat
 import pytest
+import xarray as xr
 from nbclient import NotebookClient
 
 from experiments import documents, figure
+from experiments.configs import phase_width_rate
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -63,6 +65,13 @@ def test_the_minutes_of_a_run_card_are_those_of_the_data(name):
     minutes = re.findall(r"([\w.]+) minutes?\b", card)
     seconds = json.loads((figure.CONFIGS / f"{name}.json").read_text())["seconds"]
     assert minutes == [str(round(seconds / 60)) if seconds >= 90 else "one"]
+
+
+@pytest.mark.parametrize("quantity", ["accuracy_mean", "validation_accuracy_mean"])
+def test_the_cell_that_other_diagrams_use_is_among_the_best(quantity):
+    found = xr.load_dataset(figure.CONFIGS / "phase_amplitude_period.nc", engine="scipy")[quantity]
+    cell = found.sel(amplitude=phase_width_rate.AMPLITUDE, period=phase_width_rate.PERIOD)
+    assert int((found > cell).sum()) < found.size / 10
 
 
 @pytest.mark.parametrize("path", documents.DOCUMENTS[1:], ids=lambda path: str(path.relative_to(ROOT)))

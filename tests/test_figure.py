@@ -176,6 +176,7 @@ def test_a_config_module_that_lacks_a_part_gets_one_line(command, tmp_path, line
         "results['run'].assign_attrs(x={})",
         "[]",
         "results['run'].drop_vars('loss')",
+        "exit(0)",
     ],
 )
 def test_a_reduction_that_fails_gets_one_line_and_keeps_the_run(command, tmp_path, smoke, body):
