@@ -25,7 +25,7 @@ def workdir(tmp_path):
         "top": Series(("rank",), "nat", "eigenvalues", "top_step", 3, (2,), float),
     }
     store.create(tmp_path, NUM_STEPS, CHUNK, described, {"config": "{}", "commit": "abc"})
-    files.write_json(tmp_path / "meta.json", {"status": "running"})
+    files.write_json(tmp_path / "meta.json", {"status": "running"}, signed=True)
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def test_a_store_opens_with_plain_xarray_and_is_labelled(workdir):
     np.testing.assert_array_equal(run["loss"], np.arange(10))
     np.testing.assert_array_equal(run["top_step"], [0, 3, 6, 9])
     np.testing.assert_array_equal(run["top"][:, 0], [0, 3, 6, 9])
-    assert run.attrs["commit"] == "abc" and run.attrs["committed_steps"] == 10
+    assert run.attrs["commit"] == "abc" and store.committed(workdir) == (10, 10)
     run.close()
 
 
@@ -62,9 +62,9 @@ def test_what_is_not_yet_measured_is_nan(workdir):
 
 def test_rows_written_after_the_last_commit_do_not_show(workdir):
     fill(workdir, until=8)
-    before = store.load(workdir).attrs["committed_steps"]
+    before = (workdir / "ledger.json").read_bytes()
     store.commit(workdir, 8, series(8, 10), None)
-    zarr.open_group(workdir / "metrics.zarr", mode="r+").attrs["committed_steps"] = before
+    (workdir / "ledger.json").write_bytes(before)
     assert np.isnan(store.load(workdir)["loss"][8:]).all()
 
 
@@ -78,12 +78,7 @@ def test_the_newest_checkpoint_comes_back_to_the_bit(workdir):
 
 def test_only_the_newest_checkpoints_are_kept(workdir):
     fill(workdir)
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == [
-        "10",
-        "10.json",
-        "8",
-        "8.json",
-    ]
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"8", "10"}
 
 
 def test_an_empty_store_starts_from_step_zero(workdir):
@@ -120,10 +115,28 @@ def test_any_damage_to_a_checkpoint_falls_back_to_the_one_before(workdir, tmp_pa
     assert capfd.readouterr().err == ""
 
 
-def test_a_checkpoint_without_its_checksums_does_not_count(workdir):
-    fill(workdir)
-    (workdir / "checkpoints" / "10.json").unlink()
+def test_what_killed_processes_left_does_not_count_and_is_swept_away(workdir):
+    fill(workdir, until=8)
+    shutil.copytree(workdir / "checkpoints" / "8", workdir / "checkpoints" / "10")  # committed by no ledger
+    chunks = workdir / "metrics.zarr" / "loss" / "c"
+    left = chunks / "1.0123abcd.partial", workdir / "checkpoints" / "10.orbax-checkpoint-tmp"
+    of_users = chunks / "3 (copy)", workdir / "checkpoints" / "8 (copy).json", chunks / "²"
+    for path in (*left, *of_users):
+        path.write_bytes(b"half")
+    assert store.load(workdir)["loss"].notnull().sum() == 8
     assert store.restore(workdir, STATE)[0] == 8
+    assert not any(path.exists() for path in (*left, workdir / "checkpoints" / "10"))
+    assert all(path.exists() for path in of_users)
+    store.commit(workdir, 8, series(8, 10), STATE)
+    np.testing.assert_array_equal(store.load(workdir)["loss"], np.arange(10))
+
+
+def test_a_link_in_the_way_of_a_file_is_not_followed(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    (tmp_path / "meta.partial").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(files.StoreError, match=r"meta.partial is a link"):
+        files.write_json(tmp_path / "meta.json", {"status": "done"})
+    assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
 def test_without_a_sound_checkpoint_it_says_which_file_is_damaged(workdir):
@@ -175,12 +188,12 @@ def test_rows_that_are_measured_again_need_not_be_readable(workdir):
     np.testing.assert_array_equal(store.load(workdir)["loss"], np.arange(10))
 
 
-def test_a_missing_checksum_file_is_mentioned(workdir):
+def test_a_missing_ledger_is_named(workdir):
     fill(workdir)
-    (workdir / "checkpoints" / "10.json").unlink()
-    step, _, warnings = store.restore(workdir, STATE)
-    assert step == 8 and warnings == [f"{workdir / 'checkpoints' / '10.json'} is missing"]
-    assert store.load(workdir).attrs["committed_steps"] == 8
+    (workdir / "ledger.json").unlink()
+    for read in (store.load, lambda path: store.restore(path, STATE)):
+        with pytest.raises(files.StoreError, match=r"ledger.json is missing: move"):
+            read(workdir)
 
 
 def test_damage_before_every_checkpoint_cannot_be_mended_and_says_so(workdir):
@@ -190,7 +203,7 @@ def test_damage_before_every_checkpoint_cannot_be_mended_and_says_so(workdir):
         store.restore(workdir, STATE)
 
 
-@pytest.mark.parametrize("name", ["meta.json", "metrics.zarr/zarr.json"])
+@pytest.mark.parametrize("name", ["meta.json", "ledger.json", "metrics.zarr/zarr.json"])
 @pytest.mark.parametrize("content", ["", "{", "[1"])
 def test_damaged_json_is_named(workdir, name, content):
     fill(workdir)
@@ -202,6 +215,29 @@ def test_damaged_json_is_named(workdir, name, content):
 def test_a_folder_without_a_run_says_so(tmp_path):
     with pytest.raises(files.StoreError, match="holds no run"):
         store.load(tmp_path)
+
+
+def test_a_run_that_diverged_before_its_first_checkpoint_and_was_killed_then_begins_again(workdir):
+    store.commit(workdir, 0, series(0, 4), None)
+    assert store.restore(workdir, STATE) == (0, None, [])
+    fill(workdir)
+    np.testing.assert_array_equal(store.load(workdir)["loss"], np.arange(10))
+
+
+def test_an_error_of_the_system_is_told_of_the_work_folder(tmp_path):
+    for name in ("d", "/elsewhere", None):  # as other libraries name their files
+        with (
+            pytest.raises(files.StoreError, match=f"cannot write to {tmp_path}: No such"),
+            files.exclusive(tmp_path),
+        ):
+            raise OSError(2, "No such file", name)
+    with (
+        pytest.raises(files.StoreError, match="moved, removed or changed"),
+        files.exclusive(tmp_path / "run"),
+    ):
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").mkdir()
+        raise OSError(2, "No such file", "d")
 
 
 def test_two_writers_are_kept_apart(tmp_path):
@@ -219,3 +255,114 @@ def test_json_is_replaced_whole(tmp_path):
     files.write_json(tmp_path / "a.json", {"status": "done"})
     assert json.loads((tmp_path / "a.json").read_text()) == {"status": "done"}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [".", "metrics.zarr", "ledger.json", "metrics.zarr/zarr.json", "metrics.zarr/step/c/0"],
+)
+def test_a_run_that_is_moved_away_ends_and_nothing_is_made_anew(tmp_path, workdir, lost):
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    fill(folder, until=4)
+    (folder / lost).resolve().rename(tmp_path / "moved")
+    with pytest.raises(files.StoreError, match="moved, removed or changed"):
+        store.commit(folder, 4, series(4, 8), STATE)
+    assert not (folder / lost).exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "", ".", "..", "__a", "zarr.json", "/a", "a\0"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    with pytest.raises(files.StoreError, match="a variable cannot be called"):
+        store.create(tmp_path, 4, 4, {name: Series((), "nat", "loss F", dtype=float)}, {})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a[1]*?", "gs:", "a\\b", "[]"])
+def test_a_folder_that_orbax_takes_for_something_else_is_refused(tmp_path, name):
+    with pytest.raises(files.StoreError, match="name another folder"):
+        store.create(tmp_path / name, 4, 4, {"loss": Series((), "nat", "loss F", dtype=float)}, {})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a[1", "s3:", "x#b?c=d", "*", "{a}", "a b", "é", "%41", "~", "$HOME"])
+def test_a_folder_of_any_other_name_keeps_its_checkpoints(tmp_path, name):
+    folder = tmp_path / name
+    store.create(folder, NUM_STEPS, CHUNK, {"loss": Series((), "nat", "loss F", dtype=float)}, {})
+    store.commit(folder, 0, {"loss": np.arange(4.0)}, STATE)
+    assert store.restore(folder, STATE)[0] == 4
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def as_before_digests(workdir, metadata):
+    """Make of a folder what dlf wrote before it kept digests."""
+    (workdir / "ledger.json").unlink()
+    meta = json.loads((workdir / "meta.json").read_text())
+    del meta["digest"]
+    (workdir / "meta.json").write_text(json.dumps(meta))
+    path = workdir / "metrics.zarr" / "zarr.json"
+    content = json.loads(path.read_text())
+    content["attributes"] |= metadata
+    path.write_text(json.dumps(content))
+
+
+def test_a_run_from_before_there_were_digests_opens_with_a_warning_and_goes_on(workdir):
+    fill(workdir, until=8)
+    checksums = json.loads((workdir / "ledger.json").read_text())["checkpoints"]["8"]
+    as_before_digests(workdir, {"committed_steps": 8})
+    (workdir / "checkpoints" / "8.json").write_text(json.dumps(checksums))
+    with pytest.warns(UserWarning, match="from before dlf kept digests"):
+        np.testing.assert_array_equal(store.load(workdir)["loss"], [*range(8), np.nan, np.nan])
+    with pytest.warns(UserWarning, match="from before dlf kept digests"):
+        assert store.restore(workdir, STATE)[0] == 8
+    store.commit(workdir, 8, series(8, 10), STATE)
+    with pytest.warns(UserWarning, match="from before dlf kept digests"):  # of what it held before
+        np.testing.assert_array_equal(store.load(workdir)["loss"], np.arange(10))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.zarr/loss/c", "metrics.zarr/loss"])
+def test_what_a_link_leads_to_is_not_swept_away(tmp_path, workdir, name):
+    mine = tmp_path / "mine"
+    (mine / "7").mkdir(parents=True)
+    (mine / "1.partial").write_text("precious")
+    if (workdir / name).exists():
+        shutil.move(workdir / name, tmp_path / "kept")
+    (workdir / name).symlink_to(mine, target_is_directory=True)
+    with pytest.raises(files.StoreError):
+        store.restore(workdir, STATE)
+    with pytest.raises(files.StoreError):
+        store.commit(workdir, 0, series(0, 4), STATE)
+    assert sorted(path.name for path in mine.rglob("*")) == ["1.partial", "7"]
+
+
+@pytest.mark.parametrize("name", ["metrics.zarr", "metrics.partial", "metrics.old"])
+def test_a_link_in_the_way_of_a_store_is_not_followed(tmp_path, name):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "zarr.json").write_text("precious")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).symlink_to(mine, target_is_directory=True)
+    with pytest.raises(files.StoreError, match="is a link"):
+        store.create(folder, 4, 4, {"loss": Series((), "nat", "loss F", dtype=float)}, {})
+    assert (mine / "zarr.json").read_text() == "precious" and len([*mine.rglob("*")]) == 1
+
+
+def test_a_run_in_the_place_of_another_one_is_not_written_to(tmp_path):
+    folder = tmp_path / "run"
+    for _ in range(2):
+        store.create(folder, NUM_STEPS, CHUNK, {"loss": Series((), "nat", "loss F", dtype=float)}, {})
+        store.commit(folder, 0, {"loss": np.arange(4.0)}, STATE)
+        folder.rename(tmp_path / "first") if not (tmp_path / "first").exists() else None
+    shutil.move(folder, tmp_path / "second")
+    shutil.copytree(tmp_path / "first", folder)  # another run, as far as this one
+    with pytest.raises(files.StoreError, match="moved, removed or changed"):
+        store.commit(folder, 4, {"loss": np.arange(4.0)}, STATE)
+
+
+@pytest.mark.parametrize("lost", ["loss/c/0", "loss/c/1", "step/c/0", "zarr.json"])
+def test_what_is_lost_of_a_run_from_before_digests_is_named(workdir, lost):
+    fill(workdir, until=8)
+    as_before_digests(workdir, {"committed_steps": 8})
+    (workdir / "metrics.zarr" / lost).unlink()
+    with pytest.warns(UserWarning, match="from before"), pytest.raises(files.StoreError, match=lost):
+        store.load(workdir)

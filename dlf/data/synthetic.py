@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from dlf import memory
 from dlf.types import Batch, Dataset
 
 __all__ = ["spiral"]
@@ -23,7 +24,8 @@ def spiral(
     arm, neither shuffled nor scaled. With the default arguments the training set is exactly the
     authors' (numpy's RandomState(0)); the test set is the next draw of the noise on the same arms.
 
-    Raises ValueError for fewer than two classes, no examples, or impossible turns or noise.
+    Raises ValueError for fewer than two classes, no examples, impossible turns or noise, or
+    more than fits into memory.
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793) and the authors' notebook; the test set is ours.
 
@@ -35,6 +37,7 @@ def spiral(
         raise ValueError(f"need two classes with an example each, got {num_classes=}, {examples_per_class=}")
     if not (np.isfinite(num_turns) and np.isfinite(noise) and noise >= 0):
         raise ValueError(f"need finite turns and noise of at least 0, got {num_turns=}, {noise=}")
+    memory.require(f"{num_classes=} times {examples_per_class=}", 48.0 * num_classes * examples_per_class)
     rng = np.random.RandomState(seed)
     radius = np.linspace(0.0, 1.0, examples_per_class)[:, None]
     start = 2 * np.pi * np.arange(num_classes) / num_classes

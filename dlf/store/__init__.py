@@ -5,8 +5,10 @@ from pathlib import Path
 import xarray as xr
 
 from dlf.store import cells, run
+from dlf.store.checkpoints import check_path
+from dlf.store.files import StoreError as StoreError
 from dlf.store.files import exclusive
-from dlf.store.run import commit, create, damaged_file, restore
+from dlf.store.run import checkpoint_before, commit, committed, create, damaged_file, restore
 
 
 def load(workdir: str | Path) -> xr.Dataset:
@@ -19,4 +21,7 @@ def load(workdir: str | Path) -> xr.Dataset:
     Raises StoreError that names the file if the folder holds neither, or something damaged.
     """
     workdir = Path(workdir)
-    return cells.load(workdir) if (workdir / cells.STORE).exists() else run.load(workdir)
+    try:
+        return cells.load(workdir) if (workdir / cells.STORE).exists() else run.load(workdir)
+    except OSError as error:
+        raise StoreError(f"cannot read {error.filename}: {error.strerror}") from error

@@ -1,11 +1,14 @@
 """The store of one sweep: a grid of runs, written in blocks by any number of processes.
 
 The folder holds config.json, meta.json and cells.zarr. All arrays are allocated whole when the sweep
-is created, and nothing but chunks is written afterwards. A block of cells owns whole chunks of every
-array; its values are written first, its `status` last, each chunk in one move. So a kill at any
-moment loses the block under way and nothing else, and no two processes write to one file.
+is created, and nothing but chunks is written afterwards: ledger.json has the digests of all metadata. A block
+of cells owns whole chunks of every array; its values are written first, then the digests of these, its
+`status` last, each chunk in one move. So a kill at any moment loses the block under way and nothing else, no
+two processes write to one file, and what is not as it was written is known.
 """
 
+import json
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -17,8 +20,9 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from dlf.store.files import StoreError, read_json
-from dlf.store.series import UNREADABLE, allocate, chunk_file, damaged_chunk, is_coordinate, whole
+from dlf.store import files
+from dlf.store.files import LEDGER, StoreError
+from dlf.store.series import allocate, chunk_file, damaged_labels, is_coordinate, read, whole
 from dlf.types import Series
 
 STORE = "cells.zarr"
@@ -33,8 +37,9 @@ _OF_EVERY_SWEEP = {
     "status": Series((), "1", ", ".join(f"{i} {m}" for i, m in enumerate(MEANINGS)), dtype=np.int8),
     "diverged_step": Series((), "step", "first step with a loss that is not finite", dtype=np.int32),
     "reason": Series((), "1", "why a cell diverged or cannot be run", dtype="string"),
+    "digest": Series((), "1", "of what its block holds, array by array", dtype="string"),
 }
-_FILL = {"status": NOT_RUN, "diverged_step": -1, "reason": ""}
+_FILL = {"status": NOT_RUN, "diverged_step": -1, "reason": "", "digest": ""}
 RESERVED = tuple(_OF_EVERY_SWEEP)
 
 
@@ -57,18 +62,25 @@ def create(
         chunks[name] = (*cells_per_block, *(max(1, size) for size in of.shape))
     labels = {name: (values, {}) for name, values in {**axes, **coordinates}.items()}
     names = [*labels, *stored]
-    allocate(
-        workdir / STORE, labels, stored, chunks, {**attributes, "format": FORMAT, "arrays": names}, _FILL
-    )
+    attributes = {**attributes, "format": FORMAT, "arrays": names}
+    allocate(workdir / STORE, labels, stored, chunks, attributes, _FILL, written=["status"])
+    found = files.digests_of_metadata(workdir, STORE)
+    metadata = {name: of for name, of in found.items() if not name.startswith(f"{STORE}/status/c/")}
+    files.write_json(workdir / LEDGER, {"id": uuid.uuid4().hex, "metadata": metadata}, signed=True)
 
 
 class Store:
     """An open store of a sweep."""
 
     def __init__(self, workdir: Path):
-        self._path = workdir / STORE
+        self._path, self._id = workdir / STORE, ""
+        self._files = {path: files.which(path) for path in (self._path / "zarr.json", workdir / LEDGER)}
+        if ledger := files.read_ledger(workdir):
+            files.check_metadata(workdir, ledger)
+            self._id = ledger["id"]
+            self._files |= {workdir / name: files.which(workdir / name) for name in ledger["metadata"]}
         try:
-            group = zarr.open_group(self._path, mode="r+", use_consolidated=False)
+            group = zarr.open_group(self._path, mode="r+", zarr_format=3, use_consolidated=False)
             version, names = group.attrs.get("format"), group.attrs.get("arrays", [])
             with warnings.catch_warnings():  # of a damaged array, which is named below
                 warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
@@ -83,10 +95,10 @@ class Store:
             )
         damaged = [str(self._path / name) for name in names if name not in arrays]
         labels = {name: array for name, array in arrays.items() if is_coordinate(array)}
-        damaged += [file for array in labels.values() if (file := damaged_chunk(self._path, array))]
+        damaged += [file for array in labels.values() if (file := damaged_labels(self._path, array))]
         if damaged:
             raise StoreError(f"{damaged[0]} is damaged: move {workdir} away and run again")
-        self._status = arrays.pop("status")
+        self._status, self._digest = arrays.pop("status"), arrays.pop("digest", None)
         self._values = {name: array for name, array in arrays.items() if name not in labels}
 
     def blocks(self) -> list[Block]:
@@ -101,57 +113,102 @@ class Store:
 
     def status(self, block: Block = ()) -> np.ndarray:
         """Return the status of all cells, or those of one block. What cannot be read is not run."""
-        try:
-            return np.asarray(self._status[block or ...])
-        except UNREADABLE:
-            if block:
-                return np.full([cells.stop - cells.start for cells in block], NOT_RUN, np.int8)
-            found = np.full(self._status.shape, NOT_RUN, np.int8)
-            for block in self.blocks():
-                found[block] = self.status(block)
+        found = read(self._status, block or ...)
+        if found is not None:
             return found
+        if block:
+            return np.full([cells.stop - cells.start for cells in block], NOT_RUN, np.int8)
+        found = np.full(self._status.shape, NOT_RUN, np.int8)
+        for block in self.blocks():
+            found[block] = self.status(block)
+        return found
 
     def write(self, block: Block, values: Mapping[str, np.ndarray], status: np.ndarray) -> None:
         """Write what a block found, then its status; what is not among `values` stays empty.
 
-        Raises StoreError where the disk does not take it.
+        Raises StoreError where the disk does not take it, or the sweep is no longer there.
         """
         try:
+            files.check_own(self._path.parent, self.is_own())
+            self._make_way(block)
             for name, array in self._values.items():
                 array[block] = values.get(name, array.fill_value)
+            if self._digest:
+                stored = {name: np.asarray(array[block]) for name, array in self._values.items()}
+                status = np.asarray(status, self._status.dtype)
+                of = {name: self._digest_of(name, block, found) for name, found in stored.items()}
+                self._digest[block] = json.dumps(of | {"status": self._digest_of("status", block, status)})
             self._status[block] = status
         except OSError as error:
             raise StoreError(f"cannot write to {self._path}: {error.strerror or error}") from error
 
+    def is_own(self) -> bool:
+        """Return whether the sweep in the folder is still the one that was opened."""
+        return all(files.which(path) == known for path, known in self._files.items())
+
     def forget(self, block: Block) -> None:
         """Mark the cells of a block as not run, and empty them."""
+        files.check_own(self._path.parent, self.is_own())
+        self._make_way(block)
         self._status[block] = NOT_RUN
         self.write(block, {}, np.full_like(self.status(block), NOT_RUN))
 
-    def damaged(self) -> Iterator[tuple[Block, str]]:
-        """Yield each block with a value that cannot be read, or is missing beside a status, and its file."""
-        status, blocks = self.status(), self.blocks()
-        suspects = [array for array in self._values.values() if not self._is_sound(array, status, blocks)]
-        for block in blocks if suspects else ():
-            has_run = bool((status[block] != NOT_RUN).any())
-            files = (damaged_chunk(self._path, array, self._chunk(block), has_run) for array in suspects)
-            file = next(filter(None, files), "")
-            if file:
-                yield block, file
+    def _make_way(self, block: Block) -> None:
+        """Remove what lies in place of chunks or their folders, and what killed processes left there."""
+        arrays = filter(None, (*self._values.values(), self._digest, self._status))
+        chunks = {chunk_file(self._path, array, self._chunk(block)): array.basename for array in arrays}
+        for file in chunks:
+            files.refuse_links(self._path.parent, file.parent)
+        for file, name in chunks.items():
+            for at in (path for path in file.parents if path.is_relative_to(self._path / name / "c")):
+                if at.is_file():
+                    at.unlink()
+            if file.is_dir() and not file.is_symlink():
+                files.remove(file)
+            for left in file.parent.glob(f"{file.name}.*.partial"):
+                left.unlink(missing_ok=True)
 
-    def _is_sound(self, array: zarr.Array, status: np.ndarray, blocks: list[Block]) -> bool:
-        """Return whether all of an array can be read, at once where it is no larger than the status."""
-        if array.ndim > status.ndim:
-            return False
-        files = {path for path in (self._path / array.basename / "c").rglob("*") if path.is_file()}
-        has_run = (block for block in blocks if (status[block] != NOT_RUN).any())
-        if any(chunk_file(self._path, array, self._chunk(block)) not in files for block in has_run):
-            return False
+    def _digest_of(self, name: str, block: Block, values: np.ndarray) -> str:
+        is_text = values.dtype.kind in "OUT"
+        content = json.dumps(values.tolist()).encode() if is_text else values.tobytes()
+        return files.digest(f"{self._id} {name} {self._chunk(block)} ".encode() + content)
+
+    def damaged(self) -> Iterator[tuple[Block, str]]:
+        """Yield each block that does not hold what was written, and a file where that is seen."""
+        arrays = {"status": self._status, **self._values}
+        readers = {name: self._at_once(array) for name, array in arrays.items()}
+        digests = self._at_once(self._digest) if self._digest else None
+        for block in self.blocks():
+            expected = self._expected(digests, block)
+            for name, array in arrays.items():
+                file, values = chunk_file(self._path, array, self._chunk(block)), read(readers[name], block)
+                is_there = file.is_file() or (name == "status" and digests is None)  # before there were any
+                if name == "status" and is_there and values is not None and (values == NOT_RUN).all():
+                    break
+                is_read = values is not None and is_there
+                if is_sound := is_read and expected is not None:
+                    found = self._digest_of(name, block, values)
+                    is_sound = expected.get(name, found) == found
+                if not is_sound:
+                    at_fault = self._digest if is_read and expected is None else array
+                    yield block, str(chunk_file(self._path, at_fault, self._chunk(block)))
+                    break
+
+    def _expected(self, digests: Any, block: Block) -> dict[str, str] | None:
+        """Return the digests of what a block holds, none before there were any, None for a damaged list."""
+        if digests is None:
+            return {}
+        text = read(digests, block)
         try:
-            array[...]
-        except UNREADABLE:
-            return False
-        return True
+            found = json.loads(text.flat[0]) if text is not None else None
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _at_once(self, array: zarr.Array) -> Any:
+        """Return what reads an array: where it is no larger than the status and sound, its values."""
+        values = read(array) if array.ndim == self._status.ndim else None
+        return array if values is None else values
 
     def _chunk(self, block: Block) -> tuple[int, ...]:
         return tuple(part.start // size for part, size in zip(block, self._status.chunks, strict=True))
@@ -159,13 +216,14 @@ class Store:
 
 def load(workdir: Path) -> xr.Dataset:
     """Load a sweep: see `dlf.store.load`. Values are NaN where `status` is not 1 (done)."""
-    store = Store(workdir)
-    damaged = next(store.damaged(), None)
-    if damaged:
-        raise StoreError(f"{damaged[1]} is damaged: run the sweep again, which fills that block anew")
+    store, meta = Store(workdir), files.read_meta(workdir)
     status = store.status()  # first: a block that is written meanwhile is not run here
-    sweep = xr.open_zarr(workdir / STORE, consolidated=False).drop_vars("status").load()
-    for name, array in sweep.variables.items():
+    damaged = next(store.damaged(), None)
+    if damaged or (meta.get("status") == "done" and (status == NOT_RUN).any()):
+        file = damaged[1] if damaged else f"a chunk of {workdir / STORE / 'status'}"
+        raise StoreError(f"{file} is damaged: run the sweep again, which fills that block anew")
+    sweep = xr.open_zarr(workdir / STORE, consolidated=False).drop_vars(["status", "digest"], errors="ignore")
+    for name, array in sweep.load().variables.items():
         if array.dtype.kind == "T":  # NumPy's own strings, which few readers know
             sweep[name] = array.astype(object)
     axes = sweep["diverged_step"].dims
@@ -176,4 +234,4 @@ def load(workdir: Path) -> xr.Dataset:
     for name, variable in sweep.data_vars.items():
         if name not in RESERVED:
             sweep[name] = variable.where(sweep["status"] == DONE)
-    return sweep.assign_attrs(read_json(workdir / "meta.json"))
+    return sweep.assign_attrs(meta)

@@ -1,11 +1,13 @@
-"""Checkpoints of a run: written by orbax, counted by their checksums.
+"""Checkpoints of a run: written by orbax, known by the checksums of their files.
 
-orbax does not notice changed bytes in its array files. So a checkpoint `<step>/` counts once
-`<step>.json` with the checksum of each of its files is there, and is read only where they hold.
+orbax does not notice changed bytes in its array files. So a checkpoint `<step>/` counts once the ledger of
+the run (see `dlf.store.run`) has the checksums of its files, and is read only where they hold.
 """
 
-import shutil
+import os
+import re
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,29 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from dlf.store.files import StoreError, read_json, write_json
+from dlf.store.files import StoreError, refuse_links, remove, sync
+
+Checksums = dict[str, int]  # of the files of a checkpoint, by their path in it
 
 
-def save(folder: Path, step: int, state: Any, num_kept: int) -> None:
-    """Write the state after `step` updates, then let all but the newest `num_kept` checkpoints go."""
+def check_path(workdir: Path) -> None:
+    """Raise StoreError for a work folder whose name tensorstore, under orbax, takes for something else."""
+    path = os.path.realpath(workdir)
+    if found := re.search(r"\[.*\]|\\|(?<=/)gs:|[\ud800-\udfff]", path, re.DOTALL):
+        raise StoreError(f"orbax cannot use {path!a} because of {found[0]!a}: name another folder")
+
+
+def save(folder: Path, step: int, state: Any) -> Checksums:
+    """Write the state after `step` updates and return the checksums of its files."""
+    refuse_links(folder.parent, folder)
+    folder.mkdir(exist_ok=True)  # not its parents: a work folder that has vanished is not made anew
     try:
         ocp.save(folder.resolve() / str(step), state, overwrite=True)
-    except ValueError as error:  # how tensorstore reports a failing write
+    except (ValueError, RuntimeError) as error:
+        # how tensorstore and the loop of orbax report a failing write
         raise StoreError(f"cannot write {folder / str(step)}: {str(error).split(' [')[0]}") from error
-    write_json(folder / f"{step}.json", _checksums(folder / str(step)))
-    for old in steps(folder)[num_kept:]:
-        (folder / f"{old}.json").unlink()
-        shutil.rmtree(folder / str(old))
+    sync(folder)
+    return _checksums(folder / str(step))
 
 
 def load(folder: Path, step: int, like: Any) -> Any:
@@ -37,21 +49,28 @@ def load(folder: Path, step: int, like: Any) -> Any:
     return jax.tree.map(lambda array, leaf: jax.device_put(array, leaf.sharding), arrays, like)
 
 
-def steps(folder: Path) -> list[int]:
-    """Return the steps of all complete checkpoints, newest first."""
-    return sorted((int(path.stem) for path in folder.glob("[0-9]*.json")), reverse=True)
-
-
-def damaged_file(folder: Path, step: int) -> str:
+def damaged_file(folder: Path, step: int, expected: Mapping[str, int]) -> str:
     """Return the first file of a checkpoint that is missing or changed, "" for a sound one."""
-    try:
-        expected = read_json(folder / f"{step}.json")
-    except StoreError:
-        return str(folder / f"{step}.json")
     at, found = folder / str(step), _checksums(folder / str(step))
     return next((str(at / name) for name in expected if found.get(name) != expected[name]), "")
 
 
-def _checksums(folder: Path) -> dict[str, int]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
+def keep(folder: Path, steps: Iterable[str]) -> None:
+    """Remove all but some checkpoints, and what killed processes have left."""
+    kept = {*steps}
+    refuse_links(folder.parent, folder)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in kept and re.fullmatch(
+            r"[0-9]+(\.json|\.partial|\.orbax-checkpoint-tmp.*)?", path.name
+        ):
+            remove(path)
+
+
+def _checksums(folder: Path) -> Checksums:
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            found[str(path.relative_to(folder))] = zlib.crc32(path.read_bytes())
+        except OSError:  # cannot be read: as if it were not there
+            continue
+    return found

@@ -1,11 +1,15 @@
 """The store of one training run: create, commit, resume and load it as a labelled data set.
 
-A work folder holds config.json, meta.json, metrics.zarr and checkpoints/. The store is allocated whole,
-filled with NaN, and written by region; every file is replaced in one move; the attribute `committed_steps`
-comes last, after the checkpoint. So a kill at any moment loses at most the steps since the last commit.
+A work folder holds config.json, meta.json, metrics.zarr, checkpoints/ and ledger.json. The store is
+allocated whole, filled with NaN, and written by region; every file is replaced in one move. The ledger comes
+last, after the checkpoint: how far the run is committed, the digests of all metadata and of the committed
+rows of every chunk, the checksums of the checkpoints. So a kill at any moment loses at most the steps since
+the last commit, and what is not as it was written is known.
 """
 
-import shutil
+import os
+import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +18,16 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from dlf.store import checkpoints
-from dlf.store.files import StoreError, read_json
-from dlf.store.series import allocate, damaged_chunk, is_coordinate, whole
+from dlf.store import checkpoints, files
+from dlf.store.files import LEDGER, StoreError
+from dlf.store.series import allocate, chunk_file, damaged_labels, is_coordinate, read, whole
 from dlf.types import Series
 
 STORE = "metrics.zarr"
+_CHECKPOINTS = "checkpoints"
+_LENGTH = 16  # of a digest; those of a series stand in one string, which is quick to read and to write
+
+Ledger = dict[str, Any]
 
 
 def create(
@@ -30,6 +38,7 @@ def create(
     attributes: Mapping[str, Any],
 ) -> None:
     """Allocate metrics.zarr anew, for `series` along a run of `num_steps` steps."""
+    checkpoints.check_path(workdir)
     sizes: dict[str, int] = {}  # series that share a dimension are padded to the longest
     for of in series.values():
         for dim, size in zip(of.dims, of.shape, strict=True):
@@ -41,30 +50,76 @@ def create(
         coordinates[of.step] = (steps, {"units": "step", "every": of.every})
         stored[name] = of._replace(dims=(of.step, *of.dims), shape=(len(steps), *row))
         chunks[name] = (max(1, min(steps_per_chunk, num_steps) // of.every), *row)
-    allocate(workdir / STORE, coordinates, stored, chunks, {**attributes, "committed_steps": 0})
+    allocate(workdir / STORE, coordinates, stored, chunks, attributes)
+    ledger = {"id": uuid.uuid4().hex, "committed_steps": 0, "num_steps": num_steps}
+    ledger |= {"metadata": files.digests_of_metadata(workdir, STORE)}
+    ledger |= {"rows": dict.fromkeys(stored, ""), "checkpoints": {}}
+    _write_ledger(workdir, ledger)
 
 
 def commit(
     workdir: Path, first_step: int, series: Mapping[str, np.ndarray], state: Any, checkpoints_kept: int = 2
 ) -> None:
-    """Write the rows of one chunk, then the state after it, then how far the run is committed.
+    """Write the rows of one chunk, then the state after it, then the ledger.
 
     `series` hold one row for each step from `first_step` on; a sparse variable keeps its own.
     `state` is a pytree, or None where the run ends without a state to go on from. Of the checkpoints
     the newest are kept: by default one to resume from, and one if that is damaged.
+
+    Raises StoreError if the folder is no longer that of the run.
     """
-    group = zarr.open_group(workdir / STORE, mode="r+")
+    ledger = _own_ledger(workdir, first_step)
+    group = zarr.open_group(workdir / STORE, mode="r+", zarr_format=3)
     num_rows = len(next(iter(series.values())))
     for name, rows in series.items():
+        files.refuse_links(workdir, workdir / STORE / name / "c")
         array = whole(group[name])
         every = _every(group, array)
         skipped = -first_step % every
         row = (first_step + skipped) // every
-        rows = rows[skipped::every]
+        rows = np.asarray(rows[skipped::every], array.dtype)
         array[(slice(row, row + len(rows)), *map(slice, rows.shape[1:]))] = rows
+        first, end = row // array.chunks[0], row + len(rows)
+        if row % array.chunks[0] or rows.shape[1:] != array.shape[1:]:  # there is more in these chunks
+            rows = np.asarray(array[first * array.chunks[0] : end])
+        found = _digests(rows, array)
+        ledger["rows"][name] = ledger["rows"][name][: first * _LENGTH] + found
+        for chunk in range(first, first + len(found) // _LENGTH):
+            files.sync(chunk_file(workdir / STORE, array, (chunk,)))
     if state is not None:
-        checkpoints.save(workdir / "checkpoints", first_step + num_rows, state, checkpoints_kept)
-    group.attrs["committed_steps"] = first_step + num_rows
+        checksums = checkpoints.save(workdir / _CHECKPOINTS, first_step + num_rows, state)
+        ledger["checkpoints"][str(first_step + num_rows)] = checksums
+        kept = sorted(ledger["checkpoints"], key=int)[-checkpoints_kept:]
+        ledger["checkpoints"] = {step: ledger["checkpoints"][step] for step in kept}
+    _own_ledger(workdir, first_step)
+    _write_ledger(workdir, ledger | {"committed_steps": first_step + num_rows})
+    checkpoints.keep(workdir / _CHECKPOINTS, ledger["checkpoints"])
+
+
+# of the run that this process writes: the ledger, and which file it is in
+_own: dict[str, tuple[Ledger, tuple[int, int] | None]] = {}
+
+
+def _write_ledger(workdir: Path, ledger: Ledger) -> None:
+    files.write_json(workdir / LEDGER, ledger, signed=True)
+    _own.clear()
+    _own[os.path.realpath(workdir)] = ledger, files.which(workdir / LEDGER)
+
+
+def _own_ledger(workdir: Path, committed_steps: int) -> Ledger:
+    """Return the ledger of a run that this process writes, and nobody else has changed or replaced."""
+    found = files.which(workdir / LEDGER)
+    files.check_own(workdir, found is not None)
+    ledger, which = _own.get(os.path.realpath(workdir)) or (_ledger(workdir), found)
+    files.check_own(workdir, ledger["committed_steps"] == committed_steps and which == found)
+    files.check_own(workdir, all((workdir / name).is_file() for name in ledger["metadata"]))
+    return ledger
+
+
+def _digests(rows: np.ndarray, array: zarr.Array) -> str:
+    """Return the digests of the rows of an array from the beginning of a chunk on, chunk after chunk."""
+    firsts = range(0, len(rows), array.chunks[0])
+    return "".join(files.digest(rows[first : first + array.chunks[0]].tobytes()) for first in firsts)
 
 
 def _every(group: zarr.Group, array: zarr.Array) -> int:
@@ -76,41 +131,54 @@ def restore(workdir: Path, like: Any) -> tuple[int, Any, list[str]]:
 
     `like` gives the structure of the state. A damaged checkpoint is passed over with a warning,
     and so is one that lies behind a damaged part of the store, whose rows are then measured again.
-    Before the first commit the step is 0 and the state None.
+    Before the first commit the step is 0 and the state None. What killed processes left is swept away.
 
     Raises StoreError that names the file where the damage cannot be mended from a checkpoint.
     """
-    sound_steps, damaged = _sound_steps(workdir)
-    folder = workdir / "checkpoints"
+    ledger, _, sound_steps, damaged = _read(workdir)
     warnings = [f"{damaged} is damaged"] if damaged else []
-    for step in checkpoints.steps(folder):
+    for step in sorted(map(int, ledger["checkpoints"]), reverse=True):
         if step > sound_steps:
             continue
-        wrong = checkpoints.damaged_file(folder, step)
+        wrong = checkpoints.damaged_file(workdir / _CHECKPOINTS, step, ledger["checkpoints"][str(step)])
         if not wrong:
-            if step < sound_steps and not warnings:
-                warnings.append(f"{folder / str(sound_steps)}.json is missing")
-            state = checkpoints.load(folder, step, like)
-            _forget(workdir, step)
+            state = checkpoints.load(workdir / _CHECKPOINTS, step, like)
+            _forget(workdir, ledger, step)
             return step, state, warnings
         warnings.append(f"{wrong} is damaged")
-    if sound_steps > 0 and not warnings:
-        warnings.append(f"{folder} is empty")
+    if sound_steps > 0 and not warnings and "id" not in ledger:  # one with an id diverged before the first
+        warnings.append(f"{workdir / _CHECKPOINTS} is empty")
     if warnings:
         raise StoreError(f"{'; '.join(warnings)}; no checkpoint is left to go on from: move {workdir} away")
+    _forget(workdir, ledger, 0)
     return 0, None, []
 
 
-def _forget(workdir: Path, first_step: int) -> None:
-    """Remove all rows from `first_step` on: a chunk that is written in parts is read first."""
-    group = zarr.open_group(workdir / STORE, mode="r+")
-    group.attrs["committed_steps"] = first_step
-    for name, array in group.arrays():
-        if not is_coordinate(array):
-            steps_per_chunk = array.chunks[0] * _every(group, array)
-            for chunk in (workdir / STORE / name / "c").glob("[0-9]*"):
-                if int(chunk.name) * steps_per_chunk >= first_step:
-                    shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
+def checkpoint_before(workdir: Path, step: int, like: Any) -> tuple[int, Any] | None:
+    """Return (step, state) of the newest sound checkpoint at or before a step, None without one."""
+    found = _ledger(workdir)["checkpoints"]
+    for kept in sorted((int(name) for name in found if int(name) <= step), reverse=True):
+        if not checkpoints.damaged_file(workdir / _CHECKPOINTS, kept, found[str(kept)]):
+            return kept, checkpoints.load(workdir / _CHECKPOINTS, kept, like)
+    return None
+
+
+def _forget(workdir: Path, ledger: Ledger, first_step: int) -> None:
+    """Remove all rows from `first_step` on, later checkpoints, and what killed processes have left."""
+    group = zarr.open_group(workdir / STORE, mode="r+", zarr_format=3)
+    arrays = {name: array for name, array in group.arrays() if not is_coordinate(array)}
+    kept = {step: of for step, of in ledger["checkpoints"].items() if int(step) <= first_step}
+    rows = {name: -(-first_step // _every(group, array)) for name, array in arrays.items()}
+    found = {name: _digests(np.asarray(array[: rows[name]]), array) for name, array in arrays.items()}
+    changed = ledger | {"committed_steps": first_step, "rows": found, "checkpoints": kept}
+    _write_ledger(workdir, changed)
+    checkpoints.keep(workdir / _CHECKPOINTS, kept)
+    for name, array in arrays.items():
+        files.refuse_links(workdir, workdir / STORE / name / "c")
+        for path in (workdir / STORE / name / "c").glob("*"):
+            ours = re.fullmatch(r"([0-9]+)(\.\w+\.partial)?", path.name)
+            if ours and (ours[2] or int(ours[1]) * array.chunks[0] >= rows[name]):
+                files.remove(path)
 
 
 def damaged_file(workdir: Path) -> str:
@@ -118,59 +186,95 @@ def damaged_file(workdir: Path) -> str:
 
     A finished run has all its rows and its checkpoint; one that diverged ends without.
     """
-    sound_steps, damaged = _sound_steps(workdir)
-    if damaged or read_json(workdir / "meta.json").get("status") != "done":
+    ledger, _, sound_steps, damaged = _read(workdir)
+    if damaged or files.read_meta(workdir).get("status") != "done":
         return damaged
-    return checkpoints.damaged_file(workdir / "checkpoints", sound_steps)
-
-
-def _sound_steps(workdir: Path) -> tuple[int, str]:
-    """Return how many committed steps can be read, and the first damaged file.
-
-    A damaged coordinate, which no checkpoint can bring back, raises StoreError.
-    """
-    group = _open(workdir)
-    sound = group.attrs["committed_steps"]
-    first_damaged = ""
-    for _, array in group.arrays():
-        if is_coordinate(array):
-            file = damaged_chunk(workdir / STORE, array)
-            if file:
-                raise StoreError(f"{file} is damaged: move {workdir} away and run again")
-            continue
-        steps_per_chunk = array.chunks[0] * _every(group, array)
-        for chunk in range(-(-sound // steps_per_chunk)):
-            file = damaged_chunk(workdir / STORE, array, (chunk,))
-            if file:
-                sound, first_damaged = chunk * steps_per_chunk, file
-                break
-    return sound, first_damaged
+    last = str(ledger["num_steps"])
+    if sound_steps < ledger["num_steps"] or last not in ledger["checkpoints"]:
+        return str(workdir / LEDGER)
+    return checkpoints.damaged_file(workdir / _CHECKPOINTS, int(last), ledger["checkpoints"][last])
 
 
 def _open(workdir: Path) -> zarr.Group:
-    path = workdir / STORE
     try:
-        group = zarr.open_group(path, mode="r")
-        sound = group.attrs["committed_steps"] in range(group["step"].shape[0] + 1)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} is missing: {workdir} holds no run") from error
-    except (AttributeError, KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise StoreError(f"{path / 'zarr.json'} is damaged: move {workdir} away and run again")
-    return group
+        return zarr.open_group(workdir / STORE, mode="r", zarr_format=3)
+    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        raise StoreError(f"{workdir / STORE / 'zarr.json'} is damaged: move {workdir} away") from error
+
+
+def _ledger(workdir: Path) -> Ledger:
+    """Return the ledger, or what stands for it in a folder from before there were any."""
+    if ledger := files.read_ledger(workdir):
+        return ledger
+    if not (workdir / STORE).exists():
+        raise StoreError(f"{workdir / STORE} is missing: {workdir} holds no run")
+    group = _open(workdir)
+    if "committed_steps" not in group.attrs:
+        raise StoreError(f"{workdir / LEDGER} is missing: move {workdir} away and run again")
+    lists = (workdir / _CHECKPOINTS).glob("[0-9]*.json")
+    found = {path.stem: files.read_json(path) for path in lists if re.fullmatch("[0-9]+", path.stem)}
+    of = {"committed_steps": group.attrs["committed_steps"], "num_steps": group["step"].shape[0]}
+    of |= {"metadata": files.digests_of_metadata(workdir, STORE, "zarr.json"), "rows": {}}
+    return of | {"checkpoints": found}
+
+
+def committed(workdir: Path) -> tuple[int, int]:
+    """Return how many steps are committed, and of how many."""
+    ledger = _ledger(workdir)
+    return ledger["committed_steps"], ledger["num_steps"]
+
+
+def _read(workdir: Path) -> tuple[Ledger, dict[str, np.ndarray | None], int, str]:
+    """Return the ledger, the committed rows by name, how many steps are sound, the first damaged file.
+
+    Damaged metadata, which no checkpoint can bring back, raise StoreError.
+    """
+    ledger = _ledger(workdir)
+    files.check_metadata(workdir, ledger)
+    group = _open(workdir)
+    sound, first_damaged, found = ledger["committed_steps"], "", {}
+    for name, array in group.arrays():
+        if is_coordinate(array):
+            if file := damaged_labels(workdir / STORE, array):
+                raise StoreError(f"{file} is damaged: move {workdir} away and run again")
+            continue
+        every, size = _every(group, array), array.chunks[0]
+        num_rows = -(-ledger["committed_steps"] // every)
+        found[name] = read(array, slice(num_rows))
+        if found[name] is not None:
+            digests = _digests(found[name], array)
+        else:  # which of the chunks
+            parts = (slice(i, min(i + size, num_rows)) for i in range(0, num_rows, size))
+            rows = (read(array, part) for part in parts)
+            digests = "".join("?" * _LENGTH if part is None else _digests(part, array) for part in rows)
+        expected = ledger["rows"].get(name, digests)
+        for chunk in range(-(-num_rows // size)):
+            file = chunk_file(workdir / STORE, array, (chunk,))
+            at = slice(chunk * _LENGTH, (chunk + 1) * _LENGTH)
+            if "?" in digests[at] or digests[at] != expected[at] or not file.is_file():
+                if chunk * size * every < sound:
+                    sound, first_damaged = chunk * size * every, str(file)
+                break
+    return ledger, found, sound, first_damaged
 
 
 def load(workdir: Path) -> xr.Dataset:
     """Load a run: see `dlf.store.load`."""
-    meta = read_json(workdir / "meta.json")
-    sound, damaged = _sound_steps(workdir)
+    _ledger(workdir)  # says what is missing
+    meta = files.read_meta(workdir)  # before the rest: the run may end meanwhile
+    ledger, rows, sound, damaged = _read(workdir)
     if damaged:
+        advice = f"no checkpoint is left from before it: move {workdir} away and run again"
+        if any(int(step) <= sound for step in ledger["checkpoints"]):
+            advice = "resume the run, which measures again what comes after its last sound checkpoint"
+        raise StoreError(f"{damaged} is damaged: {advice}")
+    if meta.get("status") == "done" and sound < ledger["num_steps"]:
         raise StoreError(
-            f"{damaged} is damaged: resume the run, which measures again what its checkpoints allow, "
-            f"or move {workdir} away"
+            f"{workdir / LEDGER} does not belong to meta.json: move {workdir} away and run again"
         )
-    run = xr.open_zarr(workdir / STORE).load()
+    run = xr.open_zarr(workdir / STORE)
     for name, variable in run.data_vars.items():
-        run[name] = variable.where(run[variable.dims[0]] < sound)
-    return run.assign_attrs(meta, committed_steps=sound)
+        values = np.full(variable.shape, np.nan, variable.dtype)
+        values[: len(rows[name])] = rows[name]
+        run[name] = (variable.dims, values, variable.attrs)
+    return run.load().assign_attrs(meta, committed_steps=sound)

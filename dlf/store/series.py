@@ -1,6 +1,7 @@
 """Labelled arrays in a zarr store, checked chunk by chunk: what runs and sweeps share."""
 
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,9 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
+from dlf.store.files import StoreError, refuse_links
 from dlf.types import Series
 
-UNREADABLE = (OSError, RuntimeError, ValueError)  # what zarr raises for a chunk that is not as it was written
 _CHECKED = {"compressors": ZstdCodec(checksum=True)}
 
 
@@ -24,14 +25,22 @@ def allocate(
     chunks: Mapping[str, tuple[int, ...]],
     attributes: Mapping[str, Any],
     fill: Mapping[str, Any] = {},
+    written: Sequence[str] = (),
 ) -> None:
     """Create a store whole and empty, and put it in its place in one move.
 
     `coordinates` maps a dimension to its labels and attributes; `series` have the dimensions and the shape
-    that are stored, step or axes included. What is not written holds NaN, or its `fill`. A coordinate is
-    written even where it is all zeros, so that a missing file always means damage.
+    that are stored, step or axes included. What is not written holds NaN, or its `fill`. Coordinates and the
+    series named in `written` are written at once, whatever they hold: a missing file of theirs is damage.
     """
+    for name in (*coordinates, *series):
+        if not re.fullmatch(r"(?!__|zarr\.json$|\.+$)[^/\0]+", name):
+            raise StoreError(
+                f"a variable cannot be called {name!r}: use letters, digits, dots and underscores"
+            )
     partial, old = path.with_suffix(".partial"), path.with_suffix(".old")
+    for at in (path, partial, old):
+        refuse_links(path.parent, at)
     shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
     group = zarr.create_group(partial, zarr_format=3, attributes=dict(attributes))
     for name, (labels, words) in coordinates.items():
@@ -48,6 +57,8 @@ def allocate(
             fill_value=fill.get(name, np.nan),
             attributes={"units": of.units, "long_name": of.description}, **_CHECKED,
         )  # fmt: skip
+    for name in written:
+        whole(group[name])[...] = fill[name]
     with warnings.catch_warnings():
         # it makes `xarray.open_zarr` quick and quiet; the warning is about readers other than zarr-python
         warnings.filterwarnings("ignore", "Consolidated metadata", category=zarr.errors.ZarrUserWarning)
@@ -75,12 +86,21 @@ def chunk_file(store: Path, array: zarr.Array, chunk: Sequence[int]) -> Path:
     return store.joinpath(array.basename, "c", *map(str, numbers))
 
 
-def damaged_chunk(store: Path, array: zarr.Array, chunk: Sequence[int] = (), must_exist: bool = True) -> str:
-    """Return the file of a chunk that is missing or cannot be read, "" for a sound one."""
-    file = chunk_file(store, array, chunk)
-    region = tuple(slice(i * n, (i + 1) * n) for i, n in zip(chunk, array.chunks, strict=False))
+def read(array: zarr.Array | np.ndarray, region: Any = ...) -> np.ndarray | None:
+    """Return a part of an array, None if it is not as it was written. Raises PermissionError."""
     try:
-        array[region or ...]
-    except UNREADABLE:
-        return str(file)
-    return str(file) if must_exist and not file.is_file() else ""
+        return np.asarray(array[region])
+    except PermissionError:
+        raise
+    except (OSError, RuntimeError, ValueError):  # what zarr raises for such a chunk
+        return None
+    except MemoryError:  # or for the length of a word that is none
+        if array.dtype.kind in "OUT":
+            return None
+        raise
+
+
+def damaged_labels(store: Path, array: zarr.Array) -> str:
+    """Return the file of a coordinate, which is one chunk, if it is missing or cannot be read, else ""."""
+    file = chunk_file(store, array, ())
+    return "" if file.is_file() and read(array) is not None else str(file)

@@ -121,7 +121,7 @@ def overhead(repeats: int) -> tuple[float, np.ndarray]:
     alone = timed(partial(program, *blocks.copies(experiment, 10)))
     alone()  # compiles
     with tempfile.TemporaryDirectory() as folder:
-        fill.create(sweep, Path(folder), 2**30)
+        fill.create(sweep, Path(folder), blocks.plan(sweep, 2**30))
         whole = timed(partial(next, work(sweep, Path(folder))))
         seconds, compute = np.transpose([(whole(), alone()) for _ in range(repeats + 1)])
     return seconds[0] - np.median(seconds[1:]), 100 * (seconds[1:] / compute[1:] - 1)
