@@ -7,6 +7,7 @@ run has the same bits alone as among others (a constant would be folded into oth
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from numbers import Integral, Real
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -24,12 +26,8 @@ from dlf.ensembles import Run
 from dlf.layers import warn_of_convolutions
 from dlf.types import Batch, Dataset, Model, Params, Problem, Series, TrainState
 from experiments.command_line import ConfigError
+from experiments.settings import MOST_STEPS, check_kinds, check_optimizer, check_size, checked
 
-# What a config holds, see experiments/configs/fig4.py: counts with the least of each, a seed, the precision,
-# probes, and sections that name a function.
-_LEAST = {"num_steps": 1, "steps_per_chunk": 1, "checkpoints_kept": 1, "stop_after": 0}
-_SECTIONS = ("dataset", "model", "loss", "schedule", "optimizer")
-_MOST_STEPS = 2**31 - 1  # a step is an int32
 # What may differ between runs of one program: numbers that are traced, and seeds of what they draw.
 FLOATS, COUNTS = ("schedule.amplitude", "optimizer.learning_rate"), ("schedule.period", "stop_after")
 SEEDS = ("seed", "dataset.seed")
@@ -66,14 +64,32 @@ def build(config: ConfigDict) -> Experiment:
 
     Warns of a network with `lax.conv` on a CPU. Raises ConfigError for a value that cannot be run.
     """
+    config = checked(config)
+    check_size("the data and the parameters (dataset, model)", replica_bytes(config))
     replica, static = draw(config), program(config)
     run, problem = _assemble(static, replica)
+    with _blaming(f"model {config.model.name}"):
+        logits = jax.eval_shape(problem.apply_fn, replica.params, replica.train.inputs)
+    check_size("the logits of all examples (dataset, model)", 4 * logits.size * logits.dtype.itemsize)
     warn_of_convolutions(problem.apply_fn, replica.params, replica.train.inputs[:1])
-    series = training.step_series(run.step_fn, run.state)
+    with _blaming("the training step"):
+        series = training.step_series(run.step_fn, run.state)
     for name, probe in run.probes.items():
         with _blaming(f"probes.{name}"):
-            series |= training.probe_series(name, probe, run.state)
+            found = training.probe_series(name, probe, run.state)
+            if twice := series.keys() & found.keys():
+                raise ValueError(f"another one measures {', '.join(sorted(twice))}, too")
+            series |= found
+    check_size(*_largest(config, series))
     return Experiment(replica, run, problem, series, lambda arrays: _assemble(static, arrays)[0], static)
+
+
+def _largest(config: ConfigDict, series: Mapping[str, Series]) -> tuple[str, int]:
+    """Return in words what a run has to hold at once, and its bytes: labels of its steps, rows of a chunk."""
+    labels = sum(8 * -(-config.num_steps // every) for every in {of.every for of in series.values()})
+    row = sum(math.prod(of.shape) * np.dtype(of.dtype).itemsize for of in series.values())
+    num_rows = min(config.steps_per_chunk, config.num_steps)
+    return f"num_steps={config.num_steps}, {num_rows} of them at once,", 2 * labels + 2 * row * num_rows
 
 
 def make_loop(experiment: Experiment, probe_names: Iterable[str] | None = None) -> Callable:
@@ -150,7 +166,11 @@ def _place(config: Any, name: str) -> tuple[Any, str]:
 # The cells of a sweep share data and first parameters; the last argument is JAX's precision.
 @lru_cache(maxsize=16)
 def _dataset(section: str, float64: bool) -> Dataset:
-    return _call(data, "dataset", json.loads(section, object_hook=_tuples))
+    with np.errstate(all="ignore"):  # what comes of it is judged
+        dataset = _call(data, "dataset", json.loads(section, object_hook=_tuples))
+    if not all(jnp.isfinite(batch.inputs).all() for batch in (dataset.train, dataset.test)):
+        raise ConfigError(f"dataset {json.loads(section)['name']}: its inputs are not all finite")
+    return dataset
 
 
 @lru_cache(maxsize=16)
@@ -196,36 +216,19 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
     chosen = {}
     for name, probe_settings in config["probes"].items():
         builder = _find(probes, "probe", name)
+        check_kinds(f"probes.{name}", builder, probe_settings)
         with _blaming(f"probes.{name}"):
             chosen[name] = builder(problem, **probe_settings)
     return Run(training.init_state(replica.params, optimizer), step_fn, chosen), problem
 
 
 def _checked(config: ConfigDict) -> dict[str, Array]:
-    """Return the traced numbers of a configuration, once all that needs no data or model is sound."""
-    kinds = {"seed": int, "float64": bool} | dict.fromkeys(_LEAST, int)
-    known = {*kinds, *_SECTIONS, "probes"}
-    for problem, keys in (("lacks", known - set(config)), ("has unknown", set(config) - known)):
-        if keys:
-            keys = ", ".join(sorted(keys))
-            raise ConfigError(f"the config {problem} {keys}: see experiments/configs/fig4.py")
-    for key, kind in kinds.items():
-        if type(config[key]) is not kind:
-            raise ConfigError(f"config.{key} must be of type {kind.__name__}, got {config[key]!r}")
-    if not isinstance(config.probes, Mapping | ConfigDict):
-        raise ConfigError(f"config.probes must be dict(name=dict(...), ...), got {config.probes}")
-    for section in _SECTIONS:
-        if not (isinstance(config[section], Mapping | ConfigDict) and "name" in config[section]):
-            raise ConfigError(f"config.{section} must be dict(name=..., ...), got {config[section]}")
-    if set(config.loss) != {"name"}:
-        raise ConfigError(f"config.loss takes a name only, got {config.loss.to_dict()}")
-    for key, least in _LEAST.items():
-        if not least <= config[key] <= _MOST_STEPS:
-            raise ConfigError(f"{key} must be at least {least} and at most {_MOST_STEPS}, got {config[key]}")
     check_precision(config)
     settings = _traced(config)
     _call(schedules, "schedule", config.schedule, num_classes=2)
     _find(losses, "loss", config.loss.name)
+    check_kinds("optimizer", optimizers.make_optimizer, config.optimizer)
+    check_optimizer(config.optimizer)
     with _blaming("optimizer"):
         optimizers.make_optimizer(**config.optimizer)
     with _blaming("seed"):
@@ -241,11 +244,15 @@ def _traced(config: ConfigDict) -> dict[str, Array]:
             continue
         value, is_count = section[key], name in COUNTS
         is_number = isinstance(value, Integral if is_count else Real) and type(value) is not bool
-        if not is_number or (is_count and value > _MOST_STEPS):
-            must = f"a whole number of at most {_MOST_STEPS}" if is_count else "a number"
+        if not is_number or (is_count and value > MOST_STEPS):
+            must = f"a whole number of at most {MOST_STEPS}" if is_count else "a number"
             advice = "it is an argument of the compiled program: give a setting of another kind another name"
             raise ConfigError(f"{name} must be {must}, got {value!r}; {advice}")
-        settings[name] = jnp.asarray(value, jnp.int32(0).dtype if is_count else jnp.ones(()).dtype)
+        with np.errstate(over="ignore"):
+            cast = np.asarray(value, jnp.int32(0).dtype if is_count else jnp.ones(()).dtype)
+        if not np.isfinite(cast) or (value and not cast):
+            raise ConfigError(f"{name}={value} does not fit float32: set float64=True")
+        settings[name] = jnp.asarray(cast)
     return settings
 
 
@@ -256,8 +263,11 @@ def _find(catalogue: Any, kind: str, name: str) -> Callable[..., Any]:
 
 
 def _call(catalogue: Any, kind: str, section: Mapping[str, Any], **settings: Any) -> Any:
+    for key in settings.keys() & section.keys():
+        raise ConfigError(f"{kind}.{key} follows from the data set: leave it out")
     given = {**settings, **section}
     builder = _find(catalogue, kind, given.pop("name"))
+    check_kinds(kind, builder, given)
     with _blaming(f"{kind} {section['name']}"):
         return builder(**given)
 
@@ -266,5 +276,10 @@ def _call(catalogue: Any, kind: str, section: Mapping[str, Any], **settings: Any
 def _blaming(setting: str) -> Iterator[None]:
     try:
         yield
-    except (TypeError, ValueError, OverflowError, ImportError) as error:
-        raise ConfigError(f"{setting}: {error}") from error
+    except ConfigError:
+        raise
+    except MemoryError as error:
+        raise ConfigError(f"{setting}: does not fit into memory: {error}") from error
+    except Exception as error:  # whatever a function of a catalogue raises for what it is given
+        words = next(iter(str(error).splitlines()), "")
+        raise ConfigError(f"{setting}: {words or type(error).__name__}") from error

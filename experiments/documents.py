@@ -14,12 +14,13 @@ from typing import Any
 from experiments.benchmark.__main__ import COMMANDS
 from experiments.benchmark.timing import words
 from experiments.command_line import ConfigError, run
-from experiments.figure import NAMES
+from experiments.config_files import CONFIGS, NAMES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = tuple(ROOT / name for name in ("README.md", "analysis/README.md", "experiments/README.md"))
 _FOLDER = ROOT / "experiments"
-SOURCES = {name: _FOLDER / "configs" / f"{name}.json" for name in NAMES} | {
+FIGURES = [name for name in NAMES if (CONFIGS / f"{name}.json").exists()]  # whose numbers come with dlf
+SOURCES = {name: CONFIGS / f"{name}.json" for name in FIGURES} | {
     f"benchmark_{name}": _FOLDER / "benchmark" / f"{name}.json" for name in COMMANDS if name != "spread"
 }
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -34,7 +35,7 @@ def table(name: str) -> str:
     """Return a table by its name: of a figure, of a benchmark (all rows, or those with a target), of all
     figures in one line each, or of the solvers."""
     if name == "figures":
-        found = [_read(figure) for figure in NAMES]
+        found = [_read(figure) for figure in FIGURES]
         rows = [("figure: `experiments.figure ...`", "minutes", "number", "expected", "found")]
         for of in found:
             quantity, at, expected, _, value, *_ = of["expected"][-1]
@@ -54,26 +55,17 @@ def _read(name: str) -> dict[str, Any]:
     return json.loads(SOURCES[name].read_text())
 
 
-def _measured(of: dict[str, Any], found: list[dict[str, Any]]) -> str:
+def _measured(of: dict[str, Any], measured: list[dict[str, Any]]) -> str:
     """Lay out rows of a benchmark, below where they were measured."""
     versions = ", ".join(
         f"{name} {of['versions'][name]}" for name in ("jax", "torch") if name in of["versions"]
     )
     where = f"{of['date'][:10]}, commit {of['commit'][:7]}, {of['cpus']} cores, {versions}"
     rows = [("case", "quantity", "median", "least to most", "unit", "target", "")]
-    for row in found:
+    for row in measured:
         median, least, most, target = (words(row[key]) for key in ("median", "min", "max", "target"))
-        rows.append(
-            (
-                row["case"],
-                row["quantity"],
-                median,
-                least and f"{least} to {most}",
-                row["unit"],
-                target,
-                row["verdict"],
-            )
-        )
+        found = row["case"], row["quantity"], median, least and f"{least} to {most}"
+        rows.append((*found, row["unit"], target, row["verdict"]))
     return f"{where}; medians of {of['repeats']} repeats:\n\n{_markdown(rows)}"
 
 

@@ -14,13 +14,10 @@ The exit status is 1 if a number is off.
 
 import argparse
 import hashlib
-import inspect
 import json
 import os
 import sys
 import time
-from importlib import import_module
-from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -36,14 +33,13 @@ from rich.table import Table
 from analysis import figures, neural_tangents_import
 from analysis.figures.style import save
 from dlf.store.files import StoreError, write_json
-from experiments import command_line, records, second_pass, train
-from experiments.command_line import ConfigError
+from experiments import command_line, config_files, records, second_pass, train
+from experiments.command_line import ConfigError, Told
+from experiments.config_files import CONFIGS, NAMES, configuration, declare, find
 from experiments.sweep import fill
-from experiments.sweep.axes import SCALES, declare, load_config_file, make_sweep, named_sweeps
+from experiments.sweep.axes import make_sweep
 from experiments.sweep.fill import Settings, add_options, settings
 
-CONFIGS = Path(__file__).parent / "configs"
-NAMES = tuple(sorted(path.stem for path in CONFIGS.glob("[a-z]*.py")))
 DEFAULT = "small"  # the scale whose numbers are compared
 
 
@@ -57,42 +53,14 @@ class Plan(NamedTuple):
     folder: Path
 
 
-def find(name: str) -> ModuleType:
-    """Return the config module of a figure. Raises ConfigError for one that is unknown or lacks a part."""
-    if name not in NAMES and not name.endswith(".py"):
-        raise ConfigError(f"unknown figure {name!r}: one of {', '.join(NAMES)}")
-    known = name in NAMES
-    module = import_module(f"experiments.configs.{name}") if known else load_config_file(Path(name))
-    for part in ("get_config", "reduce", "FIGURE", "EXPECTED"):
-        if not hasattr(module, part):
-            raise ConfigError(f"{module.__file__} has no {part}: see experiments/configs/fig4.py")
-    for part in ("get_config", "reduce", "measure", "in_words"):
-        if not callable(getattr(module, part, print)):
-            raise ConfigError(f"{module.__file__}: {part} must be a function")
-    is_named = isinstance(module.FIGURE, str | tuple | list) and len(module.FIGURE)
-    if not is_named or not all(name in figures.__all__ for name in _functions(module)):
-        raise ConfigError(f"{module.__file__}: FIGURE {module.FIGURE!r} is not in analysis.figures")
-    for row in module.EXPECTED if isinstance(module.EXPECTED, tuple | list) else [None]:
-        kinds = [str, int | dict, Real, Real, Real, str]
-        if not (isinstance(row, tuple | list) and len(row) == 6 and all(map(isinstance, row, kinds))):
-            form = "(variable, where, expected, least, most, source)"
-            raise ConfigError(f"{module.__file__}: EXPECTED holds rows {form}, got {row!r}")
-    return module
-
-
-def _functions(module: ModuleType) -> tuple[str, ...]:
-    return (module.FIGURE,) if isinstance(module.FIGURE, str) else tuple(module.FIGURE)
-
-
 def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
     """Return what is to be made. Raises ConfigError for what the figure or the machine does not have."""
     module, name = find(name), Path(name).stem
     if options.shipped and options.scale:
         raise ConfigError("--shipped draws what comes with dlf, of one scale: leave --scale out")
-    try:
-        scaled = "scale" in inspect.signature(module.get_config).parameters
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name}: get_config must be a function, of the scale or of nothing") from error
+    more = [*getattr(module, "RUNS", {}).values(), *config_files.sweeps_of(module).values()]
+    scaled = any(config_files.takes_scale(function) for function in (module.get_config, *more))
+    of_one_run = not hasattr(module, "RUNS") and not more
     if options.scale and not scaled:
         raise ConfigError(f"{name} has no scales: leave --scale out")
     scale = (options.scale or DEFAULT) if scaled and not options.shipped else None
@@ -108,25 +76,20 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
             neural_tangents_import.load()
         except ImportError as error:
             raise ConfigError(error) from error
-    if hasattr(module, "sweep") or hasattr(module, "RUNS"):
-        if overrides:
-            raise ConfigError(f"unrecognized arguments: {' '.join(overrides)}: {name} takes no settings")
-        try:
-            config = module.get_config(*([scale] if scale else []))
-        except Exception as error:  # whatever the config file, a program of the user's, raises
-            raise ConfigError(f"{name}, scale {scale!r}: {type(error).__name__}: {error}") from error
-        if not isinstance(config, ConfigDict):
-            raise ConfigError(f"{name}: get_config must return a ConfigDict, got {type(config).__name__}")
-    else:
-        arguments = [sys.argv[0], f"--config={module.__file__}{f':{scale}' if scale else ''}", *overrides]
-        config = command_line.parse(arguments, __doc__, folder).config
+    config = configuration(name, module.get_config, scale)
+    wrong = [word for word in overrides if not (of_one_run and word.startswith("--config."))]
+    if wrong:
+        takes = "--config.key=value" if of_one_run else "no settings"
+        raise ConfigError(f"unrecognized arguments: {' '.join(wrong)}: {name} takes {takes}")
+    if overrides:
+        config = command_line.parse([sys.argv[0], *overrides], __doc__, folder, config).config
     return Plan(name, module, config, scale, folder)
 
 
 def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     """Make a figure in its folder, and return whether its numbers are as expected."""
     name, module, _, _, folder = figure
-    functions = _functions(module)
+    functions = config_files.functions_of(module)
     files = functions if len(functions) > 1 else (name,)
     if shipped:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +99,10 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
         found = xr.load_dataset(CONFIGS / f"{name}.nc", engine="scipy")
     else:
         seconds = sum(float(of.attrs.get("seconds", 0)) for of in results.values())
-        found = stored(module.reduce(results).assign_attrs(seconds=seconds), folder / f"{name}.nc")
+        reduced = module.reduce(results)
+        if not isinstance(reduced, xr.Dataset):
+            raise TypeError(f"reduce must return an xarray.Dataset, got {type(reduced).__name__}")
+        found = stored(reduced.assign_attrs(seconds=seconds), folder / f"{name}.nc")
     for function, file in zip(functions, files, strict=True):
         save(getattr(figures, function)(found), folder, file)
     if hasattr(module, "CSV"):
@@ -167,13 +133,14 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
     with one line, which says how to go on.
     """
     _, module, config, scale, folder = figure
-    results, runs = {}, {}
+    if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
+        raise ConfigError(f"cannot use {folder}: {file} is no folder")
+    results, runs, declared = {}, {}, config_files.sweeps_of(module)
+    sweeps = {name: make_sweep(config, name, declare(of, scale)) for name, of in declared.items()}
     for name, get_config in getattr(module, "RUNS", {}).items():
-        runs[name] = get_config(*([scale] if scale else [])), folder / name
-    if not hasattr(module, "RUNS") and not hasattr(module, "sweep"):
+        runs[name] = configuration(name, get_config, scale), folder / name
+    if not hasattr(module, "RUNS") and not declared:
         runs["run"] = config, folder  # where `train` looks before it builds, and makes it
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
     for name, (of_run, workdir) in runs.items():
         command_line.use_precision(of_run)
         if "tracker" in of_run.probes and not (workdir / "meta.json").exists():
@@ -182,8 +149,7 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
         if meta["status"] != "done":
             command_line.report(meta, workdir)
         results[name] = records.load(workdir)
-    for name, declared in named_sweeps(module).items() if hasattr(module, "sweep") else ():
-        sweep = make_sweep(config, name, declare(declared, scale))
+    for name, sweep in sweeps.items():
         command_line.use_precision(sweep.config)
         print(f"sweep {name!r}: {folder / name}", file=sys.stderr)
         command_line.report(fill.run(sweep, folder / name, how), folder / name)
@@ -206,6 +172,7 @@ def _measured(figure: Plan, results: dict[str, xr.Dataset]) -> xr.Dataset:
             return measured
     except (OSError, TypeError, ValueError, LookupError):  # missing, or damaged
         pass
+    folder.mkdir(parents=True, exist_ok=True)
     print(f"measuring: {folder / 'measured.nc'}", file=sys.stderr)
     started = time.monotonic()
     measured = module.measure(config, results, folder).assign_attrs(of=of.hexdigest())
@@ -232,14 +199,14 @@ def compare(found: xr.Dataset, expected: tuple, compared: bool = True) -> tuple[
         labels = where if isinstance(where, dict) else {step: where}
         try:
             value = float(of.sel(labels))
+            shown = f"{value:.4g}"
         except (LookupError, TypeError, ValueError):
-            value = np.nan
+            value, shown = np.nan, "no such place" if variable in found else "no such variable"
         accepted = least <= value <= most
         ok &= accepted or not compared
         verdict = "" if not compared else "ok" if accepted else "OFF"
         at = ", ".join(f"{dim} {label}" for dim, label in labels.items())
         limits = f"{least:.3g} .. {most:.3g}"
-        shown = f"{value:.4g}" if variable in found else "no such variable"
         table.append((variable, at, f"{number:.4g}", limits, shown, verdict, source))
     return table, ok
 
@@ -263,14 +230,17 @@ def _main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"of {', '.join(NAMES)}")
-    parser.add_argument("--scale", choices=SCALES)
+    parser.add_argument("--scale", choices=config_files.SCALES)
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--shipped", action="store_true")
     add_options(parser)
     options, overrides = parser.parse_known_args()
     how, ok = settings(options), True
     made = [plan(name, options, overrides) for name in options.names]
-    has_sweeps = not options.shipped and any(hasattr(figure.module, "sweep") for figure in made)
+    folders = [figure.folder for figure in made]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise ConfigError(f"two figures would share {twice[0]}: make each with a --workdir of its own")
+    has_sweeps = not options.shipped and any(config_files.sweeps_of(figure.module) for figure in made)
     if not has_sweeps and (options.launcher != "here" or options.jobs or options.slurm):
         raise ConfigError("no sweep is to be filled: leave --launcher, --jobs and --slurm out")
     for figure in made:
@@ -278,12 +248,11 @@ def _main() -> int:
             ok &= make(figure, options.shipped, how)
         except KeyboardInterrupt:
             command_line.fail(f"interrupted: the same command goes on in {figure.folder}", 130)
-        except (ConfigError, StoreError, MemoryError):
+        except (ConfigError, StoreError, Told):
             raise
-        except (Exception, SystemExit) as error:  # whatever a part of the user's config module raises
-            if isinstance(error, SystemExit) and error.code:  # it has said why
-                raise
-            if isinstance(error, OSError) and error.filename:
+        except BaseException as error:  # whatever a part of the user's config module raises
+            at, folder = Path(str(getattr(error, "filename", ""))).resolve(), figure.folder.resolve()
+            if isinstance(error, OSError) and (at.is_relative_to(folder) or folder.is_relative_to(at)):
                 raise StoreError(f"cannot use {figure.folder}: {error}") from error
             what = f"{figure.name} could not be made: {type(error).__name__}: {error}"
             raise ConfigError(f"{what}; its runs are kept in {figure.folder}") from error

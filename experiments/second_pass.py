@@ -3,14 +3,14 @@
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
 
-from dlf.store import checkpoints
+from dlf import store
 from dlf.train import SERIES, init_carries
 from experiments.build import Experiment, build, make_loop, ready_loop
 from experiments.command_line import ConfigError
@@ -87,7 +87,8 @@ def measure_windows(config: ConfigDict, workdir: Path, windows: Iterable[tuple[i
     described = tracked.run.probes[_PROBE].series | {"loss": SERIES["loss"]}
     parts = []
     for number, (start, stop) in enumerate(windows):
-        step, state = nearest(experiment, workdir, start)
+        like = experiment.state, init_carries(experiment.run.probes, experiment.state)
+        step, (state, _) = store.checkpoint_before(workdir, start, like) or (0, like)
         for _ in range(step, start - _BLOCK + 1, _BLOCK):
             state, _, _ = advance(experiment.replica, state, {}, _BLOCK)
         carries = init_carries(tracked.run.probes, state)
@@ -98,13 +99,3 @@ def measure_windows(config: ConfigDict, workdir: Path, windows: Iterable[tuple[i
             parts.append(xr.Dataset(part, {"step": np.arange(first, first + _BLOCK)}))
     found = xr.concat(parts, "step").drop_duplicates("step").sortby("step")
     return found.sel(step=slice(0, config.num_steps - 1))
-
-
-def nearest(experiment: Experiment, workdir: Path, step: int) -> tuple[int, Any]:
-    """Return (step, state) of the newest sound checkpoint at or before a step, else of the beginning."""
-    folder = workdir / "checkpoints"
-    like = experiment.state, init_carries(experiment.run.probes, experiment.state)
-    for kept in checkpoints.steps(folder):
-        if kept <= step and not checkpoints.damaged_file(folder, kept):
-            return kept, checkpoints.load(folder, kept, like)[0]
-    return 0, experiment.state

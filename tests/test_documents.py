@@ -59,7 +59,7 @@ def test_tables_are_those_of_the_data(path):
     assert text == documents.filled(text), "python -m experiments.documents writes them"
 
 
-@pytest.mark.parametrize("name", sorted({*figure.NAMES} - {"tiny"}))
+@pytest.mark.parametrize("name", sorted({*documents.FIGURES} - {"tiny"}))
 def test_the_minutes_of_a_run_card_are_those_of_the_data(name):
     card = (figure.CONFIGS / f"{name}.py").read_text().split('"""')[1]
     minutes = re.findall(r"([\w.]+) minutes?\b", card)

@@ -77,9 +77,10 @@ def test_a_number_is_looked_up_by_step_or_labels_and_one_that_is_not_there_is_of
     accuracy = found["loss"].rename(step="test_step").rename("test_loss")
     rows, ok = figure.compare(found.merge(accuracy), (("test_loss", 50, loss, loss, loss, "source"),))
     assert ok and rows[1][1] == "test_step 50"
-    for absent in (("loss", 600), ("ntk_eigenvalues", {"rank": 9}), ("loss", {"width": 3})):
+    wrong = ("loss", 600), ("ntk_eigenvalues", {"rank": 9}), ("loss", {"width": 3}), ("loss", {"step": "a"})
+    for absent in wrong:
         rows, ok = figure.compare(found, ((*absent, 0.0, -1.0, 1.0, "source"),))
-        assert not ok and rows[1][-3:-1] == ("nan", "OFF")
+        assert not ok and rows[1][-3:-1] == ("no such place", "OFF")
     rows, ok = figure.compare(found, (("los", 50, 0.0, -1.0, 1.0, "source"),))
     assert not ok and rows[1][-3:-1] == ("no such variable", "OFF")
 
@@ -101,6 +102,9 @@ def test_a_file_of_ones_own_is_a_figure_and_several_lie_beside_one_another(comma
 
 
 MISTAKES = {
+    "tiny --config=mine.py": "unrecognized arguments: --config=mine.py",
+    "tiny --noresume": "unrecognized arguments: --noresume",
+    "tiny --config.num_steps=1e3": "--config.num_steps=1e3: invalid literal for int()",
     "phase_moon": "unknown figure 'phase_moon': one of cascade_rates, cascades, curvature, fig4",
     "tiny --scale=small": "tiny has no scales: leave --scale out",
     "phase_static --scale=large": "invalid choice: 'large'",
@@ -134,7 +138,7 @@ LINES = {
     "del reduce": "has no reduce",
     "del get_config": "has no get_config",
     "FIGURE = 'fig5'": "FIGURE 'fig5' is not in analysis.figures",
-    "EXPECTED = (('moon', 1),)": "EXPECTED holds rows (variable, where, expected",
+    "EXPECTED = (('moon', 1),)": "EXPECTED holds rows (variable, step or {dimension: label}, expected",
     "EXPECTED = 3": "EXPECTED holds rows",
     "EXPECTED = ('loss', 5, 1, 1, 1, 'x')": "got 'loss'",
     "FIGURE = ()": "FIGURE () is not in analysis.figures",
@@ -147,6 +151,19 @@ LINES = {
     "EXPECTED = [('loss', 50, 1, 0, 1, None)]": "EXPECTED holds rows",
     "EXPECTED = [(3, 50, 1, 0, 1, 's')]": "EXPECTED holds rows",
     "EXPECTED = [('loss', 'x', 1, 0, 1, 's')]": "EXPECTED holds rows",
+    "EXPECTED = [('loss', 50, 1, 2, 1, 's')]": "EXPECTED holds rows",
+    "EXPECTED = [('loss', 50, 1, float('nan'), 1, 's')]": "EXPECTED holds rows",
+    "EXPECTED = [('loss', {1: 2}, 1, 0, 1, 's')]": "EXPECTED holds rows",
+    "EXPECTED = [('loss', {'step': [1, 2]}, 1, 0, 1, 's')]": "EXPECTED holds rows",
+    "CSV = 'x'": "CSV must be (file, dimension), got 'x'",
+    "CSV = ('x', 3)": "CSV must be (file, dimension)",
+    "RUNS = ['a']": "RUNS must map names to functions, got ['a']",
+    "RUNS = {'a': get_config, 'b': 3}": "RUNS must map names to functions",
+    "RUNS = {'a': get_config, 'b': lambda: {}}": "get_config must return a ConfigDict, got dict",
+    "RUNS = {'a': get_config, 'b': lambda: exit(0)}": "b: SystemExit: 0",
+    "sweep = 3": "sweep must be a function",
+    "get_config = lambda: exit(0)": "SystemExit: 0",
+    "get_config, RUNS = (lambda: exit(0)), {}": "SystemExit: 0",
     "reduce = 5": "reduce must be a function",
     "measure = 5": "measure must be a function",
     "in_words = 5": "in_words must be a function",
@@ -154,7 +171,7 @@ LINES = {
     "get_config = lambda scale: {}[scale]; RUNS = {}": "scale 'small': KeyError: 'small'",
     "get_config, RUNS = (lambda: {}), {}": "get_config must return a ConfigDict, got dict",
     "get_config = 3": "get_config must be a function",
-    "get_config = dict": "get_config must be a function",
+    "get_config = dict": "must be a function, of the scale or of nothing",
 }
 
 
@@ -177,6 +194,11 @@ def test_a_config_module_that_lacks_a_part_gets_one_line(command, tmp_path, line
         "[]",
         "results['run'].drop_vars('loss')",
         "exit(0)",
+        "exit(1)",
+        "exit('moon')",
+        "open('/nowhere/moon')",
+        "(_ for _ in ()).throw(MemoryError)",
+        "(_ for _ in ()).throw(BaseException)",
     ],
 )
 def test_a_reduction_that_fails_gets_one_line_and_keeps_the_run(command, tmp_path, smoke, body):
@@ -212,7 +234,7 @@ def test_a_figure_that_cannot_be_written_is_named(command, tmp_path, smoke):
     [
         "def in_words(found): raise KeyError('moon')",
         "def measure(*_): raise ValueError('moon')",
-        "CSV = ('table', 'moon'), 1",
+        "FIGURE = 'width_rate'",
     ],
 )
 def test_any_other_part_that_fails_gets_one_line_and_keeps_the_run(command, tmp_path, smoke, line):
@@ -223,6 +245,53 @@ def test_any_other_part_that_fails_gets_one_line_and_keeps_the_run(command, tmp_
     assert status == 2 and f"its runs are kept in {folder}" in err
     assert err.strip().splitlines()[-1].startswith("error: mine could not be") and "Traceback" not in err
     assert (folder / "metrics.zarr").exists()
+
+
+def test_a_figure_of_sweeps_with_names_alone_is_one_of_sweeps(command, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"{MINE}\nfrom experiments.sweep.axes import axis\n"
+        "def sweep_wide():\n    yield axis('seed', (1, 2), 'seed')\n"
+        "def reduce(results): raise ValueError(f'{[*results]}')\nFIGURE = 'fig4'\n"
+        "def get_config():\n    config = tiny.get_config()\n    config.num_steps = 20\n    return config\n"
+    )
+    status, _, err = command(figure.main, path, f"--workdir={tmp_path / 'run'}")
+    assert status == 2 and "mine could not be made: ValueError: ['wide']" in err
+    assert (tmp_path / "run" / "wide" / "cells.zarr").exists()
+
+
+SCALED = {  # where the scale goes to, and what is recorded with it
+    "get_config = lambda scale: small(STEPS[scale])": "run",
+    "get_config = lambda turns=3, scale='paper': small(STEPS[scale])": "run",
+    "def get_config(*, scale): return small(STEPS[scale])": "run",
+    "import functools; get_config = functools.partial(lambda n, scale: small(STEPS[scale]), 3)": "run",
+    "get_config = small; RUNS = {'run': lambda scale: small(STEPS[scale]), 'b': lambda turns=6: small()}":
+        "run",
+    "get_config = lambda scale: small(STEPS[scale]); RUNS = {'run': get_config, 'b': small}": "run",
+    "get_config = small\ndef sweep(scale): yield axis('n', range(STEPS[scale]), 'seed')": "main",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", SCALED)
+def test_every_function_that_takes_the_scale_gets_it_by_name(command, tmp_path, lines):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"{MINE}\nfrom experiments.sweep.axes import axis\nSTEPS = {{'smoke': 7, 'small': 8}}\n"
+        "def small(num_steps=9):\n    config = tiny.get_config()\n    config.num_steps = num_steps\n"
+        "    config.probes = dict()\n    return config\n"
+        f"def reduce(results): raise ValueError(str(results[{SCALED[lines]!r}]['loss'].size))\n{lines}\n"
+    )
+    for options, size in ([], 8), (["--scale=smoke"], 7):
+        folder = tmp_path / "".join(options)
+        status, _, err = command(figure.main, path, f"--workdir={folder / 'run'}", *options)
+        assert status == 2 and f"mine could not be made: ValueError: {size};" in err
+
+
+def test_two_figures_do_not_share_a_folder(command, tmp_path):
+    (tmp_path / "tiny.py").write_text(MINE)
+    status, _, err = command(figure.main, "tiny", tmp_path / "tiny.py", f"--workdir={tmp_path / 'out'}")
+    assert status == 2 and f"two figures would share {tmp_path / 'out' / 'tiny'}" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_error_of_the_system_in_a_part_of_the_module_is_that_of_the_part(command, tmp_path, smoke):

@@ -15,7 +15,8 @@ from analysis import figures
 from analysis.findings import diagrams
 from dlf.store.cells import DIVERGED, DONE, NOT_RUN
 from experiments import figure
-from experiments.sweep.axes import make_sweep, named_sweeps
+from experiments.config_files import named_sweeps
+from experiments.sweep.axes import make_sweep
 
 NAMES = ("phase_amplitude_period", "phase_width_rate", "phase_static", "phase_losses")
 

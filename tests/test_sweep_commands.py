@@ -14,6 +14,7 @@ import pytest
 
 from dlf.store import load
 from dlf.store.cells import DONE, NOT_RUN, STORE, Store
+from dlf.store.files import read_json, write_json
 from experiments import listing
 from experiments.command_line import ConfigError
 from experiments.configs import tiny
@@ -44,13 +45,13 @@ DECLARATIONS = {
     "no name": ([axis("a/b", (1,), "seed")], "axis 'a/b': give it a name"),
     "tuples": ([axis("a", ((4,), (5,)), "model.hidden_widths")], "label it with numbers, words or booleans"),
     "kinds": ([axis("a", ("x", 1), "seed")], "label it with numbers, words or booleans"),
-    "equal": ([axis("a", (2, 2.0), "optimizer.learning_rate")], "has the value 2 twice"),
+    "equal": ([axis("a", (2, 2.0), "optimizer.learning_rate")], "has the value 2.0 twice"),
     "large": ([axis("a", (2**70,), "seed")], "does not fit 64 bits"),
     "no boolean": ([{"float64": "yes"}], "float64 is True or False, got 'yes'"),
     "mixed": ([{"float64": True}, {"schedule.amplitude": 3.0}], "all cells of a sweep have one precision"),
     "nothing": ([axis("a", (1,))], "axis 'a' sets nothing"),
     "precision": ([axis("a", (True, False), "float64")], "all cells of a sweep have one precision"),
-    "record": ([axis("seed", (1,), "seed"), record("all")], "record 'all': one of final, series"),
+    "record": ([axis("seed", (1,), "seed"), record("all")], "one of final, series, and names"),
     "variable": ([axis("seed", (1,), "seed"), record("final", "los")], "unknown variable los: one of loss,"),
     "shapes": (
         [axis("every", (7, 9), "probes.validation.every"), record("series")],
@@ -118,7 +119,7 @@ def test_a_config_without_scales_can_be_swept_and_is_not_mistaken_for_another(co
     assert command(cli.main, *options)[0] == 0
     meta = workdir / "meta.json"
     # as a start leaves it that was killed, of another version of the code
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"seconds": 0.0, "commit": "other"}))
+    write_json(meta, read_json(meta) | {"seconds": 0.0, "commit": "other"}, signed=True)
     store = Store(workdir)
     store.forget(store.blocks()[0])
     store.write(store.blocks()[0], {}, np.array([DONE, NOT_RUN], np.int8))

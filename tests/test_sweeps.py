@@ -164,27 +164,94 @@ def test_a_cell_whose_probe_cannot_be_built_is_recorded_too(tmp_path):
     fill.run(make_sweep(small(), "main", [probes, record("final", "loss")]), tmp_path)
     found = load(tmp_path)
     assert found["status"].values.tolist() == [DONE, INVALID]
-    assert "every must be a whole number of at least 1, got 0" in found["reason"].values[1]
+    assert "every must be at least 1 and at most 2147483647, got 0" in found["reason"].values[1]
 
 
 def test_another_precision_is_refused_and_marks_no_cell(tmp_path):
-    fill.create(grid(), tmp_path, 2**30)
+    fill.create(grid(), tmp_path, blocks.plan(grid(), 2**30))
     with jax.enable_x64(True), pytest.raises(ConfigError, match="float64=False, but JAX runs with"):
         fill.run(grid(), tmp_path)
     assert (Store(tmp_path).status() == NOT_RUN).all()
 
 
-@pytest.mark.parametrize("lost", [["meta.json"], ["meta.json", "cells.zarr"], ["meta.json", "config.json"]])
-def test_a_start_that_was_killed_is_made_again(tmp_path, lost):
-    fill.create(grid(), tmp_path, 2**30)
-    for name in lost:
-        path = tmp_path / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+# in the order in which they are written
+@pytest.mark.parametrize(
+    "left", [[], ["config.json"], ["config.json", "cells.zarr"], ["config.json", "cells.zarr", "ledger.json"]]
+)
+def test_a_start_that_was_killed_is_made_again(tmp_path, left):
+    fill.create(grid(), tmp_path, blocks.plan(grid(), 2**30))
+    for path in tmp_path.iterdir():
+        if path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert fill.run(grid(widths=(4,), amplitudes=(1.0,)), tmp_path)["status"] == "done"
 
 
+@pytest.mark.parametrize("lost", [".", "cells.zarr", "ledger.json", "cells.zarr/zarr.json"])
+def test_a_sweep_that_is_moved_away_ends_and_nothing_is_made_anew(tmp_path, lost):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    fill.create(grid(), folder, blocks.plan(grid(), 2**30))
+    work = blocks.work(grid(), folder)
+    next(work)
+    (folder / lost).resolve().rename(tmp_path / "moved")
+    with pytest.raises(StoreError, match="moved, removed or changed"):
+        next(work)
+    assert not (folder / lost).exists()
+
+
+def test_work_does_not_touch_another_sweep_in_its_folder(tmp_path):
+    fill.create(grid(amplitudes=(2.0,)), tmp_path, blocks.plan(grid(amplitudes=(2.0,)), 2**30))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(StoreError, match="moved, removed or changed"):
+        next(blocks.work(grid(amplitudes=(1.0,)), tmp_path))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_link_in_place_of_jobs_is_not_emptied(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").touch()
+    fill.run(grid(amplitudes=(1.0,)), tmp_path / "sweep")
+    (tmp_path / "sweep" / "jobs").symlink_to(tmp_path / "mine")
+    with pytest.raises(StoreError, match="jobs is a link"):
+        fill.run(grid(amplitudes=(1.0,)), tmp_path / "sweep")
+    assert (tmp_path / "mine" / "precious.txt").exists()
+
+
+def test_a_chunk_that_vanishes_while_the_sweep_goes_on_is_told(tmp_path, monkeypatch):
+    def remove(*arguments):
+        for number, num in enumerate(blocks.work(*arguments)):
+            if number == 1:
+                next(path for path in (tmp_path / "cells.zarr/loss/c").rglob("0") if path.is_file()).unlink()
+            yield num
+
+    monkeypatch.setattr(fill, "work", remove)
+    with pytest.raises(StoreError, match="was damaged meanwhile: run the sweep again"):
+        fill.run(grid(), tmp_path)
+    monkeypatch.undo()
+    assert fill.run(grid(), tmp_path)["status"] == "done" and load(tmp_path)["loss"].notnull().all()
+
+
+@pytest.mark.parametrize("launcher", ["here", "local"])
+def test_what_killed_launches_left_is_swept_away_and_jobs_of_slurm_stay(tmp_path, launcher):
+    jobs, outside = tmp_path / "sweep" / "jobs", tmp_path / "outside"
+    fill.run(grid(amplitudes=(1.0,)), tmp_path / "sweep")
+    outside.mkdir()
+    for name in ("local-01234567", "slurm-01234567"):
+        (jobs / name).mkdir(parents=True)
+        (jobs / name / "7_0_result.pkl").touch()
+    (jobs / "7_0_result.pkl").touch()  # as older versions of dlf left them
+    (jobs / "link").symlink_to(outside)
+    (tmp_path / "sweep" / "stop").touch()
+    store = Store(tmp_path / "sweep")
+    store.forget(store.blocks()[0])
+    settings = fill.Settings(launcher=launcher, num_jobs=1)
+    assert fill.run(grid(amplitudes=(1.0,)), tmp_path / "sweep", settings)["status"] == "done"
+    assert [path.name for path in jobs.iterdir()] == ["slurm-01234567"] and outside.exists()
+    assert not (tmp_path / "sweep" / "stop").exists()
+
+
 def test_a_block_that_another_process_runs_is_waited_for_and_taken_if_that_dies(tmp_path):
-    fill.create(grid(), tmp_path, 2**30)
+    fill.create(grid(), tmp_path, blocks.plan(grid(), 2**30))
     code = (
         "import fcntl, sys, time; locks = open(sys.argv[1], 'a'); fcntl.lockf(locks, fcntl.LOCK_EX, 1, 0); "
         "print(flush=True); time.sleep(60)"
@@ -201,8 +268,9 @@ def test_a_block_that_another_process_runs_is_waited_for_and_taken_if_that_dies(
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_preempted_worker_is_queued_again(finished, tmp_path):
-    fill.create(grid(), tmp_path, 2**30)
-    (job,) = fill.submit(grid(), tmp_path, fill.Settings(launcher="local", num_jobs=1))
+    fill.create(grid(), tmp_path, blocks.plan(grid(), 2**30))
+    settings = fill.Settings(launcher="local", num_jobs=1)
+    (job,) = fill.submit(grid(), tmp_path, settings)
     deadline = time.monotonic() + 120
     while not (tmp_path / LOCKS).exists():  # the worker is at work
         assert time.monotonic() < deadline
@@ -231,7 +299,7 @@ def test_the_memory_decides_the_blocks(tmp_path):
     with pytest.raises(ConfigError, match=f"a block of one cell {too_small}"):
         fill.run(grid(widths=(10**9,)), tmp_path)  # before its parameters are drawn
     assert not list(tmp_path.iterdir())
-    fill.create(sweep, tmp_path, 2**30)
+    fill.create(sweep, tmp_path, blocks.plan(sweep, 2**30))
     with pytest.raises(ConfigError, match=f"as cut when it was created, {too_small}"):
         fill.run(sweep, tmp_path, fill.Settings(memory=fixed + each))
 

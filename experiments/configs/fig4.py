@@ -12,6 +12,8 @@ from statistics import stdev
 
 from ml_collections import ConfigDict
 
+from experiments.settings import Config
+
 FIGURE = "fig4"
 # What 12 runs found whose initial parameters differ by 1e-12: written with
 #     python -m experiments.benchmark spread --json=experiments/configs/fig4_spread.json
@@ -39,7 +41,7 @@ EXPECTED = (
 
 def get_config(num_turns: int = 14, period: int = 5_000) -> ConfigDict:
     """Return the configuration of the figure, or of so many turns of a class with so many steps."""
-    config = ConfigDict()
+    config = Config()
     config.seed = 0
     config.float64 = True
     config.num_steps = num_turns * period

@@ -11,7 +11,6 @@
 --dry-run     print cells, blocks, estimated time and memory, and run nothing
 """
 
-import inspect
 import sys
 from math import prod
 from pathlib import Path
@@ -24,9 +23,10 @@ from dlf.store.cells import NOT_RUN, Store
 from experiments import command_line
 from experiments.build import build
 from experiments.command_line import ConfigError
+from experiments.config_files import SCALES, configuration, declare, load_config_file, named_sweeps
 from experiments.second_pass import loop_seconds
 from experiments.sweep import fill
-from experiments.sweep.axes import SCALES, Sweep, declare, load_config_file, make_sweep, named_sweeps
+from experiments.sweep.axes import Sweep, make_sweep
 from experiments.sweep.blocks import plan
 
 _TIMED_STEPS = 500
@@ -90,8 +90,8 @@ def _main() -> int:
         raise ConfigError(f"unknown sweep {options.sweep!r}: one of {', '.join(declared)}")
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no function get_config")
-    file = f"{path}:{options.scale}" if inspect.signature(module.get_config).parameters else path
-    asked = command_line.parse([sys.argv[0], f"--config={file}", *others], __doc__)
+    config = configuration(str(path), module.get_config, options.scale)
+    asked = command_line.parse([sys.argv[0], *others], __doc__, config=config)
     sweep = make_sweep(asked.config, options.sweep, declare(declared[options.sweep], options.scale))
     command_line.use_precision(sweep.config)
     workdir, settings = Path(asked.workdir), fill.settings(options)

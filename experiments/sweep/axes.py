@@ -8,13 +8,11 @@
 A sweep yields axes, whose grid is run, or overrides such as {"schedule.amplitude": 3.0}, one a cell.
 """
 
-import importlib.util
-import inspect
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
-from pathlib import Path
-from types import ModuleType
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +22,9 @@ from dlf.ensembles import RECORDS
 from dlf.store.cells import RESERVED
 from experiments import build
 from experiments.command_line import ConfigError, explain_unknown_key
+from experiments.settings import checked
 
-SCALES = ("smoke", "small", "paper")
+MOST_LABELS = 10**6
 
 
 class Axis(NamedTuple):
@@ -62,11 +61,17 @@ def axis(name: str, values: Iterable[Any], *keys: str | Callable[[Any], Mapping[
     {'model.hidden_widths': (30,)}
     """
     # NumPy's numbers are not what a configuration holds
-    labels = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
-    overrides = [
-        {k: v for key in keys for k, v in (key(label) if callable(key) else {key: label}).items()}
-        for label in labels
-    ]
+    first = islice(values, MOST_LABELS + 1)
+    labels = tuple(value.item() if isinstance(value, np.generic) else value for value in first)
+    if len(labels) > MOST_LABELS:
+        raise ConfigError(f"axis {name!r} has more than {MOST_LABELS:,} values")
+    overrides = []
+    for label in labels:
+        try:
+            of = [key(label) if callable(key) else {key: label} for key in keys]
+            overrides.append({key: value for settings in of for key, value in settings.items()})
+        except Exception as error:  # whatever the user's function raises or returns
+            raise ConfigError(f"axis {name!r}, value {label!r}: {type(error).__name__}: {error}") from error
     return Axis(name, labels, tuple(overrides))
 
 
@@ -97,7 +102,7 @@ class Sweep(NamedTuple):
                     config.update_from_flattened_dict({key: value})
                 except (TypeError, ValueError) as error:
                     raise ConfigError(f"{key}={value!r}: {error}") from error
-        return config
+        return checked(config)
 
     def as_json(self) -> dict[str, Any]:
         """Return what config.json holds: a sweep with another content does not mix with this one."""
@@ -106,56 +111,29 @@ class Sweep(NamedTuple):
         return json.loads(json.dumps(content | {"record": self.record._asdict()}))
 
 
-def load_config_file(path: Path) -> ModuleType:
-    """Return a configuration file as a module. Raises ConfigError if that cannot be."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None:
-        raise ConfigError(f"{path} is no file of Python code")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's file raises
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    return module
-
-
-def named_sweeps(module: ModuleType) -> dict[str, Callable[..., Iterable]]:
-    """Return the sweeps of a file: `sweep` as "main", `sweep_x` as "x". Raises ConfigError without any."""
-    found = {
-        name.removeprefix("sweep").removeprefix("_") or "main": value
-        for name, value in vars(module).items()
-        if callable(value) and (name == "sweep" or name.startswith("sweep_"))
-    }
-    if found:
-        return found
-    raise ConfigError(f"{module.__file__} declares no sweep: see experiments/configs/phase_losses.py")
-
-
-def declare(sweep: Callable[..., Iterable], scale: str) -> list:
-    """Return what a function of the scale or of nothing yields. Raises ConfigError with what it raises."""
-    try:
-        return list(sweep(scale) if inspect.signature(sweep).parameters else sweep())
-    except Exception as error:  # whatever the user's function raises
-        message = f"{sweep.__name__} with scale {scale!r}: {type(error).__name__}: {error}"
-        raise ConfigError(message) from error
-
-
 def make_sweep(config: ConfigDict, name: str, declared: Iterable[Axis | Record | Mapping]) -> Sweep:
     """Put together what a configuration file declares.
 
     Raises ConfigError for an axis that is empty, repeats a value, or sets what the configuration lacks.
     """
     declared = list(declared)
+    for item in declared:
+        if not isinstance(item, Axis | Record | Mapping):
+            raise ConfigError(
+                f"sweep {name!r} yields {item!r}: yield axis(...), record(...) or a dict of overrides"
+            )
     axes = [item for item in declared if isinstance(item, Axis)]
     kept = [Record("final", ()), *(item for item in declared if isinstance(item, Record))][-1]
     cells = tuple(dict(item) for item in declared if not isinstance(item, Axis | Record))
     if cells:
         axes.append(Axis("cell", tuple(range(len(cells))), cells))
-    if kept.kind not in RECORDS:
-        raise ConfigError(f"record {kept.kind!r}: one of {', '.join(RECORDS)}")
+    if kept.kind not in RECORDS or not all(isinstance(name, str) for name in kept.variables):
+        raise ConfigError(
+            f"record{(kept.kind, *kept.variables)}: one of {', '.join(RECORDS)}, and names of variables"
+        )
     if not axes:
         raise ConfigError(f"sweep {name!r} has no axis: yield axis(...) or overrides")
-    sweep, owners = Sweep(config.copy_and_resolve_references(), name, tuple(axes), kept), {}
+    sweep, owners = Sweep(checked(config), name, tuple(axes), kept), {}
     for number, a in enumerate(axes):
         _check(a, taken={*RESERVED, *(other.name for other in axes[:number])})
         for key in a.keys:
@@ -180,11 +158,14 @@ def _check(axis: Axis, taken: set[str]) -> None:
     """Raise ConfigError for an axis that sets nothing, or that one labelled dimension cannot hold."""
     labels = axis.labels
     kinds = {float if type(label) in (int, float) else type(label) for label in labels}
-    twice = next((label for label in labels if labels.count(label) > 1), None)
     mixed = len(kinds) > 1 or not kinds <= {bool, float, str}
+    seen: set[Any] = set()
+    twice = next((of for of in labels if of in seen or seen.add(of)), None) if not mixed else None
     problems = {
-        ": give it a name of letters, digits and underscores": not axis.name.isidentifier(),
-        ": another one, or a variable of every sweep, has this name": axis.name in taken,
+        ": give it a name of letters, digits and underscores": not (
+            isinstance(axis.name, str) and axis.name.isidentifier()
+        ),
+        ": another one, or a variable of every sweep, has this name": str(axis.name) in taken,
         " has no values": not labels,
         ": label it with numbers, words or booleans, and turn a label into other settings by a function, "
         "such as lambda width: {'model.hidden_widths': (width,)}": mixed,
@@ -192,6 +173,7 @@ def _check(axis: Axis, taken: set[str]) -> None:
             abs(x) >= 2**63 for x in axis.labels if type(x) is int
         ),
         f" has the value {twice} twice": twice is not None,
+        " has a value that is not finite": any(type(x) is float and not math.isfinite(x) for x in labels),
         " sets nothing: name the keys of the config that it varies": not axis.keys,
     }
     for words in (words for words, is_so in problems.items() if is_so):

@@ -4,6 +4,7 @@ Any number of processes work beside one another: each claims a block by a lock, 
 """
 
 import fcntl
+import random
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -17,15 +18,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlf.ensembles import Outcome, is_vectorized, make_ensemble, spread
+from dlf.store import files
 from dlf.store.cells import DIVERGED, DONE, INVALID, NOT_RUN, Block, Store
 from dlf.types import Series
 from experiments import build
 from experiments.command_line import ConfigError
+from experiments.settings import check_size
 from experiments.sweep.axes import Sweep
 
 LOCKS = "blocks.lock"
 # Mapped replicas gain nothing from more in one program, and a killed process loses its block.
 _MOST_CELLS_MAPPED, _MOST_CELLS_VECTORIZED = 16, 4096
+_MOST_PROGRAMS = 10_000
+_MOST_TRIED = 1_000  # cells of a program, to find one that can be run
 _PATIENCE = 0.5  # seconds between two looks at blocks that others run
 
 
@@ -48,8 +53,16 @@ def plan(sweep: Sweep, memory: int) -> Plan:
     """
     series, coordinates, programs = {}, {}, {}
     static = [axis.is_static for axis in sweep.axes]
-    for index in product(*map(range, sweep.shape)):
+    # with 400 bytes for status, step, reason and digests of each, while they are read and written
+    check_size(f"a sweep of {prod(sweep.shape):,} cells", 400 * prod(sweep.shape))
+    num_programs = prod(n for n, is_static in zip(sweep.shape, static, strict=True) if is_static)
+    if num_programs > _MOST_PROGRAMS:
+        varied = ", ".join(axis.name for axis in sweep.axes if axis.is_static)
+        raise ConfigError(f"axes {varied}: {num_programs:,} programs to compile, at most {_MOST_PROGRAMS:,}")
+    for index in _candidates(sweep.shape, static):
         fixed = tuple(number for number, is_static in zip(index, static, strict=True) if is_static)
+        if len(programs) == num_programs:
+            break
         if fixed in programs:
             continue
         try:  # the first cell of each program that can be run
@@ -94,6 +107,15 @@ def plan(sweep: Sweep, memory: int) -> Plan:
     return Plan(tuple(cells), series, coordinates, [*programs.values()], shared + each * prod(cells))
 
 
+def _candidates(shape: tuple[int, ...], static: list[bool]) -> Iterator[tuple[int, ...]]:
+    """Yield cells of every program: all of them, or so many at random that one which can be run is met."""
+    fixed, free = np.where(static, shape, 1), np.where(static, 1, shape)
+    num, most = prod(map(int, free)), _MOST_TRIED
+    for cell in range(num) if num <= most else sorted(random.Random(0).sample(range(num), most)):
+        first = np.unravel_index(cell, free)
+        yield from (tuple(map(sum, zip(first, of, strict=True))) for of in product(*map(range, fixed)))
+
+
 def too_small(what: str, needed: int, memory: int) -> ConfigError:
     """Return the error for a memory that does not hold what is needed, both in bytes."""
     return ConfigError(f"{what} takes {needed / 2**20:.3g} MiB: --memory={memory / 2**20:.3g} is too small")
@@ -132,10 +154,12 @@ def work(
     It begins with the block behind this share of all blocks, `first`. A block under way is locked: the
     operating system drops the lock if its worker dies, and another one takes the block. A `patient` worker
     waits for that where others run the last blocks. Asked to `stop`, it ends after the block under way.
-    Raises StoreError where results cannot be written, ConfigError if JAX runs in another precision.
+    Raises StoreError where results cannot be written or are another sweep's, ConfigError if JAX runs in
+    another precision.
     """
     build.check_precision(sweep.config)
     store, programs = Store(workdir), {}
+    files.check_own(workdir, files.read_json(workdir / "config.json") == sweep.as_json())
     # cells of one program together, of which a worker keeps one
     static = [number for number, axis in enumerate(sweep.axes) if axis.is_static]
     blocks = sorted(enumerate(store.blocks()), key=lambda of: [of[1][number].start for number in static])

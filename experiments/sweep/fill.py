@@ -1,13 +1,15 @@
 """Fill a sweep: create it or go on with it, in this process, in others of this machine, or on a cluster."""
 
 import argparse
+import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from experiments import records
 from experiments.build import check_precision
 from experiments.command_line import ConfigError, interrupts, progress
 from experiments.sweep.axes import Sweep
-from experiments.sweep.blocks import plan, too_small, work
+from experiments.sweep.blocks import Plan, plan, too_small, work
 
 _JOBS = "jobs"  # the folder of submitit's files and logs
 _STOP = "stop"  # the file that asks local workers to end
@@ -49,11 +51,13 @@ def settings(options: argparse.Namespace) -> Settings:
         raise ConfigError("--launcher=slurm needs --jobs=N")
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
-    if not options.memory > 0:
-        raise ConfigError(f"--memory must be positive, got {options.memory:g}")
+    if not 0 < options.memory < 2**40:
+        raise ConfigError(f"--memory must be positive and finite, got {options.memory:g}")
     for pair in options.slurm:
         if "=" not in pair:
             raise ConfigError(f"--slurm={pair}: give a parameter and its value, such as partition=NAME")
+    if options.slurm and options.launcher != "slurm":
+        raise ConfigError("--slurm goes with --launcher=slurm")
     parameters = dict(pair.split("=", 1) for pair in options.slurm)
     num_jobs = options.jobs or os.cpu_count() or 1
     return Settings(round(options.memory * 2**20), options.launcher, num_jobs, parameters)
@@ -68,17 +72,32 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
     """
     workdir = Path(workdir)
     check_precision(sweep.config)
-    with exclusive(workdir):
-        meta = existing(sweep, workdir, settings.memory) or create(sweep, workdir, settings.memory)
+    # what cannot be launched or planned gets no folder
+    if settings.launcher != "here":
+        with tempfile.TemporaryDirectory() as folder:
+            _executor(folder, settings)
+    planned = None if workdir.exists() else plan(sweep, settings.memory)
+    with exclusive(workdir) as check_same:
+        meta = existing(sweep, workdir, settings.memory)
+        if not meta:
+            planned = planned or plan(sweep, settings.memory)
+            check_same()
+            meta = create(sweep, workdir, planned)
+        files.refuse_links(workdir, workdir / _JOBS)
         store, failed = Store(workdir), []
+        if settings.launcher != "slurm" and os.access(workdir, os.W_OK):
+            left = (path for path in (workdir / _JOBS).glob("*") if not path.name.startswith("slurm-"))
+            _clear(workdir, left)  # of launches that were killed; jobs of Slurm may still run
         for block, file in store.damaged():
             print(f"{file} is damaged: its block is run again", file=sys.stderr)
             store.forget(block)
         has_run = store.status() != NOT_RUN
+        if has_run.all() and meta["status"] == "done":
+            return meta  # also in a folder that cannot be written
         if not has_run.all():
             if has_run.any():
                 meta = records.resumed(meta)
-            files.write_json(workdir / "meta.json", meta | {"status": "running"})
+            files.write_json(workdir / "meta.json", meta | {"status": "running"}, signed=True)
             started, done = time.monotonic(), int(has_run.sum())
             with interrupts() as stop, progress("sweep", "cells", done, has_run.size) as show:
                 if settings.launcher == "here":
@@ -86,12 +105,15 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
                         show(done := done + num_cells)
                 else:
                     jobs = submit(sweep, workdir, settings)
-                    failed = _wait(jobs, workdir, settings.launcher == "local", stop, show)
+                    failed = _wait(jobs, store, workdir, settings.launcher == "local", stop, show)
             meta["seconds"] += time.monotonic() - started
-        status = store.status()
+        files.check_own(workdir, store.is_own())
+        status, damaged = Store(workdir).status(), next(store.damaged(), None)
+        if damaged:
+            raise files.StoreError(f"{damaged[1]} was damaged meanwhile: run the sweep again")
         counts = {meaning: int(np.sum(status == number)) for number, meaning in enumerate(MEANINGS)}
         meta |= {"status": "interrupted" if counts["not run"] else "done", "cells": counts, "failed": failed}
-        files.write_json(workdir / "meta.json", meta)
+        files.write_json(workdir / "meta.json", meta, signed=True)
         return meta
 
 
@@ -104,15 +126,15 @@ def existing(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any] | None:
     return meta
 
 
-def create(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any]:
+def create(sweep: Sweep, workdir: Path, planned: Plan) -> dict[str, Any]:
     """Write config.json, the empty store and meta.json of a sweep, and return the last one's content."""
-    asked, planned, axes = sweep.as_json(), plan(sweep, memory), {a.name: a.labels for a in sweep.axes}
+    asked, axes = sweep.as_json(), {a.name: a.labels for a in sweep.axes}
     meta = {"status": "running", "seconds": 0.0, **records.provenance(), "x64": sweep.config.float64}
     meta["block_bytes"] = planned.block_bytes
     attributes = {"config": json.dumps(asked["config"]), "sweep": sweep.name, "commit": meta["commit"]}
     files.write_json(workdir / "config.json", asked)
     cells.create(workdir, axes, planned.cells_per_block, planned.series, planned.coordinates, attributes)
-    files.write_json(workdir / "meta.json", meta)
+    files.write_json(workdir / "meta.json", meta, signed=True)
     return meta
 
 
@@ -123,6 +145,7 @@ class Worker(NamedTuple):
     workdir: Path
     number: int
     settings: Settings
+    coordinator: int  # the process that submits
 
     def __call__(self) -> int:
         """Run blocks and return the number of cells."""
@@ -132,7 +155,11 @@ class Worker(NamedTuple):
             cpus = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cpus[self.number % len(cpus)]})
         jax.config.update("jax_enable_x64", self.sweep.config.float64)
-        stop, first = (self.workdir / _STOP).exists, self.number / self.settings.num_jobs
+        first = self.number / self.settings.num_jobs
+
+        def stop() -> bool:
+            return (self.workdir / _STOP).exists() or (is_local and not _is_alive(self.coordinator))
+
         return sum(work(self.sweep, self.workdir, stop, patient=is_local, first=first))
 
     def checkpoint(self) -> Any:
@@ -142,23 +169,46 @@ class Worker(NamedTuple):
         return DelayedSubmission(self)
 
 
-def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
-    """Submit workers as jobs. Raises ConfigError where submitit is missing or refuses the parameters."""
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's by now
+    return True
+
+
+def _executor(folder: str | Path, settings: Settings) -> Any:
+    """Return what submits jobs, whose files are in a folder.
+
+    Raises ConfigError where submitit is missing or refuses the parameters.
+    """
     try:
         import submitit
     except ImportError as error:
         message = f"--launcher={settings.launcher} needs submitit: pip install submitit (extra `cluster`)"
         raise ConfigError(message) from error
-    (workdir / _STOP).unlink(missing_ok=True)
-    workers = [Worker(sweep, workdir.resolve(), number, settings) for number in range(settings.num_jobs)]
-    parameters = {key: int(x) if x.isdigit() else x for key, x in settings.parameters.items()}
-    # processes that are started do not hear the interrupt that a terminal sends to all: see `_wait`
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        executor = submitit.AutoExecutor(folder=workdir / _JOBS, cluster=settings.launcher)
+        parameters = {key: int(x) if x.isdigit() else x for key, x in settings.parameters.items()}
+        executor = submitit.AutoExecutor(folder=folder, cluster=settings.launcher)
         days = 7 if settings.launcher == "local" else 1
         executor.update_parameters(name="dlf", timeout_min=days * 24 * 60, cpus_per_task=1)
         executor.update_parameters(**parameters)
+    except Exception as error:  # whatever it raises for a parameter
+        raise ConfigError(f"--launcher={settings.launcher}: {error}") from error
+    return executor
+
+
+def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
+    """Submit workers as jobs. Raises ConfigError where the launcher refuses them."""
+    (workdir / _STOP).unlink(missing_ok=True)
+    numbers = range(min(settings.num_jobs, len(Store(workdir).blocks())))
+    workers = [Worker(sweep, workdir.resolve(), number, settings, os.getpid()) for number in numbers]
+    # a folder of this launch alone: no job's file of another one is read
+    folder = workdir.resolve() / _JOBS / f"{settings.launcher}-{uuid.uuid4().hex[:8]}"
+    executor = _executor(folder, settings)
+    # processes that are started do not hear the interrupt that a terminal sends to all: see `_wait`
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
         with executor.batch():
             return [executor.submit(worker) for worker in workers]
     except (RuntimeError, NameError, TypeError, ValueError) as error:
@@ -168,29 +218,43 @@ def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
 
 
 def _wait(
-    jobs: list[Any], workdir: Path, is_local: bool, stop: Callable[[], bool], show: Callable[[int], None]
+    jobs: list[Any],
+    store: Store,
+    workdir: Path,
+    is_local: bool,
+    stop: Callable[[], bool],
+    show: Callable[[int], None],
 ) -> list[str]:
     """Wait for all jobs, show the cells that are done, and return the logs of the jobs that failed.
 
     Asked to `stop`, or left by an exception, local workers end after the block under way; those of Slurm
     are left alone.
     """
-    store, next_look = Store(workdir), 0.0
+    next_look = 0.0
     try:
-        while not (all_done := all(job.done() for job in jobs)) and not stop():
+        while not (all_done := all(job.done() for job in jobs)) and not stop() and store.is_own():
             if (started := time.monotonic()) > next_look:
                 show(int(np.sum(store.status() != NOT_RUN)))
                 now = time.monotonic()
                 next_look = now + max(0.5, 20 * (now - started))  # the cores are for the workers
             time.sleep(0.1)
     finally:
-        if is_local:
+        if is_local and store.is_own():
             (workdir / _STOP).touch()
     while is_local and not (all_done := all(job.done() for job in jobs)):
         time.sleep(0.1)
     show(int(np.sum(store.status() != NOT_RUN)))
     failed = [str(job.paths.stderr) for job in jobs if job.done() and job.exception() is not None]
     if all_done and not failed:
-        shutil.rmtree(workdir / _JOBS, ignore_errors=True)
-        (workdir / _STOP).unlink(missing_ok=True)
+        _clear(workdir, [jobs[0].paths.folder])
     return failed
+
+
+def _clear(workdir: Path, launches: Iterable[Path]) -> None:
+    """Remove the files of some launches, and the request to stop."""
+    for launch in launches:
+        with contextlib.suppress(OSError):  # a worker that outlived its coordinator may still write there
+            files.remove(launch)
+    with contextlib.suppress(OSError):  # there is none, or it holds those of others
+        (workdir / _JOBS).rmdir()
+    (workdir / _STOP).unlink(missing_ok=True)

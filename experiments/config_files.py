@@ -1,0 +1,129 @@
+"""Config files as modules: those of the figures and a user's own, and the form that each part must have."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterable
+from itertools import islice
+from numbers import Integral, Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from analysis import figures
+from experiments.command_line import ConfigError, last_line
+from experiments.sweep.axes import MOST_LABELS
+
+CONFIGS = Path(__file__).parent / "configs"
+SCALES = ("smoke", "small", "paper")
+NAMES = tuple(sorted(path.stem for path in CONFIGS.glob("[a-z]*.py")))
+
+
+def find(name: str) -> ModuleType:
+    """Return the config module of a figure. Raises ConfigError for one that is unknown or lacks a part."""
+    if name not in NAMES and not name.endswith(".py"):
+        raise ConfigError(f"unknown figure {name!r}: one of {', '.join(NAMES)}")
+    known = name in NAMES
+    module = importlib.import_module(f"experiments.configs.{name}") if known else load_config_file(Path(name))
+    for part in ("get_config", "reduce", "FIGURE", "EXPECTED"):
+        if not hasattr(module, part):
+            raise ConfigError(f"{module.__file__} has no {part}: see experiments/configs/fig4.py")
+    for part in ("get_config", "reduce", "measure", "in_words", "sweep"):
+        if not callable(getattr(module, part, print)):
+            raise ConfigError(f"{module.__file__}: {part} must be a function")
+    is_named = isinstance(module.FIGURE, str | tuple | list) and len(module.FIGURE)
+    if not is_named or not all(name in figures.__all__ for name in functions_of(module)):
+        raise ConfigError(f"{module.__file__}: FIGURE {module.FIGURE!r} is not in analysis.figures")
+    runs, csv = getattr(module, "RUNS", {}), getattr(module, "CSV", ("", ""))
+    if not (isinstance(runs, dict) and all(isinstance(of, str) and callable(runs[of]) for of in runs)):
+        raise ConfigError(f"{module.__file__}: RUNS must map names to functions, got {runs!r}")
+    if not (isinstance(csv, tuple | list) and [*map(type, csv)] == [str, str]):
+        raise ConfigError(f"{module.__file__}: CSV must be (file, dimension), got {csv!r}")
+    for row in module.EXPECTED if isinstance(module.EXPECTED, tuple | list) else [None]:
+        if not _is_expected(row):
+            form = "(variable, step or {dimension: label}, expected, least, most, source)"
+            raise ConfigError(f"{module.__file__}: EXPECTED holds rows {form}, got {row!r}")
+    return module
+
+
+def load_config_file(path: Path) -> ModuleType:
+    """Return a configuration file as a module. Raises ConfigError if that cannot be."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None:
+        raise ConfigError(f"{path} is no file of Python code")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
+        raise ConfigError(f"{path}: {last_line(error)}") from error
+    return module
+
+
+def named_sweeps(module: ModuleType) -> dict[str, Callable[..., Iterable]]:
+    """Return the sweeps of a file: `sweep` as "main", `sweep_x` as "x". Raises ConfigError without any."""
+    found = {
+        name.removeprefix("sweep").removeprefix("_") or "main": value
+        for name, value in vars(module).items()
+        if callable(value) and (name == "sweep" or name.startswith("sweep_"))
+    }
+    if found:
+        return found
+    raise ConfigError(f"{module.__file__} declares no sweep: see experiments/configs/phase_losses.py")
+
+
+def takes_scale(function: Callable) -> bool:
+    """Return whether a function of a config file takes the scale. Raises ConfigError for what is none."""
+    try:
+        return "scale" in inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{function!r} must be a function, of the scale or of nothing") from error
+
+
+def configuration(what: str, get_config: Callable, scale: str | None) -> ConfigDict:
+    """Return what `get_config` gives, of the scale or of nothing. Raises ConfigError with what is wrong."""
+    config = _told(what, scale, lambda: _called(get_config, scale))
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{what}: get_config must return a ConfigDict, got {type(config).__name__}")
+    return config
+
+
+def declare(sweep: Callable[..., Iterable], scale: str | None) -> list:
+    """Return what a function of the scale or of nothing yields. Raises ConfigError with what it raises."""
+    what = getattr(sweep, "__name__", "sweep")
+    first = _told(what, scale, lambda: list(islice(_called(sweep, scale), MOST_LABELS + 1)))
+    if len(first) > MOST_LABELS:
+        raise ConfigError(f"{what} with scale {scale!r} yields more than {MOST_LABELS:,} times")
+    return first
+
+
+def _called(function: Callable, scale: str | None) -> Any:
+    return function(scale=scale) if scale and takes_scale(function) else function()
+
+
+def _told(what: str, scale: str | None, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's function raises
+        raise ConfigError(f"{what}{f' with scale {scale!r}' if scale else ''}: {last_line(error)}") from error
+
+
+def functions_of(module: ModuleType) -> tuple[str, ...]:
+    """Return the names of the functions in analysis.figures that draw a figure."""
+    return (module.FIGURE,) if isinstance(module.FIGURE, str) else tuple(module.FIGURE)
+
+
+def sweeps_of(module: ModuleType) -> dict[str, Callable[..., Iterable]]:
+    """Return the sweeps of a figure by name, of which it may have none."""
+    declared = any(name == "sweep" or name.startswith("sweep_") for name in vars(module))
+    return named_sweeps(module) if declared else {}
+
+
+def _is_expected(row: Any) -> bool:
+    kinds = [str, Integral | dict, Real, Real, Real, str]
+    if not (isinstance(row, tuple | list) and len(row) == 6 and all(map(isinstance, row, kinds))):
+        return False
+    labels = row[1].items() if isinstance(row[1], dict) else ()
+    return row[3] <= row[4] and all(isinstance(dim, str) and isinstance(of, str | Real) for dim, of in labels)
