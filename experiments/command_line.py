@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,15 +26,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from dlf.store.files import StoreError
 
+_DOUBLE = 0.5  # seconds in which a second interrupt means what the first one meant
+
 
 class ConfigError(Exception):
     """A configuration cannot be run; the message says what to change."""
 
 
+class Told(SystemExit):
+    """The program ends, and has said why."""
+
+
 def fail(message: object, status: int = 2) -> NoReturn:
     """End the program with one line on standard error."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(status)
+    # as it is, whatever it quotes: nothing that steers a terminal, nothing that fills it
+    words = "".join(c if c.isprintable() else "?" for c in " ".join(str(message).split()))
+    print(f"error: {words if len(words) < 700 else words[:700] + '...'}", file=sys.stderr)
+    if status == 130:
+        leave(status)
+    raise Told(status)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process now: threads of JAX and zarr that still work would crash or speak in Python's end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,9 +62,12 @@ class Parser(argparse.ArgumentParser):
         fail(message)
 
 
-def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> flags.FlagValues:
+def parse(
+    argv: list[str], usage: str, default_workdir: Path | None = None, config: ConfigDict | None = None
+) -> flags.FlagValues:
     """Return config, workdir and resume as the command line has them; for --help print `usage` and end.
 
+    It names the file of the configuration, unless there is one, `config`, of which it changes settings.
     Raises ConfigError for an unknown or mistyped flag, with the nearest key that exists.
     """
     if {"-h", "--help"} & set(argv):
@@ -53,20 +75,26 @@ def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> f
         sys.exit(0)
     values = flags.FlagValues()
     workdir = default_workdir and str(default_workdir)
-    config_flags.DEFINE_config_file("config", flag_values=values)
     flags.DEFINE_string("workdir", workdir, "folder of the run", flag_values=values)
     flags.DEFINE_bool("resume", False, "go on with the run in the folder", flag_values=values)
     try:
+        if config is None:
+            config_flags.DEFINE_config_file("config", flag_values=values)
+        else:
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
         config = values.config
-        list(config or ())  # a config file that cannot be loaded says so only now
+        if hasattr(type(config), "__getitem__"):
+            list(config)  # a config file that cannot be loaded says so only now
     except flags.Error as error:
-        raise ConfigError(error) from error
-    except (AttributeError, LookupError) as error:
-        raise ConfigError(explain_unknown_key(error)) from error
-    except Exception as error:  # whatever the config file, a program of the user's, raises
-        last_line = str(error).strip().splitlines()[-1:]
-        raise ConfigError(f"--config: {type(error).__name__}: {''.join(last_line)}") from error
+        raise ConfigError(last_line(error).removeprefix("IllegalFlagValueError: flag ")) from error
+    except (Exception, SystemExit) as error:  # whatever the config file, a program of the user's, raises
+        places = {at.name for at in traceback.extract_tb(error.__traceback__)}
+        if isinstance(error, AttributeError | LookupError) and not places & {"get_config", "<module>"}:
+            if "'get_config'" in str(error):
+                raise ConfigError("--config: the file has no function get_config") from error
+            raise ConfigError(explain_unknown_key(error)) from error
+        raise ConfigError(f"--config: {last_line(error)}") from error
     if rest[1:]:
         raise ConfigError(f"unexpected argument {rest[1]!r}: settings are given as --config.key=value")
     if config is None:
@@ -78,9 +106,23 @@ def parse(argv: list[str], usage: str, default_workdir: Path | None = None) -> f
     return values
 
 
+def last_line(error: BaseException) -> str:
+    """Return what an error says at its end, and the line of the config file that raised it."""
+    places, chain = [], [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    for raised in chain:  # the first error of the file is the last of the chain that comes from it
+        if at := [at for at in traceback.extract_tb(raised.__traceback__) if at.name == "get_config"]:
+            places, error = at, raised
+    where = f"line {places[-1].lineno}, `{places[-1].line}`: " if places else ""
+    if "Did you mean" in str(error):
+        return where + explain_unknown_key(error)
+    return f"{where}{type(error).__name__}: {''.join(str(error).strip().splitlines()[-1:])}"
+
+
 def explain_unknown_key(error: Exception) -> str:
     """Return in words what ml_collections says of a key that a configuration does not have."""
-    words = re.findall(r"[\w.]+", str(error))
+    words = re.findall(r"[\w.]+", str(error)) or [""]
     suggestion = re.search(r'Did you mean "(.+)" instead', str(error))
     did_you_mean = f": did you mean {suggestion[1]!r}?" if suggestion else ""
     return f"unknown config key {words[0]!r}{did_you_mean}" if len(words) < 9 else str(error)
@@ -90,26 +132,45 @@ def run(main: Callable[[], int]) -> NoReturn:
     """Run a main and turn what a person can cause into one line and an exit status."""
     logging.getLogger().setLevel(logging.ERROR)  # orbax and absl narrate each checkpoint on it
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    for number in (signal.SIGINT, signal.SIGTERM):  # shells let their background jobs ignore the first
-        signal.signal(number, signal.default_int_handler)
-    before, sys.unraisablehook = sys.unraisablehook, lambda ignored: _ask_again(ignored, before)
+    heard, before = [-_DOUBLE], sys.unraisablehook
+
+    def interrupt(number, frame):
+        if time.monotonic() - heard[-1] > _DOUBLE:
+            heard.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    def ask_again(ignored):
+        # Python drops what is raised in callbacks, of its garbage collector above all, and interrupts with it
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            return before(ignored)
+        heard.append(-_DOUBLE)
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    sys.unraisablehook = ask_again
+    said, format_before = set(), warnings.formatwarning
+
+    def in_one_line(words, *_):
+        again, _ = str(words) in said, said.add(str(words))
+        return "" if again else f"warning: {words}\n"
+
+    warnings.formatwarning = in_one_line
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):  # shells let their background jobs ignore the first
+            signal.signal(number, interrupt)
         sys.exit(main())
     except (ConfigError, StoreError) as error:
         fail(error)
+    except OSError as error:
+        fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
     except MemoryError as error:
-        fail(f"not enough memory: {error}")
+        fail(f"not enough memory: {error}".rstrip(": "))
     except KeyboardInterrupt:
         fail("interrupted", 130)
     finally:
         sys.unraisablehook = before
-
-
-def _ask_again(ignored: Any, otherwise: Callable[[Any], None]) -> None:
-    # Python drops what is raised in callbacks, of its garbage collector above all, and interrupts with it
-    if not issubclass(ignored.exc_type, KeyboardInterrupt):
-        return otherwise(ignored)
-    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        warnings.formatwarning = format_before
+        for number in (signal.SIGINT, signal.SIGTERM):  # a handler would raise in Python's own end
+            signal.signal(number, signal.SIG_DFL)
 
 
 def report(meta: dict[str, Any], workdir: str | Path, go_on: str = "the same command") -> int:
@@ -121,6 +182,8 @@ def report(meta: dict[str, Any], workdir: str | Path, go_on: str = "the same com
     if meta["status"] == "diverged":
         where = f"at step {meta['diverged_step']}: the rows up to it are in {workdir}"
         advice = "a smaller optimizer.learning_rate or schedule.amplitude may help"
+        if meta["diverged_step"] == 0:
+            advice = "no update was made yet: look at data, network, first parameters and class weights"
         fail(f"the loss is not finite {where}; {advice}", status=1)
     if logs := meta.get("failed"):
         fail(f"{len(logs)} of the jobs failed, see {logs[0]}{counts}: {go_on} goes on in {workdir}", status=1)
@@ -134,7 +197,7 @@ def use_precision(config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; the second one acts at once."""
+    """Turn the first SIGINT or SIGTERM into a request to stop; one that comes later acts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may listen
         return
@@ -142,8 +205,10 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     with contextlib.ExitStack() as restore:
 
         def note(number, frame):
-            received.append(number)
-            restore.close()
+            received.append(time.monotonic())
+            if received[-1] - received[0] > _DOUBLE:
+                restore.close()
+                raise KeyboardInterrupt
 
         for number in (signal.SIGINT, signal.SIGTERM):
             restore.callback(signal.signal, number, signal.signal(number, note))

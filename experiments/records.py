@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from dlf import schedules, store
 from dlf.store import cells, run
-from dlf.store.files import StoreError, read_json
+from dlf.store.files import LEDGER, StoreError, check_metadata, read_json, read_meta
 from experiments.command_line import ConfigError
 
 
@@ -60,18 +60,22 @@ def opened(workdir: Path, kind: str, asked: dict[str, Any], begun: bool = False)
     """
     content = {path.name for path in workdir.iterdir()}
     of_kind, more = (cells.STORE, {"block_bytes"}) if kind == "sweep" else (run.STORE, set())
-    partial = (Path(name).with_suffix(".partial").name for name in ("config.json", "meta.json", of_kind))
+    partial = (
+        Path(name).with_suffix(".partial").name for name in ("config.json", "meta.json", LEDGER, of_kind)
+    )
     # meta.json is written last: a start that was killed before has measured nothing yet
-    started = {"config.json", of_kind, *partial, Path(of_kind).with_suffix(".old").name}
+    started = {"config.json", LEDGER, of_kind, *partial, Path(of_kind).with_suffix(".old").name}
     is_ours = "config.json" not in content or read_json(workdir / "config.json").keys() == asked.keys()
     if is_ours and content <= started and not begun:
         return None
     if of_kind not in content:
         raise ConfigError(f"{workdir} holds files, but no {kind}: name another folder")
+    if (workdir / LEDGER).exists():
+        check_metadata(workdir, read_json(workdir / LEDGER, signed=True))
     changes = differences(read_json(workdir / "config.json"), asked)
     if changes:
         raise ConfigError(f"{workdir} holds a {kind} with another config: {'; '.join(changes)}")
-    meta = read_json(workdir / "meta.json")
+    meta = read_meta(workdir)
     known = {"status", "seconds", "commit", "versions", "devices", *more} <= set(meta)
     if not (known and all(isinstance(meta[key], int | float) for key in ("seconds", *more))):
         raise StoreError(f"{workdir / 'meta.json'} is damaged: move {workdir} away and run again")

@@ -20,6 +20,7 @@ from dlf.store import files
 from experiments import command_line, records
 from experiments.build import Experiment, build, make_loop
 from experiments.command_line import ConfigError, interrupts, progress, report
+from experiments.settings import checked
 
 
 def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict[str, Any]:
@@ -29,10 +30,12 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
     left as it is. An interrupt (SIGINT, SIGTERM) ends the run after the chunk under way, committed.
     Raises ConfigError or StoreError with one line that says what to do; nothing is overwritten.
     """
-    workdir, asked = Path(workdir), json.loads(config.to_json())
+    config, workdir = checked(config), Path(workdir)
+    store.check_path(workdir)
+    asked = json.loads(config.to_json())
     # what cannot be built gets no folder; a finished or foreign folder is known before anything is built
     experiment = None if workdir.exists() else build(config)
-    with store.exclusive(workdir):
+    with store.exclusive(workdir) as check_same:
         if not resume and any(workdir.iterdir()):
             raise ConfigError(
                 f"{workdir} is not empty: add --resume to go on with it, or name another folder"
@@ -41,12 +44,13 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
         if meta and meta["status"] in ("done", "diverged") and not store.damaged_file(workdir):
             return meta
         experiment = experiment or build(config)
+        check_same()
         if not meta:
             meta = {"status": "running", "seconds": 0.0, **records.provenance(), "x64": config.float64}
             attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
             files.write_json(workdir / "config.json", asked)
             store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.series, attributes)
-            files.write_json(workdir / "meta.json", meta)
+            files.write_json(workdir / "meta.json", meta, signed=True)
         elif meta["seconds"] > 0:
             meta = records.resumed(meta)
         return _run(config, workdir, experiment, meta)
@@ -64,7 +68,7 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
 
     def record(status: str) -> dict[str, Any]:
         meta.update(status=status, seconds=time.monotonic() - started)
-        files.write_json(workdir / "meta.json", meta)
+        files.write_json(workdir / "meta.json", meta, signed=True)
         return meta
 
     with interrupts() as interrupted, progress("training", "steps", step, config.num_steps) as show:
@@ -84,6 +88,8 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
             show(step, f"F {series['loss'][-1]:.4g}, accuracy {series['accuracy'][-1]:.3f}")
             if interrupted() and step < config.num_steps:
                 return record("interrupted")
+    if damaged := store.damaged_file(workdir):
+        raise files.StoreError(f"{damaged} was damaged while the run went on: go on with it by --resume")
     return record("done")
 
 
@@ -94,8 +100,9 @@ def main() -> None:
 
 def _main() -> int:
     asked = command_line.parse(sys.argv, __doc__)
-    command_line.use_precision(asked.config)
-    meta = train(asked.config, asked.workdir, asked.resume)
+    config = checked(asked.config)
+    command_line.use_precision(config)
+    meta = train(config, asked.workdir, asked.resume)
     return report(meta, asked.workdir, go_on="the same command with --resume")
 
 

@@ -10,6 +10,7 @@ import gc
 import io
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -32,7 +33,7 @@ from jaxtyping import install_import_hook
 
 with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
     # with all of dlf and analysis behind it: what is imported outside the hook is not checked
-    from experiments import train
+    from experiments import command_line, train
     from experiments.configs import tiny
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -81,6 +82,16 @@ def command(monkeypatch, capfd):
     before = jax.config.jax_enable_x64
     yield run
     jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(autouse=True)
+def mains_do_not_end_the_tests(monkeypatch):
+    """Stay after an interrupt, and give back the handlers that a main sets for the rest of its process."""
+    monkeypatch.setattr(command_line, "leave", sys.exit)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -149,3 +160,10 @@ def reference(made_once):
             train.train(tiny.get_config(), workdir)
 
     return made_once("reference", make)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what the tests of `make soak` counted."""
+    for report in terminalreporter.getreports("passed"):
+        for _, counts in report.user_properties:
+            terminalreporter.line(f"{report.nodeid.rpartition('::')[2]}: {counts}")

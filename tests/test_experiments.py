@@ -16,6 +16,7 @@ import xarray as xr
 
 from analysis import figures
 from dlf import store
+from dlf.store.files import StoreError, read_meta, write_json
 from experiments import records, train
 
 ROOT = Path(__file__).parent.parent
@@ -52,8 +53,8 @@ def wait_until(condition, process, seconds=120):
 
 def committed(workdir):
     try:
-        return json.loads((workdir / "metrics.zarr/zarr.json").read_text())["attributes"]["committed_steps"]
-    except (OSError, ValueError):
+        return store.committed(workdir)[0]
+    except StoreError:
         return -1
 
 
@@ -115,6 +116,46 @@ def test_a_run_killed_at_many_moments_ends_with_the_same_bits(tmp_path, referenc
     assert_same_series(tmp_path, reference)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_folder_that_is_replaced_while_the_network_is_built_is_left_alone(tmp_path, monkeypatch, begun):
+    folder, other, build = tmp_path / "run", tmp_path / "other", train.build
+    config = get_config("tiny", num_steps=4, steps_per_chunk=2, float64=False)
+    if begun:
+        train.train(config, folder)
+        write_json(folder / "meta.json", read_meta(folder) | {"status": "running"}, signed=True)
+    else:
+        folder.mkdir()
+    config.seed = 5
+    train.train(config, other)
+    before = {path.relative_to(other): path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    config.seed = 0
+
+    def replaced(config):
+        folder.rename(tmp_path / "moved")
+        other.rename(folder)
+        return build(config)
+
+    monkeypatch.setattr(train, "build", replaced)
+    with pytest.raises(store.StoreError, match="moved, removed or changed"):
+        train.train(config, folder, resume=True)
+    assert before == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("lost", ["metrics.zarr/loss/c/0", "config.json", "metrics.zarr/step/c/0"])
+def test_a_run_of_which_a_part_is_lost_while_it_goes_on_is_not_done(tmp_path, monkeypatch, lost):
+    commit = store.commit
+
+    def lose(workdir, first_step, *arguments):
+        commit(workdir, first_step, *arguments)
+        if first_step == 2:  # the last one
+            (workdir / lost).write_bytes(b"{}")
+
+    monkeypatch.setattr(store, "commit", lose)
+    with pytest.raises(store.StoreError, match=f"{lost} (was|is) damaged"):
+        train.train(get_config("tiny", num_steps=4, steps_per_chunk=2, float64=False), tmp_path)
+    assert read_meta(tmp_path)["status"] == "running"
+
+
 def test_a_run_killed_between_store_and_meta_starts_anew(tmp_path, reference):
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
     (tmp_path / "meta.json").unlink()
@@ -126,8 +167,7 @@ def test_a_run_killed_between_store_and_meta_starts_anew(tmp_path, reference):
 
 def test_a_run_killed_between_its_last_commit_and_meta_is_done(tmp_path, reference):
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
-    meta = json.loads((tmp_path / "meta.json").read_text())
-    (tmp_path / "meta.json").write_text(json.dumps(meta | {"status": "running"}))
+    write_json(tmp_path / "meta.json", read_meta(tmp_path) | {"status": "running"}, signed=True)
     with jax.enable_x64(True):
         assert train.train(get_config("tiny"), tmp_path, resume=True)["status"] == "done"
     assert json.loads((tmp_path / "meta.json").read_text())["status"] == "done"
@@ -156,9 +196,8 @@ def test_a_damaged_json_file_is_named(command, tmp_path, reference, name, conten
 
 def test_a_resume_on_other_code_says_so_and_is_recorded(tmp_path, reference, capfd):
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
-    meta = json.loads((tmp_path / "meta.json").read_text())
     other = {"status": "interrupted", "commit": "another"}
-    (tmp_path / "meta.json").write_text(json.dumps(meta | other))
+    write_json(tmp_path / "meta.json", read_meta(tmp_path) | other, signed=True)
     with jax.enable_x64(True):
         meta = train.train(get_config("tiny"), tmp_path, resume=True)
     assert "resumed with another commit" in capfd.readouterr().err

@@ -22,15 +22,15 @@ CONFIG_FILES = {
     "config.loss = dict(name='dmse1', foo=1)": "config.loss takes a name only",
     "del config.dataset.name": "config.dataset must be dict(name=",
     "config.model.depth = 3": "depth",
-    "config.probes.hessian = dict(every=-2, num=1, tol=0.1)": "every must be a whole number",
+    "config.probes.hessian = dict(every=-2, num=1, tol=0.1)": "every must be at least 1",
     # here the shape checks of the tests speak first, and name the argument too
     "config.probes.hessian = dict(every=2.5, num=1, tol=0.1)": "every",
     "config.probes.spectrum = dict(every=2)": "unknown probe 'spectrum': one of forecast, hessian",
     "1 / 0": "ZeroDivisionError",
     "config.seed = 1.5": "seed",
-    "config.num_steps = None": "config.num_steps must be of type int",
-    "del config.stop_after; config.stop_after = 'x'": "config.stop_after must be of type int",
-    "del config.num_steps; config.num_steps = 60.5": "config.num_steps must be of type int",
+    "config.num_steps = None": "config.num_steps must be a whole number, got None",
+    "del config.stop_after; config.stop_after = 'x'": "config.stop_after must be a whole number",
+    "del config.num_steps; config.num_steps = 60.5": "config.num_steps must be a whole number",
     "del config.probes; config.probes = 5": "config.probes must be dict(",
     # what is traced goes by its name, whichever function takes it
     "del config.schedule.amplitude; config.schedule.amplitude = 'big'": "schedule.amplitude must be a number",
@@ -79,16 +79,16 @@ MISTAKES = {
     "--config.num_steps=0": "num_steps must be at least 1",
     "--config.num_steps=3000000000": "at most 2147483647",
     "--config.seed=1000000000000000000000": "seed",
-    "--config.schedule.amplitude=inf": "amplitude must be at least 1",
+    "--config.schedule.amplitude=inf": "amplitude must be a finite number",
     "--config.schedule.period=100000000000": "period must be",
-    "--config.optimizer.learning_rate=inf": "positive and finite",
-    "--config.dataset.noise=nan": "noise=nan",
+    "--config.optimizer.learning_rate=inf": "learning_rate must be a finite number",
+    "--config.dataset.noise=nan": "noise must be a finite number",
     "--config.stop_after=-3": "stop_after must be at least 0",
-    "--config.probes.hessian.tol=nan": "tol must be positive",
+    "--config.probes.hessian.tol=nan": "tol must be a finite number",
     "--config.probes.hessian.num=999": "fewer eigenpairs wanted than the dimension",
     "--config.probes.ntk.num_examples=100000": "num_examples must be at most 60",
     "--config.steps_per_chunk=0": "steps_per_chunk must be at least 1",
-    "--config.probes.hessian.every=0": "probes.hessian: every must be a whole number",
+    "--config.probes.hessian.every=0": "probes.hessian.every must be at least 1",
     "--config.probes.ntk.num_examples=0": "num_examples",
     "--config.probes.hessian.num=0": "num",
     "--config.dataset.examples_per_class=0": "examples_per_class=0",
@@ -200,3 +200,16 @@ def test_an_interrupt_is_heard_wherever_it_falls(capfd, fall, number):
         command_line.run(main)
     assert stop.value.code == 130 and capfd.readouterr().err == "error: interrupted\n"
     assert sys.unraisablehook is hook
+
+
+def test_a_second_interrupt_while_the_first_is_told_adds_nothing(capfd, monkeypatch):
+    fail = command_line.fail
+
+    def fail_interrupted(*words):
+        signal.raise_signal(signal.SIGINT)
+        fail(*words)
+
+    monkeypatch.setattr(command_line, "fail", fail_interrupted)
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(lambda: signal.raise_signal(signal.SIGINT))
+    assert stop.value.code == 130 and capfd.readouterr().err == "error: interrupted\n"
