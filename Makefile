@@ -25,8 +25,8 @@ test: $(VENV)/ready  ## every check
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest --numprocesses=2 --dist=loadfile
 
-soak: $(VENV)/ready  ## what takes long: sweeps killed fifty times; SOAK_SEED=N for other moments
-	$(RUN) -m pytest -m soak
+soak: $(VENV)/ready  ## what takes long: kills, full disks, damage at every file, with counts; SOAK_SEED=N for other moments
+	$(RUN) -m pytest -m soak --numprocesses=2
 
 benchmark: $(VENV)/ready  ## speed, memory and other solvers; those in PyTorch where they are installed
 	$(RUN) -m experiments.benchmark fig4

@@ -38,10 +38,10 @@ def test_killed_at_random_moments_a_sweep_loses_nothing_that_it_committed(tmp_pa
 
 
 @pytest.mark.soak
-def test_killed_fifty_times_a_sweep_loses_nothing_that_it_committed(tmp_path):
+def test_killed_fifty_times_a_sweep_loses_nothing_that_it_committed(tmp_path, record_property):
     seed = int(os.environ.get("SOAK_SEED", "0"))
     counts = soak(tmp_path, num_kills=50, num_steps=20_000, seed=seed)
-    print(counts)
+    record_property("counts", counts)
     assert counts["kills"] >= 25 and counts["completed"] > 0 and counts["cells kept over a kill"] > 0
 
 
