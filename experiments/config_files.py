@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from itertools import islice
 from numbers import Integral, Real
@@ -36,8 +37,12 @@ def find(name: str) -> ModuleType:
     if not is_named or not all(name in figures.__all__ for name in functions_of(module)):
         raise ConfigError(f"{module.__file__}: FIGURE {module.FIGURE!r} is not in analysis.figures")
     runs, csv = getattr(module, "RUNS", {}), getattr(module, "CSV", ("", ""))
-    if not (isinstance(runs, dict) and all(isinstance(of, str) and callable(runs[of]) for of in runs)):
+    if not (
+        isinstance(runs, dict) and all(callable(of) and str(name).isidentifier() for name, of in runs.items())
+    ):
         raise ConfigError(f"{module.__file__}: RUNS must map names to functions, got {runs!r}")
+    if twice := runs.keys() & {"measured", *sweeps_of(module)}:
+        raise ConfigError(f"{module.__file__}: RUNS has {twice.pop()!r}, which is the name of other results")
     if not (isinstance(csv, tuple | list) and [*map(type, csv)] == [str, str]):
         raise ConfigError(f"{module.__file__}: CSV must be (file, dimension), got {csv!r}")
     for row in module.EXPECTED if isinstance(module.EXPECTED, tuple | list) else [None]:
@@ -53,10 +58,14 @@ def load_config_file(path: Path) -> ModuleType:
     if spec is None:
         raise ConfigError(f"{path} is no file of Python code")
     module = importlib.util.module_from_spec(spec)
+    is_new = sys.modules.setdefault(path.stem, module) is module  # where dataclasses look for it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise ConfigError(f"{path}: {last_line(error)}") from error
+    finally:
+        if is_new:
+            sys.modules.pop(path.stem, None)
     return module
 
 
@@ -117,7 +126,7 @@ def functions_of(module: ModuleType) -> tuple[str, ...]:
 
 def sweeps_of(module: ModuleType) -> dict[str, Callable[..., Iterable]]:
     """Return the sweeps of a figure by name, of which it may have none."""
-    declared = any(name == "sweep" or name.startswith("sweep_") for name in vars(module))
+    declared = any(callable(of) and (name + "_").startswith("sweep_") for name, of in vars(module).items())
     return named_sweeps(module) if declared else {}
 
 

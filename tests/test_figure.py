@@ -157,6 +157,10 @@ LINES = {
     "EXPECTED = [('loss', {'step': [1, 2]}, 1, 0, 1, 's')]": "EXPECTED holds rows",
     "CSV = 'x'": "CSV must be (file, dimension), got 'x'",
     "CSV = ('x', 3)": "CSV must be (file, dimension)",
+    "RUNS = {'../x': get_config}": "RUNS must map names to functions",
+    "RUNS = {'': get_config}": "RUNS must map names to functions",
+    "RUNS = {'measured': get_config}": "RUNS has 'measured', which is the name of other results",
+    "RUNS, sweep = {'main': get_config}, print": "RUNS has 'main', which is the name of other results",
     "RUNS = ['a']": "RUNS must map names to functions, got ['a']",
     "RUNS = {'a': get_config, 'b': 3}": "RUNS must map names to functions",
     "RUNS = {'a': get_config, 'b': lambda: {}}": "get_config must return a ConfigDict, got dict",
@@ -285,6 +289,20 @@ def test_every_function_that_takes_the_scale_gets_it_by_name(command, tmp_path, 
         folder = tmp_path / "".join(options)
         status, _, err = command(figure.main, path, f"--workdir={folder / 'run'}", *options)
         assert status == 2 and f"mine could not be made: ValueError: {size};" in err
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "sweep_seeds = 5",
+        "import dataclasses\n@dataclasses.dataclass\nclass Setting:\n    number: int = 3\n",
+    ],
+)
+def test_what_else_a_module_holds_is_its_own(command, tmp_path, smoke, lines):
+    path, folder = tmp_path / "mine.py", shutil.copytree(smoke("tiny"), tmp_path / "run")
+    path.write_text(f"from __future__ import annotations\n{MINE}\n{lines}")
+    status, _, err = command(figure.main, path, f"--workdir={folder}")
+    assert status == 0, err
 
 
 def test_two_figures_do_not_share_a_folder(command, tmp_path):
