@@ -87,7 +87,11 @@ def parse(
         if hasattr(type(config), "__getitem__"):
             list(config)  # a config file that cannot be loaded says so only now
     except flags.Error as error:
-        raise ConfigError(last_line(error).removeprefix("IllegalFlagValueError: flag ")) from error
+        # the names of the classes say nothing to a person
+        words = re.sub(r"^(\w*Error: )*(flag )?", "", last_line(error))
+        if words.startswith("get_config()"):
+            words = f"--config: {words}: one by position is --config=FILE:argument, none --config=FILE"
+        raise ConfigError(words) from error
     except (Exception, SystemExit) as error:  # whatever the config file, a program of the user's, raises
         places = {at.name for at in traceback.extract_tb(error.__traceback__)}
         if isinstance(error, AttributeError | LookupError) and not places & {"get_config", "<module>"}:
@@ -117,7 +121,7 @@ def last_line(error: BaseException) -> str:
     where = f"line {places[-1].lineno}, `{places[-1].line}`: " if places else ""
     if "Did you mean" in str(error):
         return where + explain_unknown_key(error)
-    return f"{where}{type(error).__name__}: {''.join(str(error).strip().splitlines()[-1:])}"
+    return f"{where}{type(error).__name__}: {''.join(str(error).strip().splitlines()[-1:])}".rstrip(": ")
 
 
 def explain_unknown_key(error: Exception) -> str:
@@ -164,8 +168,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
     except MemoryError as error:
         fail(f"not enough memory: {error}".rstrip(": "))
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
+    except KeyboardInterrupt as at_once:
+        fail(f"interrupted {at_once}".rstrip(), 130)
     finally:
         sys.unraisablehook = before
         warnings.formatwarning = format_before
@@ -208,7 +212,7 @@ def interrupts() -> Iterator[Callable[[], bool]]:
             received.append(time.monotonic())
             if received[-1] - received[0] > _DOUBLE:
                 restore.close()
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt("at once: what was committed before stays, to go on from")
 
         for number in (signal.SIGINT, signal.SIGTERM):
             restore.callback(signal.signal, number, signal.signal(number, note))

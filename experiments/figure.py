@@ -18,9 +18,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -93,16 +94,11 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     files = functions if len(functions) > 1 else (name,)
     if shipped:
         folder.mkdir(parents=True, exist_ok=True)
-    else:
-        results = complete(figure, how)
-    if shipped:
         found = xr.load_dataset(CONFIGS / f"{name}.nc", engine="scipy")
     else:
+        results = complete(figure, how)
         seconds = sum(float(of.attrs.get("seconds", 0)) for of in results.values())
-        reduced = module.reduce(results)
-        if not isinstance(reduced, xr.Dataset):
-            raise TypeError(f"reduce must return an xarray.Dataset, got {type(reduced).__name__}")
-        found = stored(reduced.assign_attrs(seconds=seconds), folder / f"{name}.nc")
+        found = stored(_data(module.reduce, results).assign_attrs(seconds=seconds), folder / f"{name}.nc")
     for function, file in zip(functions, files, strict=True):
         save(getattr(figures, function)(found), folder, file)
     if hasattr(module, "CSV"):
@@ -175,8 +171,16 @@ def _measured(figure: Plan, results: dict[str, xr.Dataset]) -> xr.Dataset:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"measuring: {folder / 'measured.nc'}", file=sys.stderr)
     started = time.monotonic()
-    measured = module.measure(config, results, folder).assign_attrs(of=of.hexdigest())
-    return stored(measured.assign_attrs(seconds=time.monotonic() - started), folder / "measured.nc")
+    measured = _data(module.measure, config, results, folder)
+    measured = measured.assign_attrs(of=of.hexdigest(), seconds=time.monotonic() - started)
+    return stored(measured, folder / "measured.nc")
+
+
+def _data(function: Callable, *arguments: Any) -> xr.Dataset:
+    found = function(*arguments)
+    if not isinstance(found, xr.Dataset):
+        raise TypeError(f"{function.__name__} must return an xarray.Dataset, got {type(found).__name__}")
+    return found
 
 
 def stored(found: xr.Dataset, path: Path) -> xr.Dataset:

@@ -62,6 +62,14 @@ def test_the_numbers_of_another_scale_are_shown_without_a_verdict(smoke):
         assert "numbers to expect at scale small" in out and "OFF" not in out and " ok" not in out
 
 
+@pytest.mark.parametrize("function", ["reduce", "measure"])
+def test_a_part_that_returns_no_data_is_told(command, tmp_path, smoke, function):
+    path, folder = tmp_path / "mine.py", shutil.copytree(smoke("tiny"), tmp_path / "run")
+    path.write_text(f"{MINE}\ndef {function}(*of):\n    pass\n")
+    status, _, err = command(figure.main, path, f"--workdir={folder}")
+    assert status == 2 and f"{function} must return an xarray.Dataset, got NoneType" in err
+
+
 def test_a_number_is_looked_up_by_step_or_labels_and_one_that_is_not_there_is_off(smoke):
     found = records.load(smoke("tiny"))
     loss = float(found["loss"][50])

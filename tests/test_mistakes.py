@@ -52,6 +52,28 @@ def test_a_mistake_in_a_config_file_gets_one_line(command, tmp_path, line):
     assert not (tmp_path / "run").exists()
 
 
+CONFIG_MODULES = {
+    "def get_config():\n    return {}['moon']": "line 2, `return {}['moon']`: KeyError: 'moon'",
+    "def get_config(): return [][3]": "IndexError: list index out of range",
+    "import math\nmath.moon": "module 'math' has no attribute 'moon'",
+    "{}['moon']": "KeyError: 'moon'",
+    "from experiments.configs import tiny\ndef get_config():\n    return tiny.get_config().optimizr":
+        "unknown config key 'optimizr': did you mean 'optimizer'?",
+    "config = 3": "the file has no function get_config",
+    "def get_config(scale): return 3": "argument: 'scale': one by position is --config=FILE:argument,"
+        " none --config=FILE",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", CONFIG_MODULES)
+def test_a_mistake_in_a_config_file_is_not_told_as_an_unknown_option(command, tmp_path, file, monkeypatch):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the file of the test before
+    (tmp_path / "mine.py").write_text(file)
+    result = command(train.main, f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}")
+    assert result[0] == 2 and result[2].count("\n") == 1 and not (tmp_path / "run").exists()
+    assert result[2].startswith("error: --config: ") and result[2].endswith(CONFIG_MODULES[file] + "\n")
+
+
 @pytest.mark.parametrize("main", [train.main, figure.main])
 def test_help_is_help(command, main):
     status, out, _ = command(main, "--help")
