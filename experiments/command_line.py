@@ -37,18 +37,25 @@ class Told(SystemExit):
     """The program ends, and has said why."""
 
 
+def in_one_line(message: object) -> str:
+    """Return words as they are, whatever they quote: nothing that steers a terminal or fills it."""
+    words = "".join(c if c.isprintable() else "?" for c in " ".join(str(message).split()))
+    return words if len(words) < 700 else f"{words[:700]}..."
+
+
+def note(message: object) -> None:
+    """Say in one line on standard error what a person should know while the program goes on."""
+    print(in_one_line(message), file=sys.stderr)
+
+
 def fail(message: object, status: int = 2) -> NoReturn:
     """End the program with one line on standard error."""
-    # as it is, whatever it quotes: nothing that steers a terminal, nothing that fills it
-    words = "".join(c if c.isprintable() else "?" for c in " ".join(str(message).split()))
-    print(f"error: {words if len(words) < 700 else words[:700] + '...'}", file=sys.stderr)
-    if status == 130:
-        leave(status)
+    note(f"error: {message}")
     raise Told(status)
 
 
 def leave(status: int) -> NoReturn:
-    """End the process now: threads of JAX and zarr that still work would crash or speak in Python's end."""
+    """End the process now: threads of JAX, orbax and zarr that still work would crash, speak or wait."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -101,7 +108,7 @@ def parse(
         raise ConfigError(f"--config: {last_line(error)}") from error
     if rest[1:]:
         raise ConfigError(f"unexpected argument {rest[1]!r}: settings are given as --config.key=value")
-    if config is None:
+    if config is None and not values["config"].present:
         raise ConfigError("--config is missing: name a file such as experiments/configs/fig4.py")
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config: get_config must return a ConfigDict, got {type(config).__name__}")
@@ -143,25 +150,38 @@ def run(main: Callable[[], int]) -> NoReturn:
             heard.append(time.monotonic())
             raise KeyboardInterrupt
 
-    def ask_again(ignored):
+    def dropped(ignored):
         # Python drops what is raised in callbacks, of its garbage collector above all, and interrupts with it
-        if not issubclass(ignored.exc_type, KeyboardInterrupt):
-            return before(ignored)
-        heard.append(-_DOUBLE)
-        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            heard.append(-_DOUBLE)  # ask again
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        elif str(ignored.exc_value) != "Event loop is closed":  # other writes of a checkpoint that failed
+            before(ignored)
 
-    sys.unraisablehook = ask_again
+    sys.unraisablehook = dropped
     said, format_before = set(), warnings.formatwarning
 
-    def in_one_line(words, *_):
+    def once(words, *_):
         again, _ = str(words) in said, said.add(str(words))
-        return "" if again else f"warning: {words}\n"
+        return "" if again else f"{in_one_line(f'warning: {words}')}\n"
 
-    warnings.formatwarning = in_one_line
+    warnings.formatwarning = once
     try:
         for number in (signal.SIGINT, signal.SIGTERM):  # shells let their background jobs ignore the first
             signal.signal(number, interrupt)
-        sys.exit(main())
+        sys.exit(_told(main))
+    except Told as told:
+        leave(told.code)
+    finally:
+        sys.unraisablehook = before
+        warnings.formatwarning = format_before
+        for number in (signal.SIGINT, signal.SIGTERM):  # a handler would raise in Python's own end
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _told(main: Callable[[], int]) -> int:
+    try:
+        return main()
     except (ConfigError, StoreError) as error:
         fail(error)
     except OSError as error:
@@ -170,18 +190,13 @@ def run(main: Callable[[], int]) -> NoReturn:
         fail(f"not enough memory: {error}".rstrip(": "))
     except KeyboardInterrupt as at_once:
         fail(f"interrupted {at_once}".rstrip(), 130)
-    finally:
-        sys.unraisablehook = before
-        warnings.formatwarning = format_before
-        for number in (signal.SIGINT, signal.SIGTERM):  # a handler would raise in Python's own end
-            signal.signal(number, signal.SIG_DFL)
 
 
 def report(meta: dict[str, Any], workdir: str | Path, go_on: str = "the same command") -> int:
     """Say in one line how a run or a sweep ended, and how to `go_on`, and return its exit status."""
     counts = "".join(f", {number} {of}" for of, number in meta.get("cells", {}).items() if number)
     if meta["status"] == "done":
-        print(f"done in {meta['seconds']:.0f} s{counts}: {workdir}", file=sys.stderr)
+        note(f"done in {meta['seconds']:.0f} s{counts}: {workdir}")
         return 0
     if meta["status"] == "diverged":
         where = f"at step {meta['diverged_step']}: the rows up to it are in {workdir}"
@@ -208,14 +223,14 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     received = []
     with contextlib.ExitStack() as restore:
 
-        def note(number, frame):
+        def hear(number, frame):
             received.append(time.monotonic())
             if received[-1] - received[0] > _DOUBLE:
                 restore.close()
                 raise KeyboardInterrupt("at once: what was committed before stays, to go on from")
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            restore.callback(signal.signal, number, signal.signal(number, note))
+            restore.callback(signal.signal, number, signal.signal(number, hear))
         yield lambda: bool(received)
 
 

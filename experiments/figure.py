@@ -35,7 +35,7 @@ from analysis import figures, neural_tangents_import
 from analysis.figures.style import save
 from dlf.store.files import StoreError, write_json
 from experiments import command_line, config_files, records, second_pass, train
-from experiments.command_line import ConfigError, Told
+from experiments.command_line import ConfigError, Told, note
 from experiments.config_files import CONFIGS, NAMES, configuration, declare, find
 from experiments.sweep import fill
 from experiments.sweep.axes import make_sweep
@@ -140,14 +140,14 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
     for name, (of_run, workdir) in runs.items():
         command_line.use_precision(of_run)
         if "tracker" in of_run.probes and not (workdir / "meta.json").exists():
-            print(f"{name}: the tracker takes {second_pass.estimate_cost(of_run)}", file=sys.stderr)
+            note(f"{name}: the tracker takes {second_pass.estimate_cost(of_run)}")
         meta = train.train(of_run, workdir, resume=True)
         if meta["status"] != "done":
             command_line.report(meta, workdir)
         results[name] = records.load(workdir)
     for name, sweep in sweeps.items():
         command_line.use_precision(sweep.config)
-        print(f"sweep {name!r}: {folder / name}", file=sys.stderr)
+        note(f"sweep {name!r}: {folder / name}")
         command_line.report(fill.run(sweep, folder / name, how), folder / name)
         results[name] = records.load(folder / name)
     command_line.use_precision(config)
@@ -169,7 +169,7 @@ def _measured(figure: Plan, results: dict[str, xr.Dataset]) -> xr.Dataset:
     except (OSError, TypeError, ValueError, LookupError):  # missing, or damaged
         pass
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"measuring: {folder / 'measured.nc'}", file=sys.stderr)
+    note(f"measuring: {folder / 'measured.nc'}")
     started = time.monotonic()
     measured = _data(module.measure, config, results, folder)
     measured = measured.assign_attrs(of=of.hexdigest(), seconds=time.monotonic() - started)

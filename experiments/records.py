@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from dlf import schedules, store
 from dlf.store import cells, run
 from dlf.store.files import LEDGER, StoreError, check_metadata, read_json, read_meta
-from experiments.command_line import ConfigError
+from experiments.command_line import ConfigError, note
 
 
 def provenance() -> dict[str, Any]:
@@ -36,7 +36,7 @@ def resumed(meta: dict[str, Any]) -> dict[str, Any]:
     now = provenance()
     changed = [key for key in ("commit", "versions", "devices") if meta[key] != now[key]]
     if changed:
-        print(f"resumed with another {' and '.join(changed)}: the bits may differ", file=sys.stderr)
+        note(f"resumed with another {' and '.join(changed)}: the bits may differ")
     kept = {key: value for key, value in meta.items() if key != "diverged_step"}
     return kept | {"resumed": [*meta.get("resumed", []), now]}
 

@@ -19,7 +19,7 @@ from dlf import train as training
 from dlf.store import files
 from experiments import command_line, records
 from experiments.build import Experiment, build, make_loop
-from experiments.command_line import ConfigError, interrupts, progress, report
+from experiments.command_line import ConfigError, interrupts, note, progress, report
 from experiments.settings import checked
 
 
@@ -41,18 +41,20 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
                 f"{workdir} is not empty: add --resume to go on with it, or name another folder"
             )
         meta = records.opened(workdir, "run", asked)
-        if meta and meta["status"] in ("done", "diverged") and not store.damaged_file(workdir):
+        if meta and meta["status"] in ("done", "diverged") and not store.damage(workdir):
             return meta
         experiment = experiment or build(config)
-        check_same()
-        if not meta:
+        is_new = not meta
+        if is_new:
             meta = {"status": "running", "seconds": 0.0, **records.provenance(), "x64": config.float64}
+        elif meta["seconds"] > 0:
+            meta = records.resumed(meta)
+        check_same()
+        if is_new:
             attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
             files.write_json(workdir / "config.json", asked)
             store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.series, attributes)
-            files.write_json(workdir / "meta.json", meta, signed=True)
-        elif meta["seconds"] > 0:
-            meta = records.resumed(meta)
+            store.write_meta(workdir, meta)
         return _run(config, workdir, experiment, meta)
 
 
@@ -63,12 +65,12 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
     if restored is not None:
         state, carries = restored
     for warning in warnings:
-        print(f"{warning}: going on from step {step}", file=sys.stderr)
+        note(f"{warning}: going on from step {step}")
     loop, started = make_loop(experiment), time.monotonic() - meta["seconds"]
 
     def record(status: str) -> dict[str, Any]:
         meta.update(status=status, seconds=time.monotonic() - started)
-        files.write_json(workdir / "meta.json", meta, signed=True)
+        store.write_meta(workdir, meta)
         return meta
 
     with interrupts() as interrupted, progress("training", "steps", step, config.num_steps) as show:
@@ -88,8 +90,8 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
             show(step, f"F {series['loss'][-1]:.4g}, accuracy {series['accuracy'][-1]:.3f}")
             if interrupted() and step < config.num_steps:
                 return record("interrupted")
-    if damaged := store.damaged_file(workdir):
-        raise files.StoreError(f"{damaged} was damaged while the run went on: go on with it by --resume")
+    if damaged := store.damage(workdir):
+        raise files.StoreError(damaged)
     return record("done")
 
 

@@ -274,3 +274,11 @@ def test_a_sweep_that_loses_a_part_is_no_longer_written(workdir, lost):
     (workdir / lost).unlink()
     with pytest.raises(StoreError, match="moved, removed or changed"):
         store.write(store.blocks()[0], rows(2), np.array([[DONE, DONE]]))
+
+
+def test_what_lies_in_the_place_of_a_block_that_was_not_run_is_not_read(workdir):
+    expected = load(workdir)
+    for name in ("loss/c/1/1/0", "accuracy/c/1/0", "reason/c/1/1", "digest/c/1/0"):
+        (workdir / cells.STORE / name).parent.mkdir(parents=True, exist_ok=True)
+        (workdir / cells.STORE / name).write_bytes(b"garbage12345")
+    assert load(workdir).identical(expected)

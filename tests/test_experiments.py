@@ -117,8 +117,11 @@ def test_a_run_killed_at_many_moments_ends_with_the_same_bits(tmp_path, referenc
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_folder_that_is_replaced_while_the_network_is_built_is_left_alone(tmp_path, monkeypatch, begun):
-    folder, other, build = tmp_path / "run", tmp_path / "other", train.build
+@pytest.mark.parametrize(
+    "at", [(train, "build"), (records, "provenance"), (train, "make_loop"), (store, "damage")]
+)
+def test_a_folder_that_is_replaced_is_left_alone(tmp_path, monkeypatch, begun, at):
+    folder, other, original = tmp_path / "run", tmp_path / "other", getattr(*at)
     config = get_config("tiny", num_steps=4, steps_per_chunk=2, float64=False)
     if begun:
         train.train(config, folder)
@@ -130,12 +133,13 @@ def test_a_folder_that_is_replaced_while_the_network_is_built_is_left_alone(tmp_
     before = {path.relative_to(other): path.read_bytes() for path in other.rglob("*") if path.is_file()}
     config.seed = 0
 
-    def replaced(config):
-        folder.rename(tmp_path / "moved")
-        other.rename(folder)
-        return build(config)
+    def replaced(*of):
+        if other.exists():
+            folder.rename(tmp_path / "moved")
+            other.rename(folder)
+        return original(*of)
 
-    monkeypatch.setattr(train, "build", replaced)
+    monkeypatch.setattr(*at, replaced)
     with pytest.raises(store.StoreError, match="moved, removed or changed"):
         train.train(config, folder, resume=True)
     assert before == {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dlf import store
-from dlf.store import files
+from dlf.store import checkpoints, files
 from dlf.types import Series
 
 CHUNK, NUM_STEPS = 4, 10
@@ -21,6 +21,10 @@ def workdir(tmp_path):
     store.create(tmp_path, NUM_STEPS, CHUNK, LOSS, {})
     files.write_json(tmp_path / "meta.json", {"status": "running"}, signed=True)
     return tmp_path
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_link_in_the_way_of_a_file_is_not_followed(tmp_path):
@@ -132,3 +136,38 @@ def test_a_run_in_the_place_of_another_one_is_not_written_to(tmp_path):
     shutil.copytree(tmp_path / "first", folder)  # another run, as far as this one
     with pytest.raises(files.StoreError, match="moved, removed or changed"):
         store.commit(folder, 4, {"loss": np.arange(4.0)}, STATE)
+    before = contents(folder)
+    with pytest.raises(files.StoreError, match="moved, removed or changed"):
+        store.write_meta(folder, {"status": "done"})
+    assert before == contents(folder)
+
+
+def test_a_run_that_is_replaced_while_it_is_read_is_not_gone_on_with(tmp_path, monkeypatch):
+    for name in ("run", "other"):
+        store.create(tmp_path / name, NUM_STEPS, CHUNK, LOSS, {})
+        store.commit(tmp_path / name, 0, {"loss": np.arange(4.0)}, STATE)
+    before = contents(tmp_path / "other")
+    load = checkpoints.load
+
+    def replaced(*of):
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "other").rename(tmp_path / "run")
+        return load(*of)
+
+    monkeypatch.setattr(checkpoints, "load", replaced)
+    with pytest.raises(files.StoreError, match="moved, removed or changed"):
+        store.restore(tmp_path / "run", STATE)
+    assert before == contents(tmp_path / "run")
+
+
+def test_a_link_in_place_of_the_folder_of_a_chunk_is_not_followed(tmp_path):
+    top = Series(("rank",), "nat", "eigenvalues", "top_step", 2, (2,), float)
+    store.create(tmp_path / "run", NUM_STEPS, CHUNK, {"top": top}, {})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "0").write_text("precious")
+    at = tmp_path / "run" / "metrics.zarr" / "top" / "c"
+    at.mkdir()
+    (at / "0").symlink_to(tmp_path / "mine")
+    with pytest.raises(files.StoreError, match="c/0 is a link"):
+        store.commit(tmp_path / "run", 0, {"top": np.ones((4, 2))}, STATE)
+    assert (tmp_path / "mine" / "0").read_text() == "precious"

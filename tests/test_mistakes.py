@@ -2,8 +2,10 @@
 
 import gc
 import signal
+import subprocess
 import sys
 import time
+import warnings
 import weakref
 from pathlib import Path
 
@@ -62,6 +64,7 @@ CONFIG_MODULES = {
     "config = 3": "the file has no function get_config",
     "def get_config(scale): return 3": "argument: 'scale': one by position is --config=FILE:argument,"
         " none --config=FILE",
+    "def get_config(): pass": "get_config must return a ConfigDict, got NoneType",
 }  # fmt: skip
 
 
@@ -235,3 +238,33 @@ def test_a_second_interrupt_while_the_first_is_told_adds_nothing(capfd, monkeypa
     with pytest.raises(SystemExit) as stop:
         command_line.run(lambda: signal.raise_signal(signal.SIGINT))
     assert stop.value.code == 130 and capfd.readouterr().err == "error: interrupted\n"
+
+
+def test_a_warning_is_one_line_and_said_once():
+    def main():
+        said = [warnings.formatwarning("the moon\nis \033[1mfull", UserWarning, "file", 3) for _ in range(2)]
+        assert said == ["warning: the moon is ?[1mfull\n", ""]
+        return 0
+
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(main)
+    assert stop.value.code == 0
+
+
+def test_a_failing_program_waits_for_no_thread_and_other_writes_of_a_checkpoint_are_silent():
+    code = """
+import sys, threading, time
+from experiments import command_line
+
+def main():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    try:
+        raise RuntimeError("Event loop is closed")
+    except RuntimeError as error:
+        sys.unraisablehook(type("", (), dict(exc_type=RuntimeError, exc_value=error, exc_traceback=None)))
+    raise command_line.ConfigError("moon")
+
+command_line.run(main)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "error: moon\n")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -255,3 +256,41 @@ def test_what_is_lost_of_a_run_from_before_digests_is_named(workdir, lost):
     (workdir / "metrics.zarr" / lost).unlink()
     with pytest.warns(UserWarning, match="from before"), pytest.raises(files.StoreError, match=lost):
         store.load(workdir)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_metadata_that_are_damaged_between_two_commits_are_named(workdir, content):
+    fill(workdir, until=4)
+    (workdir / "metrics.zarr" / "zarr.json").write_text(content)
+    with pytest.raises(files.StoreError, match=r"metrics\.zarr/zarr\.json is damaged"):
+        store.commit(workdir, 4, series(4, 8), STATE)
+
+
+def test_a_chunk_that_is_damaged_before_it_is_full_is_named(tmp_path):
+    top = {"top": Series((), "nat", "an eigenvalue", "top_step", 4, (), float)}
+    store.create(tmp_path, 20, 8, top, {})
+    files.write_json(tmp_path / "meta.json", {"status": "running"}, signed=True)
+    store.commit(tmp_path, 0, {"top": np.ones(3)}, STATE)
+    truncate(tmp_path / "metrics.zarr" / "top" / "c" / "0")
+    with pytest.raises(files.StoreError, match="c/0 is damaged: no checkpoint is left from before it"):
+        store.commit(tmp_path, 3, {"top": np.ones(5)}, STATE)
+
+
+def test_rows_that_do_not_fit_are_not_told_as_damage(workdir):
+    with pytest.raises(IndexError):
+        store.commit(workdir, 0, {"loss": np.ones((4, 7)), "top": np.ones((4, 2))}, STATE)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_told_as_damaged(workdir, monkeypatch):
+    fill(workdir)
+    kept, read = sorted((workdir / "checkpoints").iterdir()), Path.read_bytes
+
+    def refused(path):
+        if "checkpoints" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(PermissionError):
+        store.restore(workdir, STATE)
+    assert kept == sorted((workdir / "checkpoints").iterdir())

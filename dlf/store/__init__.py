@@ -8,7 +8,7 @@ from dlf.store import cells, run
 from dlf.store.checkpoints import check_path
 from dlf.store.files import StoreError as StoreError
 from dlf.store.files import exclusive
-from dlf.store.run import checkpoint_before, commit, committed, create, damaged_file, restore
+from dlf.store.run import checkpoint_before, commit, committed, create, damage, restore, write_meta
 
 
 def load(workdir: str | Path) -> xr.Dataset:

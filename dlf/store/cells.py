@@ -113,14 +113,23 @@ class Store:
 
     def status(self, block: Block = ()) -> np.ndarray:
         """Return the status of all cells, or those of one block. What cannot be read is not run."""
-        found = read(self._status, block or ...)
-        if found is not None:
+        if not block:
+            return self._all(self._status)
+        found = read(self._status, block)
+        shape = [cells.stop - cells.start for cells in block]
+        return np.full(shape, NOT_RUN, np.int8) if found is None else found
+
+    def values(self) -> dict[str, np.ndarray]:
+        """Return the values of all cells by name; where they cannot be read, of what is not there."""
+        return {name: self._all(array) for name, array in self._values.items()}
+
+    def _all(self, array: zarr.Array) -> np.ndarray:
+        if (found := read(array)) is not None:
             return found
-        if block:
-            return np.full([cells.stop - cells.start for cells in block], NOT_RUN, np.int8)
-        found = np.full(self._status.shape, NOT_RUN, np.int8)
+        found = np.full(array.shape, array.fill_value, array.dtype)
         for block in self.blocks():
-            found[block] = self.status(block)
+            if (values := read(array, block)) is not None:
+                found[block] = values
         return found
 
     def write(self, block: Block, values: Mapping[str, np.ndarray], status: np.ndarray) -> None:
@@ -223,6 +232,8 @@ def load(workdir: Path) -> xr.Dataset:
         file = damaged[1] if damaged else f"a chunk of {workdir / STORE / 'status'}"
         raise StoreError(f"{file} is damaged: run the sweep again, which fills that block anew")
     sweep = xr.open_zarr(workdir / STORE, consolidated=False).drop_vars(["status", "digest"], errors="ignore")
+    for name, values in store.values().items():
+        sweep[name] = (sweep[name].dims, values, sweep[name].attrs)
     for name, array in sweep.load().variables.items():
         if array.dtype.kind == "T":  # NumPy's own strings, which few readers know
             sweep[name] = array.astype(object)

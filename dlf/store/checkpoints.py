@@ -34,10 +34,14 @@ def save(folder: Path, step: int, state: Any) -> Checksums:
     try:
         ocp.save(folder.resolve() / str(step), state, overwrite=True)
     except (ValueError, RuntimeError) as error:
-        # how tensorstore and the loop of orbax report a failing write
-        raise StoreError(f"cannot write {folder / str(step)}: {str(error).split(' [')[0]}") from error
+        # how tensorstore and the loop of orbax report a failing write, its cause behind the last colon
+        cause = str(error).split(" [")[0].rpartition(": ")[2]
+        raise StoreError(f"cannot write {folder / str(step)}: {cause}") from error
+    except OSError as error:  # which it names from a folder of its own, or not at all
+        raise OSError(error.errno, error.strerror, str(folder)) from error
     sync(folder)
-    return _checksums(folder / str(step))
+    at = folder / str(step)
+    return {str(path.relative_to(at)): _checksum(path) for path in sorted(at.rglob("*")) if path.is_file()}
 
 
 def load(folder: Path, step: int, like: Any) -> Any:
@@ -51,8 +55,8 @@ def load(folder: Path, step: int, like: Any) -> Any:
 
 def damaged_file(folder: Path, step: int, expected: Mapping[str, int]) -> str:
     """Return the first file of a checkpoint that is missing or changed, "" for a sound one."""
-    at, found = folder / str(step), _checksums(folder / str(step))
-    return next((str(at / name) for name in expected if found.get(name) != expected[name]), "")
+    at = folder / str(step)
+    return next((str(at / name) for name in expected if _checksum(at / name) != expected[name]), "")
 
 
 def keep(folder: Path, steps: Iterable[str]) -> None:
@@ -66,11 +70,11 @@ def keep(folder: Path, steps: Iterable[str]) -> None:
             remove(path)
 
 
-def _checksums(folder: Path) -> Checksums:
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        try:
-            found[str(path.relative_to(folder))] = zlib.crc32(path.read_bytes())
-        except OSError:  # cannot be read: as if it were not there
-            continue
-    return found
+def _checksum(path: Path) -> int | None:
+    """Return the checksum of a file, None where there is none. Raises PermissionError."""
+    try:
+        return zlib.crc32(path.read_bytes())
+    except PermissionError:
+        raise
+    except OSError:
+        return None

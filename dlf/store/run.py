@@ -66,26 +66,18 @@ def commit(
     `state` is a pytree, or None where the run ends without a state to go on from. Of the checkpoints
     the newest are kept: by default one to resume from, and one if that is damaged.
 
-    Raises StoreError if the folder is no longer that of the run.
+    Raises StoreError if the folder is no longer that of the run, or was damaged.
     """
     ledger = _own_ledger(workdir, first_step)
-    group = zarr.open_group(workdir / STORE, mode="r+", zarr_format=3)
     num_rows = len(next(iter(series.values())))
-    for name, rows in series.items():
-        files.refuse_links(workdir, workdir / STORE / name / "c")
-        array = whole(group[name])
-        every = _every(group, array)
-        skipped = -first_step % every
-        row = (first_step + skipped) // every
-        rows = np.asarray(rows[skipped::every], array.dtype)
-        array[(slice(row, row + len(rows)), *map(slice, rows.shape[1:]))] = rows
-        first, end = row // array.chunks[0], row + len(rows)
-        if row % array.chunks[0] or rows.shape[1:] != array.shape[1:]:  # there is more in these chunks
-            rows = np.asarray(array[first * array.chunks[0] : end])
-        found = _digests(rows, array)
-        ledger["rows"][name] = ledger["rows"][name][: first * _LENGTH] + found
-        for chunk in range(first, first + len(found) // _LENGTH):
-            files.sync(chunk_file(workdir / STORE, array, (chunk,)))
+    try:
+        group = zarr.open_group(workdir / STORE, mode="r+", zarr_format=3)
+        for name, rows in series.items():
+            _write_rows(workdir, group, name, first_step, rows, ledger)
+    except (LookupError, TypeError, ValueError, RuntimeError):  # what zarr raises for damaged parts, too
+        if wrong := damage(workdir):
+            raise StoreError(wrong) from None
+        raise
     if state is not None:
         checksums = checkpoints.save(workdir / _CHECKPOINTS, first_step + num_rows, state)
         ledger["checkpoints"][str(first_step + num_rows)] = checksums
@@ -94,6 +86,33 @@ def commit(
     _own_ledger(workdir, first_step)
     _write_ledger(workdir, ledger | {"committed_steps": first_step + num_rows})
     checkpoints.keep(workdir / _CHECKPOINTS, ledger["checkpoints"])
+
+
+def _write_rows(
+    workdir: Path, group: zarr.Group, name: str, first_step: int, rows: np.ndarray, ledger: Ledger
+) -> None:
+    """Write the rows of one series, and their digests into the ledger."""
+    array = whole(group[name])
+    every = _every(group, array)
+    skipped = -first_step % every
+    row = (first_step + skipped) // every
+    rows = np.asarray(rows[skipped::every], array.dtype)
+    first, end = row // array.chunks[0], row + len(rows)
+    chunks = [chunk_file(workdir / STORE, array, (i,)) for i in range(first, -(-end // array.chunks[0]))]
+    for folder in {file.parent for file in chunks}:
+        files.refuse_links(workdir, folder)
+    array[(slice(row, end), *map(slice, rows.shape[1:]))] = rows
+    if row % array.chunks[0] or rows.shape[1:] != array.shape[1:]:  # there is more in these chunks
+        rows = np.asarray(array[first * array.chunks[0] : end])
+    ledger["rows"][name] = ledger["rows"][name][: first * _LENGTH] + _digests(rows, array)
+    for file in chunks:
+        files.sync(file)
+
+
+def write_meta(workdir: Path, meta: Mapping[str, Any]) -> None:
+    """Write the meta.json of a run. Raises StoreError if the folder is no longer that of the run."""
+    _own_ledger(workdir)
+    files.write_json(workdir / "meta.json", meta, signed=True)
 
 
 # of the run that this process writes: the ledger, and which file it is in
@@ -106,12 +125,12 @@ def _write_ledger(workdir: Path, ledger: Ledger) -> None:
     _own[os.path.realpath(workdir)] = ledger, files.which(workdir / LEDGER)
 
 
-def _own_ledger(workdir: Path, committed_steps: int) -> Ledger:
+def _own_ledger(workdir: Path, committed_steps: int | None = None) -> Ledger:
     """Return the ledger of a run that this process writes, and nobody else has changed or replaced."""
     found = files.which(workdir / LEDGER)
     files.check_own(workdir, found is not None)
     ledger, which = _own.get(os.path.realpath(workdir)) or (_ledger(workdir), found)
-    files.check_own(workdir, ledger["committed_steps"] == committed_steps and which == found)
+    files.check_own(workdir, committed_steps in (None, ledger["committed_steps"]) and which == found)
     files.check_own(workdir, all((workdir / name).is_file() for name in ledger["metadata"]))
     return ledger
 
@@ -135,6 +154,7 @@ def restore(workdir: Path, like: Any) -> tuple[int, Any, list[str]]:
 
     Raises StoreError that names the file where the damage cannot be mended from a checkpoint.
     """
+    which = files.which(workdir / LEDGER)
     ledger, _, sound_steps, damaged = _read(workdir)
     warnings = [f"{damaged} is damaged"] if damaged else []
     for step in sorted(map(int, ledger["checkpoints"]), reverse=True):
@@ -143,14 +163,14 @@ def restore(workdir: Path, like: Any) -> tuple[int, Any, list[str]]:
         wrong = checkpoints.damaged_file(workdir / _CHECKPOINTS, step, ledger["checkpoints"][str(step)])
         if not wrong:
             state = checkpoints.load(workdir / _CHECKPOINTS, step, like)
-            _forget(workdir, ledger, step)
+            _forget(workdir, ledger, step, which)
             return step, state, warnings
         warnings.append(f"{wrong} is damaged")
     if sound_steps > 0 and not warnings and "id" not in ledger:  # one with an id diverged before the first
         warnings.append(f"{workdir / _CHECKPOINTS} is empty")
     if warnings:
         raise StoreError(f"{'; '.join(warnings)}; no checkpoint is left to go on from: move {workdir} away")
-    _forget(workdir, ledger, 0)
+    _forget(workdir, ledger, 0, which)
     return 0, None, []
 
 
@@ -163,14 +183,18 @@ def checkpoint_before(workdir: Path, step: int, like: Any) -> tuple[int, Any] | 
     return None
 
 
-def _forget(workdir: Path, ledger: Ledger, first_step: int) -> None:
-    """Remove all rows from `first_step` on, later checkpoints, and what killed processes have left."""
+def _forget(workdir: Path, ledger: Ledger, first_step: int, which: tuple[int, int] | None) -> None:
+    """Remove all rows from `first_step` on, later checkpoints, and what killed processes have left.
+
+    Raises StoreError where the ledger is no longer `which` was read.
+    """
     group = zarr.open_group(workdir / STORE, mode="r+", zarr_format=3)
     arrays = {name: array for name, array in group.arrays() if not is_coordinate(array)}
     kept = {step: of for step, of in ledger["checkpoints"].items() if int(step) <= first_step}
     rows = {name: -(-first_step // _every(group, array)) for name, array in arrays.items()}
     found = {name: _digests(np.asarray(array[: rows[name]]), array) for name, array in arrays.items()}
     changed = ledger | {"committed_steps": first_step, "rows": found, "checkpoints": kept}
+    files.check_own(workdir, files.which(workdir / LEDGER) == which)
     _write_ledger(workdir, changed)
     checkpoints.keep(workdir / _CHECKPOINTS, kept)
     for name, array in arrays.items():
@@ -181,18 +205,25 @@ def _forget(workdir: Path, ledger: Ledger, first_step: int) -> None:
                 files.remove(path)
 
 
-def damaged_file(workdir: Path) -> str:
-    """Return a file of an ended run that is missing or cannot be read, "" for a sound run.
+def damage(workdir: Path) -> str:
+    """Return which file of a run is missing or cannot be read, and what to do, "" for a sound run.
 
     A finished run has all its rows and its checkpoint; one that diverged ends without.
     """
-    ledger, _, sound_steps, damaged = _read(workdir)
-    if damaged or files.read_meta(workdir).get("status") != "done":
-        return damaged
-    last = str(ledger["num_steps"])
-    if sound_steps < ledger["num_steps"] or last not in ledger["checkpoints"]:
-        return str(workdir / LEDGER)
-    return checkpoints.damaged_file(workdir / _CHECKPOINTS, int(last), ledger["checkpoints"][last])
+    ledger, _, sound, damaged = _read(workdir)
+    if not damaged and files.read_meta(workdir).get("status") == "done":
+        last = str(ledger["num_steps"])
+        damaged = str(workdir / LEDGER)
+        if sound == ledger["num_steps"] and last in ledger["checkpoints"]:
+            damaged = checkpoints.damaged_file(workdir / _CHECKPOINTS, int(last), ledger["checkpoints"][last])
+    return damaged and _advice(workdir, ledger, sound, damaged)
+
+
+def _advice(workdir: Path, ledger: Ledger, sound: int, damaged: str) -> str:
+    advice = f"no checkpoint is left from before it: move {workdir} away and run again"
+    if any(int(step) <= sound for step in ledger["checkpoints"]):
+        advice = "resume the run, which measures again what comes after its last sound checkpoint"
+    return f"{damaged} is damaged: {advice}"
 
 
 def _open(workdir: Path) -> zarr.Group:
@@ -264,10 +295,7 @@ def load(workdir: Path) -> xr.Dataset:
     meta = files.read_meta(workdir)  # before the rest: the run may end meanwhile
     ledger, rows, sound, damaged = _read(workdir)
     if damaged:
-        advice = f"no checkpoint is left from before it: move {workdir} away and run again"
-        if any(int(step) <= sound for step in ledger["checkpoints"]):
-            advice = "resume the run, which measures again what comes after its last sound checkpoint"
-        raise StoreError(f"{damaged} is damaged: {advice}")
+        raise StoreError(_advice(workdir, ledger, sound, damaged))
     if meta.get("status") == "done" and sound < ledger["num_steps"]:
         raise StoreError(
             f"{workdir / LEDGER} does not belong to meta.json: move {workdir} away and run again"

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import tempfile
 import time
 import uuid
@@ -20,9 +19,9 @@ from dlf.store import cells, exclusive, files
 from dlf.store.cells import MEANINGS, NOT_RUN, STORE, Store
 from experiments import records
 from experiments.build import check_precision
-from experiments.command_line import ConfigError, interrupts, progress
+from experiments.command_line import ConfigError, interrupts, note, progress
 from experiments.sweep.axes import Sweep
-from experiments.sweep.blocks import Plan, plan, too_small, work
+from experiments.sweep.blocks import LOCKS, Plan, plan, too_small, work
 
 _JOBS = "jobs"  # the folder of submitit's files and logs
 _STOP = "stop"  # the file that asks local workers to end
@@ -80,16 +79,15 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
     with exclusive(workdir) as check_same:
         meta = existing(sweep, workdir, settings.memory)
         if not meta:
-            planned = planned or plan(sweep, settings.memory)
-            check_same()
-            meta = create(sweep, workdir, planned)
-        files.refuse_links(workdir, workdir / _JOBS)
+            meta = create(sweep, workdir, planned or plan(sweep, settings.memory), check_same)
+        for name in (_JOBS, _STOP, LOCKS):
+            files.refuse_links(workdir, workdir / name)
         store, failed = Store(workdir), []
         if settings.launcher != "slurm" and os.access(workdir, os.W_OK):
             left = (path for path in (workdir / _JOBS).glob("*") if not path.name.startswith("slurm-"))
             _clear(workdir, left)  # of launches that were killed; jobs of Slurm may still run
         for block, file in store.damaged():
-            print(f"{file} is damaged: its block is run again", file=sys.stderr)
+            note(f"{file} is damaged: its block is run again")
             store.forget(block)
         has_run = store.status() != NOT_RUN
         if has_run.all() and meta["status"] == "done":
@@ -97,7 +95,7 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
         if not has_run.all():
             if has_run.any():
                 meta = records.resumed(meta)
-            files.write_json(workdir / "meta.json", meta | {"status": "running"}, signed=True)
+            _write_meta(workdir, store, meta | {"status": "running"})
             started, done = time.monotonic(), int(has_run.sum())
             with interrupts() as stop, progress("sweep", "cells", done, has_run.size) as show:
                 if settings.launcher == "here":
@@ -107,14 +105,18 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
                     jobs = submit(sweep, workdir, settings)
                     failed = _wait(jobs, store, workdir, settings.launcher == "local", stop, show)
             meta["seconds"] += time.monotonic() - started
-        files.check_own(workdir, store.is_own())
         status, damaged = Store(workdir).status(), next(store.damaged(), None)
         if damaged:
             raise files.StoreError(f"{damaged[1]} was damaged meanwhile: run the sweep again")
         counts = {meaning: int(np.sum(status == number)) for number, meaning in enumerate(MEANINGS)}
         meta |= {"status": "interrupted" if counts["not run"] else "done", "cells": counts, "failed": failed}
-        files.write_json(workdir / "meta.json", meta, signed=True)
+        _write_meta(workdir, store, meta)
         return meta
+
+
+def _write_meta(workdir: Path, store: Store, meta: dict[str, Any]) -> None:
+    files.check_own(workdir, store.is_own())
+    files.write_json(workdir / "meta.json", meta, signed=True)
 
 
 def existing(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any] | None:
@@ -126,12 +128,18 @@ def existing(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any] | None:
     return meta
 
 
-def create(sweep: Sweep, workdir: Path, planned: Plan) -> dict[str, Any]:
-    """Write config.json, the empty store and meta.json of a sweep, and return the last one's content."""
+def create(
+    sweep: Sweep, workdir: Path, planned: Plan, check_same: Callable[[], Any] = bool
+) -> dict[str, Any]:
+    """Write config.json, the empty store and meta.json of a sweep, and return the last one's content.
+
+    `check_same` raises where the folder is no longer the one that was asked for.
+    """
     asked, axes = sweep.as_json(), {a.name: a.labels for a in sweep.axes}
     meta = {"status": "running", "seconds": 0.0, **records.provenance(), "x64": sweep.config.float64}
     meta["block_bytes"] = planned.block_bytes
     attributes = {"config": json.dumps(asked["config"]), "sweep": sweep.name, "commit": meta["commit"]}
+    check_same()
     files.write_json(workdir / "config.json", asked)
     cells.create(workdir, axes, planned.cells_per_block, planned.series, planned.coordinates, attributes)
     files.write_json(workdir / "meta.json", meta, signed=True)
