@@ -52,8 +52,8 @@ def create(
         chunks[name] = (max(1, min(steps_per_chunk, num_steps) // of.every), *row)
     allocate(workdir / STORE, coordinates, stored, chunks, attributes)
     ledger = {"id": uuid.uuid4().hex, "committed_steps": 0, "num_steps": num_steps}
-    ledger |= {"metadata": files.digests_of_metadata(workdir, STORE)}
-    ledger |= {"rows": dict.fromkeys(stored, ""), "checkpoints": {}}
+    ledger |= {"metadata": files.digests_of_metadata(workdir, STORE), "checkpoints": {}}
+    ledger |= {"rows": dict.fromkeys(stored, "")}
     _write_ledger(workdir, ledger)
 
 
@@ -92,10 +92,8 @@ def _write_rows(
     workdir: Path, group: zarr.Group, name: str, first_step: int, rows: np.ndarray, ledger: Ledger
 ) -> None:
     """Write the rows of one series, and their digests into the ledger."""
-    array = whole(group[name])
-    every = _every(group, array)
-    skipped = -first_step % every
-    row = (first_step + skipped) // every
+    every = _every(group, array := whole(group[name]))
+    row, skipped = -(-first_step // every), -first_step % every
     rows = np.asarray(rows[skipped::every], array.dtype)
     first, end = row // array.chunks[0], row + len(rows)
     chunks = [chunk_file(workdir / STORE, array, (i,)) for i in range(first, -(-end // array.chunks[0]))]
@@ -130,8 +128,8 @@ def _own_ledger(workdir: Path, committed_steps: int | None = None) -> Ledger:
     found = files.which(workdir / LEDGER)
     files.check_own(workdir, found is not None)
     ledger, which = _own.get(os.path.realpath(workdir)) or (_ledger(workdir), found)
-    files.check_own(workdir, committed_steps in (None, ledger["committed_steps"]) and which == found)
-    files.check_own(workdir, all((workdir / name).is_file() for name in ledger["metadata"]))
+    is_own = committed_steps in (None, ledger["committed_steps"]) and which == found
+    files.check_own(workdir, is_own and all((workdir / name).is_file() for name in ledger["metadata"]))
     return ledger
 
 
@@ -184,18 +182,14 @@ def checkpoint_before(workdir: Path, step: int, like: Any) -> tuple[int, Any] | 
 
 
 def _forget(workdir: Path, ledger: Ledger, first_step: int, which: tuple[int, int] | None) -> None:
-    """Remove all rows from `first_step` on, later checkpoints, and what killed processes have left.
-
-    Raises StoreError where the ledger is no longer `which` was read.
-    """
+    """Remove all from `first_step` on and what kills left, if the ledger is still `which` was read."""
     group = zarr.open_group(workdir / STORE, mode="r+", zarr_format=3)
     arrays = {name: array for name, array in group.arrays() if not is_coordinate(array)}
     kept = {step: of for step, of in ledger["checkpoints"].items() if int(step) <= first_step}
     rows = {name: -(-first_step // _every(group, array)) for name, array in arrays.items()}
     found = {name: _digests(np.asarray(array[: rows[name]]), array) for name, array in arrays.items()}
-    changed = ledger | {"committed_steps": first_step, "rows": found, "checkpoints": kept}
     files.check_own(workdir, files.which(workdir / LEDGER) == which)
-    _write_ledger(workdir, changed)
+    _write_ledger(workdir, ledger | {"committed_steps": first_step, "rows": found, "checkpoints": kept})
     checkpoints.keep(workdir / _CHECKPOINTS, kept)
     for name, array in arrays.items():
         files.refuse_links(workdir, workdir / STORE / name / "c")
@@ -297,9 +291,7 @@ def load(workdir: Path) -> xr.Dataset:
     if damaged:
         raise StoreError(_advice(workdir, ledger, sound, damaged))
     if meta.get("status") == "done" and sound < ledger["num_steps"]:
-        raise StoreError(
-            f"{workdir / LEDGER} does not belong to meta.json: move {workdir} away and run again"
-        )
+        raise StoreError(f"{workdir / LEDGER} is not that of meta.json: move {workdir} away and run again")
     run = xr.open_zarr(workdir / STORE)
     for name, variable in run.data_vars.items():
         values = np.full(variable.shape, np.nan, variable.dtype)
