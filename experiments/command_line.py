@@ -45,7 +45,8 @@ def in_one_line(message: object) -> str:
 
 def note(message: object) -> None:
     """Say in one line on standard error what a person should know while the program goes on."""
-    print(in_one_line(message), file=sys.stderr)
+    with contextlib.suppress(AttributeError, OSError):  # it may be closed, or full
+        sys.stderr.write(f"{in_one_line(message)}\n")
 
 
 def fail(message: object, status: int = 2) -> NoReturn:
@@ -56,8 +57,9 @@ def fail(message: object, status: int = 2) -> NoReturn:
 
 def leave(status: int) -> NoReturn:
     """End the process now: threads of JAX, orbax and zarr that still work would crash, speak or wait."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):
+            stream.flush()
     os._exit(status)
 
 

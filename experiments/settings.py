@@ -125,7 +125,15 @@ def check_optimizer(section: Mapping[str, Any]) -> None:
         kinds = {known[key].annotation, *get_args(known[key].annotation)}
         if float in kinds or int in kinds:
             must, fits = "a number", isinstance(value, Real) and type(value) is not bool
-            if key in ("momentum", "b1", "b2", "decay"):  # weights of the past, which would grow without end
+            if key in (
+                "momentum",
+                "b1",
+                "b2",
+                "b3",
+                "beta",
+                "decay",
+                "decay_rate",
+            ):  # weights of the past, which would grow without end
                 must, fits = "at least 0 and below 1", fits and 0 <= value < 1
         elif key.endswith("dtype"):
             must, fits = f"one of {', '.join(_FLOATS)}", value in _FLOATS

@@ -276,6 +276,13 @@ def test_a_sweep_that_loses_a_part_is_no_longer_written(workdir, lost):
         store.write(store.blocks()[0], rows(2), np.array([[DONE, DONE]]))
 
 
+def test_a_block_that_is_damaged_after_it_was_looked_at_is_not_filled_with_nothing(workdir, monkeypatch):
+    (workdir / cells.STORE / "loss/c/0/0/0").write_bytes(b"garbage12345")
+    monkeypatch.setattr(Store, "damaged", lambda store: iter(()))
+    with pytest.raises(StoreError, match="loss/c/0/0/0 is damaged"):
+        load(workdir)
+
+
 def test_what_lies_in_the_place_of_a_block_that_was_not_run_is_not_read(workdir):
     expected = load(workdir)
     for name in ("loss/c/1/1/0", "accuracy/c/1/0", "reason/c/1/1", "digest/c/1/0"):

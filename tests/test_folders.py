@@ -1,6 +1,7 @@
 """The folders of runs: names, locks, links in the way, and folders that are moved or replaced."""
 
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,13 +36,19 @@ def test_a_link_in_the_way_of_a_file_is_not_followed(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_an_error_of_the_system_is_told_of_the_work_folder(tmp_path):
+def test_an_error_of_the_system_is_told_of_the_work_folder(tmp_path, monkeypatch):
     for name in ("d", "/elsewhere", None):  # as other libraries name their files
         with (
             pytest.raises(files.StoreError, match=f"cannot write to {tmp_path}: No such"),
             files.exclusive(tmp_path),
         ):
             raise OSError(2, "No such file", name)
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(files.StoreError, match="cannot write to below/run: No space"),
+        files.exclusive(Path("below/run")),
+    ):
+        raise OSError(28, "No space left on device")
     with (
         pytest.raises(files.StoreError, match="moved, removed or changed"),
         files.exclusive(tmp_path / "run"),
@@ -82,7 +89,7 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["a[1]*?", "gs:", "a\\b", "[]"])
+@pytest.mark.parametrize("name", ["a[1]*?", "gs:", "a\\b", "[]", "2**-3", "**"])
 def test_a_folder_that_orbax_takes_for_something_else_is_refused(tmp_path, name):
     with pytest.raises(files.StoreError, match="name another folder"):
         store.create(tmp_path / name, 4, 4, LOSS, {})

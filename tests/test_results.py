@@ -258,7 +258,7 @@ def test_what_is_lost_of_a_run_from_before_digests_is_named(workdir, lost):
         store.load(workdir)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{"])
+@pytest.mark.parametrize("content", ["", "[]", "{", "3"])
 def test_metadata_that_are_damaged_between_two_commits_are_named(workdir, content):
     fill(workdir, until=4)
     (workdir / "metrics.zarr" / "zarr.json").write_text(content)

@@ -210,3 +210,24 @@ def test_without_submitit_one_line_says_what_is_missing(command, tmp_path, confi
     options = (f"--config={config_file}", f"--workdir={tmp_path / 'run'}", "--scale=smoke", "--sweep=few")
     status, _, err = command(cli.main, *options, "--launcher=local")
     assert status == 2 and "--launcher=local needs submitit: pip install submitit" in err
+
+
+def test_workers_that_an_interrupt_of_all_ends_while_they_start_have_not_failed(tmp_path, monkeypatch):
+    def killed(*of):
+        signal.raise_signal(signal.SIGTERM)
+        return ["a log"]
+
+    monkeypatch.setattr(fill, "submit", lambda *of: [])
+    monkeypatch.setattr(fill, "_wait", killed)
+    config = tiny.get_config()
+    config.float64, config.num_steps = False, 20
+    sweep = make_sweep(config, "main", [axis("seed", (0, 1), "seed"), record("final", "loss")])
+    meta = fill.run(sweep, tmp_path, fill.Settings(launcher="local"))
+    assert meta["status"] == "interrupted" and meta["failed"] == []
+
+
+def test_what_is_started_in_silence_says_nothing(capfd):
+    with fill._silence():
+        subprocess.run([sys.executable, "-c", "import os; os.write(2, b'moon')"], check=True)
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after"

@@ -85,7 +85,7 @@ class Store:
             with warnings.catch_warnings():  # of a damaged array, which is named below
                 warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
                 arrays = {name: whole(array) for name, array in group.arrays()}
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, OSError, KeyError, TypeError, ValueError) as error:
             message = f"{self._path} is missing or damaged: move {workdir} away and run again"
             raise StoreError(message) from error
         if version != FORMAT:
@@ -120,7 +120,7 @@ class Store:
         return np.full(shape, NOT_RUN, np.int8) if found is None else found
 
     def values(self) -> dict[str, np.ndarray]:
-        """Return the values of all cells by name; where they cannot be read, of what is not there."""
+        """Return the values of all cells by name. Raises StoreError for a block that ran and is damaged."""
         return {name: self._all(array) for name, array in self._values.items()}
 
     def _all(self, array: zarr.Array) -> np.ndarray:
@@ -130,6 +130,8 @@ class Store:
         for block in self.blocks():
             if (values := read(array, block)) is not None:
                 found[block] = values
+            elif array is not self._status and (self.status(block) != NOT_RUN).any():
+                raise StoreError(_advice(chunk_file(self._path, array, self._chunk(block))))
         return found
 
     def write(self, block: Block, values: Mapping[str, np.ndarray], status: np.ndarray) -> None:
@@ -150,6 +152,11 @@ class Store:
             self._status[block] = status
         except OSError as error:
             raise StoreError(f"cannot write to {self._path}: {error.strerror or error}") from error
+
+    def write_meta(self, meta: Mapping[str, Any]) -> None:
+        """Write meta.json. Raises StoreError if the sweep is no longer there."""
+        files.check_own(self._path.parent, self.is_own())
+        files.write_json(self._path.parent / "meta.json", meta, signed=True)
 
     def is_own(self) -> bool:
         """Return whether the sweep in the folder is still the one that was opened."""
@@ -223,14 +230,17 @@ class Store:
         return tuple(part.start // size for part, size in zip(block, self._status.chunks, strict=True))
 
 
+def _advice(damaged: str | Path) -> str:
+    return f"{damaged} is damaged: run the sweep again, which fills that block anew"
+
+
 def load(workdir: Path) -> xr.Dataset:
     """Load a sweep: see `dlf.store.load`. Values are NaN where `status` is not 1 (done)."""
     store, meta = Store(workdir), files.read_meta(workdir)
     status = store.status()  # first: a block that is written meanwhile is not run here
     damaged = next(store.damaged(), None)
     if damaged or (meta.get("status") == "done" and (status == NOT_RUN).any()):
-        file = damaged[1] if damaged else f"a chunk of {workdir / STORE / 'status'}"
-        raise StoreError(f"{file} is damaged: run the sweep again, which fills that block anew")
+        raise StoreError(_advice(damaged[1] if damaged else f"a chunk of {workdir / STORE / 'status'}"))
     sweep = xr.open_zarr(workdir / STORE, consolidated=False).drop_vars(["status", "digest"], errors="ignore")
     for name, values in store.values().items():
         sweep[name] = (sweep[name].dims, values, sweep[name].attrs)

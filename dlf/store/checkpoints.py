@@ -21,9 +21,9 @@ Checksums = dict[str, int]  # of the files of a checkpoint, by their path in it
 
 
 def check_path(workdir: Path) -> None:
-    """Raise StoreError for a work folder whose name tensorstore, under orbax, takes for something else."""
+    """Raise StoreError for a work folder whose name orbax or tensorstore take for something else."""
     path = os.path.realpath(workdir)
-    if found := re.search(r"\[.*\]|\\|(?<=/)gs:|[\ud800-\udfff]", path, re.DOTALL):
+    if found := re.search(r"\[.*\]|\*\*|\\|(?<=/)gs:|[\ud800-\udfff]", path, re.DOTALL):
         raise StoreError(f"orbax cannot use {path!a} because of {found[0]!a}: name another folder")
 
 
@@ -34,11 +34,11 @@ def save(folder: Path, step: int, state: Any) -> Checksums:
     try:
         ocp.save(folder.resolve() / str(step), state, overwrite=True)
     except (ValueError, RuntimeError) as error:
-        # how tensorstore and the loop of orbax report a failing write, its cause behind the last colon
-        cause = str(error).split(" [")[0].rpartition(": ")[2]
-        raise StoreError(f"cannot write {folder / str(step)}: {cause}") from error
+        # how tensorstore (CODE: what: cause) and the loop of orbax report a failing write
+        words = re.sub("^[A-Z_]+: .*: ", "", str(error).split(" [")[0])
+        raise StoreError(f"cannot write {folder / str(step)}: {words}") from error
     except OSError as error:  # which it names from a folder of its own, or not at all
-        raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
     sync(folder)
     at = folder / str(step)
     return {str(path.relative_to(at)): _checksum(path) for path in sorted(at.rglob("*")) if path.is_file()}

@@ -198,7 +198,7 @@ def exclusive(workdir: Path) -> Iterator[Callable[[], None]]:
         raise StoreError(f"another process is writing to {workdir}: wait for it to end") from error
     except OSError as error:
         what = "read or write" if isinstance(error, PermissionError) else "write to"
-        place = Path(os.fsdecode(error.filename or ""))  # other libraries name it from a folder of theirs
+        place = Path(os.fsdecode(error.filename or os.devnull))  # other libraries have names of their own
         place = place if workdir in place.parents or place in workdir.parents else workdir
         raise StoreError(f"cannot {what} {place}: {error.strerror or error}") from error
 

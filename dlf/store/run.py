@@ -74,8 +74,8 @@ def commit(
         group = zarr.open_group(workdir / STORE, mode="r+", zarr_format=3)
         for name, rows in series.items():
             _write_rows(workdir, group, name, first_step, rows, ledger)
-    except (LookupError, TypeError, ValueError, RuntimeError):  # what zarr raises for damaged parts, too
-        if wrong := damage(workdir):
+    except Exception as error:  # whatever zarr raises for damaged parts
+        if not isinstance(error, OSError | StoreError) and (wrong := damage(workdir)):
             raise StoreError(wrong) from None
         raise
     if state is not None:
@@ -223,7 +223,7 @@ def _advice(workdir: Path, ledger: Ledger, sound: int, damaged: str) -> str:
 def _open(workdir: Path) -> zarr.Group:
     try:
         return zarr.open_group(workdir / STORE, mode="r", zarr_format=3)
-    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise StoreError(f"{workdir / STORE / 'zarr.json'} is damaged: move {workdir} away") from error
 
 

@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +95,7 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
         if not has_run.all():
             if has_run.any():
                 meta = records.resumed(meta)
-            _write_meta(workdir, store, meta | {"status": "running"})
+            store.write_meta(meta | {"status": "running"})
             started, done = time.monotonic(), int(has_run.sum())
             with interrupts() as stop, progress("sweep", "cells", done, has_run.size) as show:
                 if settings.launcher == "here":
@@ -104,19 +104,15 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
                 else:
                     jobs = submit(sweep, workdir, settings)
                     failed = _wait(jobs, store, workdir, settings.launcher == "local", stop, show)
+                    failed = [] if stop() else failed  # an interrupt of all, workers too, is none of theirs
             meta["seconds"] += time.monotonic() - started
         status, damaged = Store(workdir).status(), next(store.damaged(), None)
         if damaged:
             raise files.StoreError(f"{damaged[1]} was damaged meanwhile: run the sweep again")
         counts = {meaning: int(np.sum(status == number)) for number, meaning in enumerate(MEANINGS)}
         meta |= {"status": "interrupted" if counts["not run"] else "done", "cells": counts, "failed": failed}
-        _write_meta(workdir, store, meta)
+        store.write_meta(meta)
         return meta
-
-
-def _write_meta(workdir: Path, store: Store, meta: dict[str, Any]) -> None:
-    files.check_own(workdir, store.is_own())
-    files.write_json(workdir / "meta.json", meta, signed=True)
 
 
 def existing(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any] | None:
@@ -142,7 +138,7 @@ def create(
     check_same()
     files.write_json(workdir / "config.json", asked)
     cells.create(workdir, axes, planned.cells_per_block, planned.series, planned.coordinates, attributes)
-    files.write_json(workdir / "meta.json", meta, signed=True)
+    Store(workdir).write_meta(meta)
     return meta
 
 
@@ -217,12 +213,25 @@ def submit(sweep: Sweep, workdir: Path, settings: Settings) -> list[Any]:
     # processes that are started do not hear the interrupt that a terminal sends to all: see `_wait`
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with executor.batch():
+        with _silence(), executor.batch():
             return [executor.submit(worker) for worker in workers]
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise ConfigError(f"--launcher={settings.launcher}: {error}") from error
     finally:  # an interrupt that came meanwhile is heard now
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Let processes that are started say nothing: submitit's controllers, whose workers have logs."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _wait(
