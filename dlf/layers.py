@@ -91,7 +91,7 @@ def _convolve(x, kernel):
     """
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    # On CPU, XLA runs the derivatives of lax.conv 30 to 50 times slower inside a loop (jax issue 12868).
+    # On CPU, XLA runs the derivatives of lax.conv 20 to 50 times slower inside a loop (jax issue 12868).
     (examples, height, width, channels), features = x.shape, kernel.shape[3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
@@ -122,7 +122,7 @@ def warn_of_convolutions(fn: Callable[..., Any], *args: Any) -> None:
     """
     on_cpu = jax.default_backend() == "cpu"
     if on_cpu and lax.conv_general_dilated_p in _primitives(jax.make_jaxpr(fn)(*args)):
-        slow = "XLA on CPU runs lax.conv 30 to 50 times slower inside a loop (jax issue 12868)"
+        slow = "XLA on CPU runs lax.conv 20 to 50 times slower inside a loop (jax issue 12868)"
         warnings.warn(f"{slow}: build the network of dlf.layers.Conv", stacklevel=2)
 
 

@@ -14,12 +14,21 @@ __all__ = ["constant", "triangular"]
 
 
 def steps_per_turn(period: int | Array, hold_step: bool = False) -> int | Array:
-    """Return for how many steps one class is emphasised; a cycle is one such turn of every class.
+    """Return for how many steps one class is emphasised.
 
     >>> steps_per_turn(5000), steps_per_turn(5000, hold_step=True)
     (5000, 5001)
     """
     return period + int(hold_step)
+
+
+def steps_per_cycle(num_classes: int, period: int | Array, hold_step: bool = False) -> int | Array:
+    """Return for how many steps every class has its turn once.
+
+    >>> steps_per_cycle(3, 5000)
+    15000
+    """
+    return num_classes * steps_per_turn(period, hold_step)
 
 
 def constant(num_classes: int) -> WeightSchedule:

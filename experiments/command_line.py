@@ -148,15 +148,22 @@ def run(main: Callable[[], int]) -> NoReturn:
     heard, before = [-_DOUBLE], sys.unraisablehook
 
     def interrupt(number, frame):
-        if time.monotonic() - heard[-1] > _DOUBLE:
+        while frame is not None and frame.f_code is not dropped.__code__:
+            frame = frame.f_back
+        if frame is not None:  # it would be dropped once more
+            ask_again()
+        elif time.monotonic() - heard[-1] > _DOUBLE:
             heard.append(time.monotonic())
             raise KeyboardInterrupt
+
+    def ask_again():
+        heard.append(-_DOUBLE)
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     def dropped(ignored):
         # Python drops what is raised in callbacks, of its garbage collector above all, and interrupts with it
         if issubclass(ignored.exc_type, KeyboardInterrupt):
-            heard.append(-_DOUBLE)  # ask again
-            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+            ask_again()
         elif str(ignored.exc_value) != "Event loop is closed":  # other writes of a checkpoint that failed
             before(ignored)
 

@@ -43,7 +43,8 @@ def find(name: str) -> ModuleType:
         raise ConfigError(f"{module.__file__}: RUNS must map names to functions, got {runs!r}")
     if twice := runs.keys() & {"measured", *sweeps_of(module)}:
         raise ConfigError(f"{module.__file__}: RUNS has {twice.pop()!r}, which is the name of other results")
-    if not (isinstance(csv, tuple | list) and [*map(type, csv)] == [str, str]):
+    is_csv = isinstance(csv, tuple | list) and [*map(type, csv)] == [str, str]
+    if not is_csv or Path(csv[0]).name != csv[0]:
         raise ConfigError(f"{module.__file__}: CSV must be (file, dimension), got {csv!r}")
     for row in module.EXPECTED if isinstance(module.EXPECTED, tuple | list) else [None]:
         if not _is_expected(row):
@@ -71,11 +72,13 @@ def load_config_file(path: Path) -> ModuleType:
 
 def named_sweeps(module: ModuleType) -> dict[str, Callable[..., Iterable]]:
     """Return the sweeps of a file: `sweep` as "main", `sweep_x` as "x". Raises ConfigError without any."""
-    found = {
-        name.removeprefix("sweep").removeprefix("_") or "main": value
-        for name, value in vars(module).items()
-        if callable(value) and (name == "sweep" or name.startswith("sweep_"))
-    }
+    found = {}
+    for function, value in vars(module).items():
+        if callable(value) and (function == "sweep" or function.startswith("sweep_")):
+            name = function.removeprefix("sweep").removeprefix("_") or "main"
+            if name in found or name == "measured":
+                raise ConfigError(f"{module.__file__}: {function} has the name of other results, {name!r}")
+            found[name] = value
     if found:
         return found
     raise ConfigError(f"{module.__file__} declares no sweep: see experiments/configs/phase_losses.py")
@@ -135,4 +138,6 @@ def _is_expected(row: Any) -> bool:
     if not (isinstance(row, tuple | list) and len(row) == 6 and all(map(isinstance, row, kinds))):
         return False
     labels = row[1].items() if isinstance(row[1], dict) else ()
-    return row[3] <= row[4] and all(isinstance(dim, str) and isinstance(of, str | Real) for dim, of in labels)
+    if isinstance(row[1], bool) or not row[3] <= row[2] <= row[4]:
+        return False
+    return all(isinstance(dim, str) and isinstance(of, str | Real) for dim, of in labels)

@@ -48,7 +48,8 @@ def table(name: str) -> str:
         of = _read(f"benchmark_{benchmark}")
         return _measured(of, [row for row in of["rows"] if row["target"] or kind == "benchmark"])
     of = _read(name)
-    return "\n".join(_markdown(rows) for rows in (*of["tables"].values(), of["expected"]))
+    named = [f"{title}:\n\n{_markdown(rows)}" for title, rows in of["tables"].items()]
+    return "\n".join([*named, _markdown(of["expected"])])
 
 
 def _read(name: str) -> dict[str, Any]:

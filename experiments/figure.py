@@ -13,6 +13,7 @@ The exit status is 1 if a number is off.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -33,7 +34,7 @@ from rich.table import Table
 
 from analysis import figures, neural_tangents_import
 from analysis.figures.style import save
-from dlf.store.files import StoreError, write_json
+from dlf.store.files import StoreError, digest, read_json, write_json
 from experiments import command_line, config_files, records, second_pass, train
 from experiments.command_line import ConfigError, Told, note
 from experiments.config_files import CONFIGS, NAMES, configuration, declare, find
@@ -106,7 +107,7 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
         table = found[[variable for variable in found if found[variable].dims == (dim,)]].to_dataframe()
         table.columns = [column.removeprefix(f"{dim}_") for column in table.columns]
         table.to_csv(folder / f"{file}.csv", index=False, na_rep="nan")
-    tables = module.in_words(found) if hasattr(module, "in_words") else {}
+    tables = _tables(module.in_words, found) if hasattr(module, "in_words") else {}
     compared = figure.scale in (None, DEFAULT)
     rows, ok = compare(found, module.EXPECTED, compared)
     told = tables | {f"{name}: numbers to expect" + ("" if compared else f" at scale {DEFAULT}"): rows}
@@ -162,18 +163,17 @@ def _measured(figure: Plan, results: dict[str, xr.Dataset]) -> xr.Dataset:
     of = hashlib.sha256(config.to_json().encode())
     for found in results.values():
         of.update(found["loss"].values.tobytes() if "loss" in found else b"")
-    try:
-        measured = xr.load_dataset(folder / "measured.nc", engine="scipy")
-        if measured.attrs["of"] == of.hexdigest():
-            return measured
-    except (OSError, TypeError, ValueError, LookupError):  # missing, or damaged
-        pass
+    path, known = folder / "measured.nc", folder / "measured.json"
+    with contextlib.suppress(OSError, StoreError):  # missing, or damaged
+        if read_json(known) == {"of": of.hexdigest(), "content": digest(path.read_bytes())}:
+            return xr.load_dataset(path, engine="scipy")
     folder.mkdir(parents=True, exist_ok=True)
     note(f"measuring: {folder / 'measured.nc'}")
     started = time.monotonic()
     measured = _data(module.measure, config, results, folder)
-    measured = measured.assign_attrs(of=of.hexdigest(), seconds=time.monotonic() - started)
-    return stored(measured, folder / "measured.nc")
+    measured = stored(measured.assign_attrs(seconds=time.monotonic() - started), path)
+    write_json(known, {"of": of.hexdigest(), "content": digest(path.read_bytes())})
+    return measured
 
 
 def _data(function: Callable, *arguments: Any) -> xr.Dataset:
@@ -181,6 +181,15 @@ def _data(function: Callable, *arguments: Any) -> xr.Dataset:
     if not isinstance(found, xr.Dataset):
         raise TypeError(f"{function.__name__} must return an xarray.Dataset, got {type(found).__name__}")
     return found
+
+
+def _tables(in_words: Callable, found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
+    tables = in_words(found)
+    if not (
+        isinstance(tables, dict) and all(rows and len({*map(len, rows)}) == 1 for rows in tables.values())
+    ):
+        raise TypeError(f"in_words must return {{title: [header, row, ...]}}, rows alike, got {tables!r}")
+    return tables
 
 
 def stored(found: xr.Dataset, path: Path) -> xr.Dataset:

@@ -86,8 +86,8 @@ def load(workdir: Path) -> xr.Dataset:
     """Open a run or a sweep, with the numbers of its configuration that reductions and figures read.
 
     As attributes, beside `config`, `commit` and `seconds`: `num_classes`, `amplitude`, `stop_after`; of a
-    schedule with a period `period` and `turn`, the period with the authors' hold step, in steps; of plain
-    gradient descent `learning_rate` and `threshold`, in nat.
+    schedule with a period `period`, `turn`, the period with the authors' hold step, and `cycle`, one turn of
+    every class, in steps; of plain gradient descent `learning_rate` and `threshold`, in nat.
     """
     found = store.load(workdir)
     config = ConfigDict(json.loads(found.attrs["config"]))
@@ -98,8 +98,10 @@ def load(workdir: Path) -> xr.Dataset:
         "amplitude": config.schedule.get("amplitude", 1.0),
     }
     if "period" in config.schedule:
-        found.attrs["period"] = period = config.schedule.period
-        found.attrs["turn"] = schedules.steps_per_turn(period, config.schedule.get("hold_step", False))
+        found.attrs["period"] = config.schedule.period
+        timing = config.schedule.period, config.schedule.get("hold_step", False)
+        found.attrs["turn"] = schedules.steps_per_turn(*timing)
+        found.attrs["cycle"] = schedules.steps_per_cycle(found.attrs["num_classes"], *timing)
     if config.optimizer.name == "sgd" and len(config.optimizer) == 2:
         found.attrs["learning_rate"] = config.optimizer.learning_rate
         found.attrs["threshold"] = 2 / config.optimizer.learning_rate

@@ -52,16 +52,18 @@ def _run(module: str, *options: str) -> None:
 
 def differences(old: Path, new: Path) -> list[str]:
     """Return in words what differs between two kept folders."""
-    found = []
+    stores = [{store.relative_to(at) for store in at.rglob("*.zarr")} for at in (old, new)]
+    found = [f"{new / store} is in one only" for store in sorted(stores[0] ^ stores[1])]
+    if not stores[0]:
+        found.append(f"{old} holds nothing that was kept")
     for config in sorted(old.rglob("config.json")):
         twin = new / config.relative_to(old)
         if not twin.exists():
             found.append(f"{twin} is missing")
         elif json.loads(config.read_text()) != json.loads(twin.read_text()):
             found.append(f"{twin} holds another configuration")
-    for store in sorted(old.rglob("*.zarr")):
-        twin = new / store.relative_to(old)
-        found += _of_stores(store, twin) if twin.exists() else [f"{twin} is missing"]
+    for store in sorted(stores[0] & stores[1]):
+        found += _of_stores(old / store, new / store)
     return found
 
 

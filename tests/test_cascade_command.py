@@ -41,10 +41,10 @@ def test_it_trains_measures_and_draws_and_then_only_draws(folder, tmp_path, comm
     assert again.splitlines()[:-1] == out.splitlines()[:-1]
 
 
-def test_a_damaged_second_pass_is_measured_anew(folder, tmp_path, command):
+@pytest.mark.parametrize("damage", [lambda content: content[:1_000], lambda content: content[:-8] + 8 * b"?"])
+def test_a_damaged_second_pass_is_measured_anew(folder, tmp_path, command, damage):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    content = (copy / "measured.nc").read_bytes()
-    (copy / "measured.nc").write_bytes(content[:1_000])
+    (copy / "measured.nc").write_bytes(damage((copy / "measured.nc").read_bytes()))
     status, _, err = command(figure.main, "cascades", "--scale=smoke", f"--workdir={copy}")
     assert status == 0 and "second pass" in err
     twins = [xr.load_dataset(at / "measured.nc", engine="scipy") for at in (copy, folder)]

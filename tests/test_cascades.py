@@ -138,7 +138,7 @@ def test_growth_that_ends_in_divergence_is_measured_whole():
     run = a_run(series)
     windows = cascades.label(series)
     none = xr.DataArray(np.zeros(0), [("step", np.zeros(0, int))])
-    (row,) = cascades.table(run, windows, none, threshold=2.0, steps_per_class=500)
+    (row,) = cascades.table(run, windows, none, threshold=2.0, steps_per_turn=500)
     assert row.deepest == "growing"
     # from ten times what it was, to a hundredth of the loss
     assert row.growth == pytest.approx(0.02 * row.growth_steps, rel=0.05) and row.growth > 3
@@ -190,7 +190,7 @@ def test_the_table_of_one_instability_holds_what_was_put_in():
     run = a_run(1.0 + size * (-1.0) ** steps)
     windows = cascades.label(run["loss"].values)
     known = xr.DataArray(sharpness, [("step", steps)])
-    (row,) = cascades.table(run, windows, known, threshold=4.0, steps_per_class=500, learning_rate=rate)
+    (row,) = cascades.table(run, windows, known, threshold=4.0, steps_per_turn=500, learning_rate=rate)
     assert 1_000 < row.onset < 1_080 and 1_400 <= row.end <= 1_472
     assert row.phase == pytest.approx(row.onset % 500 / 500) and row.emphasised == 0
     assert row.sharpness == pytest.approx(4.1) and row.crossing == 1_000
@@ -198,7 +198,7 @@ def test_the_table_of_one_instability_holds_what_was_put_in():
     assert row.growth == pytest.approx(row.budget, abs=0.1)  # the growth that its sharpness allows
     assert row.ntk_drop == 0.5
     assert (row.accuracy_before, row.accuracy_after) == pytest.approx((0.5, 0.9))
-    (row,) = cascades.table(run, windows, known[:0], threshold=4.0, steps_per_class=500)
+    (row,) = cascades.table(run, windows, known[:0], threshold=4.0, steps_per_turn=500)
     assert np.isnan(row.sharpness) and np.isnan(row.budget) and row.crossing == -1
 
 
@@ -206,7 +206,7 @@ def test_a_quiet_run_has_no_instability():
     run = a_run(np.exp(-N / 300.0))
     windows = cascades.label(run["loss"].values)
     none = xr.DataArray(np.zeros(0), [("step", np.zeros(0, int))])
-    assert cascades.table(run, windows, none, threshold=2.0, steps_per_class=500) == []
+    assert cascades.table(run, windows, none, threshold=2.0, steps_per_turn=500) == []
     assert cascades.onsets(run["loss"].values, windows) == []
 
 

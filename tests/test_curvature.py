@@ -36,7 +36,10 @@ def test_the_command_measures_once_and_draws_again(found, tmp_path, monkeypatch,
     folder = tmp_path / "new"
     status, out, _ = command(figure.main, "curvature", f"--workdir={folder}")
     assert status == 1 and "trace of the GGN" in out  # it is not the run of Fig. 4
-    names = {f"curvature.{suffix}" for suffix in ("nc", "json", "png", "pdf")} | {"measured.nc"}
+    names = {f"curvature.{suffix}" for suffix in ("nc", "json", "png", "pdf")} | {
+        "measured.nc",
+        "measured.json",
+    }
     assert {path.name for path in folder.iterdir()} == names
 
     def again(config, results, folder):

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from nbclient import NotebookClient
 
-from experiments import documents, figure
+from experiments import config_files, documents, figure
 from experiments.configs import phase_width_rate
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +65,21 @@ def test_the_minutes_of_a_run_card_are_those_of_the_data(name):
     minutes = re.findall(r"([\w.]+) minutes?\b", card)
     seconds = json.loads((figure.CONFIGS / f"{name}.json").read_text())["seconds"]
     assert minutes == [str(round(seconds / 60)) if seconds >= 90 else "one"]
+
+
+@pytest.mark.parametrize("name", documents.FIGURES)
+def test_shipped_numbers_to_expect_are_those_of_the_config(name):
+    shipped = json.loads((figure.CONFIGS / f"{name}.json").read_text())["expected"]
+    rows, _ = figure.compare(xr.Dataset(), config_files.find(name).EXPECTED)
+    assert [[*row[:4], row[-1]] for row in rows] == [[*row[:4], row[-1]] for row in shipped]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in figure.CONFIGS.glob("*.nc")))
+def test_shipped_tables_are_those_of_the_shipped_data(name):
+    module, found = config_files.find(name), xr.load_dataset(figure.CONFIGS / f"{name}.nc", engine="scipy")
+    shipped = json.loads((figure.CONFIGS / f"{name}.json").read_text())
+    told = {"tables": module.in_words(found), "expected": figure.compare(found, module.EXPECTED)[0]}
+    assert json.loads(json.dumps(told)) == {key: shipped[key] for key in told}
 
 
 @pytest.mark.parametrize("quantity", ["accuracy_mean", "validation_accuracy_mean"])

@@ -62,6 +62,14 @@ def test_the_numbers_of_another_scale_are_shown_without_a_verdict(smoke):
         assert "numbers to expect at scale small" in out and "OFF" not in out and " ok" not in out
 
 
+@pytest.mark.parametrize("told", ["None", "'moon'", "{'a': []}", "{'a': [('b', 'c'), ('d',)]}"])
+def test_words_that_are_no_tables_are_told(command, tmp_path, smoke, told):
+    path, folder = tmp_path / "mine.py", shutil.copytree(smoke("tiny"), tmp_path / "run")
+    path.write_text(f"{MINE}\ndef in_words(found):\n    return {told}\n")
+    status, _, err = command(figure.main, path, f"--workdir={folder}")
+    assert status == 2 and "in_words must return {title: [header, row, ...]}, rows alike" in err
+
+
 @pytest.mark.parametrize("function", ["reduce", "measure"])
 def test_a_part_that_returns_no_data_is_told(command, tmp_path, smoke, function):
     path, folder = tmp_path / "mine.py", shutil.copytree(smoke("tiny"), tmp_path / "run")

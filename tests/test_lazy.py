@@ -179,7 +179,7 @@ def test_a_run_with_two_instabilities_counts_two():
             "ntk_eigenvalues": cells * xr.DataArray(np.ones((700, 1)), dims=("ntk_step", "rank")),
         },
         {"amplitude": [1.0, 70.0], "stability_step": steps},
-        {"turn": 5_001, "stop_after": 65_013, "num_classes": 3},
+        {"turn": 5_001, "cycle": 15_003, "stop_after": 65_013, "num_classes": 3},
     )
     found = survival.effects(sweep)
     assert (found["instabilities"] == 2).all()

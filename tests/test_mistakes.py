@@ -4,6 +4,7 @@ import gc
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import weakref
@@ -225,6 +226,24 @@ def test_an_interrupt_is_heard_wherever_it_falls(capfd, fall, number):
         command_line.run(main)
     assert stop.value.code == 130 and capfd.readouterr().err == "error: interrupted\n"
     assert sys.unraisablehook is hook
+
+
+def test_an_interrupt_that_is_asked_for_again_too_early_is_heard(capfd, monkeypatch):
+    timer, started = threading.Timer, []
+
+    class Early(timer):
+        def start(self):
+            started.append(self)
+            signal.raise_signal(signal.SIGINT) if len(started) < 4 else super().start()
+
+    def main():
+        _in_a_finalizer(lambda: signal.raise_signal(signal.SIGINT))
+        time.sleep(60)
+
+    monkeypatch.setattr(command_line.threading, "Timer", Early)
+    with pytest.raises(SystemExit) as stop:
+        command_line.run(main)
+    assert stop.value.code == 130 and capfd.readouterr().err == "error: interrupted\n" and len(started) == 4
 
 
 def test_a_second_interrupt_while_the_first_is_told_adds_nothing(capfd, monkeypatch):

@@ -62,7 +62,7 @@ def table(
     sharpness: xr.DataArray,
     *,
     threshold: float,
-    steps_per_class: int,
+    steps_per_turn: int,
     learning_rate: float | None = None,
 ) -> list[Instability]:
     """Return all instabilities of a run, in the order of time.
@@ -84,7 +84,7 @@ def table(
         crossing = first + int(above[0]) if len(above) else -1
         weights = run["class_weights"].values[onset]
         emphasised = int(np.argmax(weights)) if np.ptp(weights) > 0 else -1
-        at_onset = emphasised, onset % steps_per_class / steps_per_class, float(known[onset]), threshold
+        at_onset = emphasised, onset % steps_per_turn / steps_per_turn, float(known[onset]), threshold
         deepest = name(max(windows.labels[part], key=_DEPTHS.index))
         budget = np.nan
         if learning_rate is not None and peak > onset:

@@ -38,7 +38,7 @@ def instabilities(run: xr.Dataset, fine: xr.Dataset) -> list[cascades.Instabilit
         label(run),
         fine["tracked_eigenvalues"].sel(rank=0) if "tracked_eigenvalues" in fine else unknown,
         threshold=run.attrs["threshold"],
-        steps_per_class=run.attrs["turn"],
+        steps_per_turn=run.attrs["turn"],
         learning_rate=run.attrs.get("learning_rate"),
     )
 
@@ -75,7 +75,7 @@ def forecasts(run: xr.Dataset) -> xr.DataArray:
     """
     steps, starts = run["tracker_step"].values, run["forecast_step"].values
     weights = run["class_weights"].sel(step=steps).values
-    cycle = run.sizes["class"] * run.attrs["turn"]
+    cycle = run.attrs["cycle"]
     found = np.full((len(starts), len(steps)), np.nan)
     for row, start, matrices in zip(found, starts, run["forecast_matrices"].values, strict=True):
         due = (steps >= start) & (steps < (start // cycle + 1) * cycle)

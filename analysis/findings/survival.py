@@ -47,8 +47,8 @@ def effects(sweep: xr.Dataset) -> xr.Dataset:
     mean mid-turn sharpness of the last cycle over that of the first, and `ntk_change`, the largest NTK
     eigenvalue at the end over that at the start. A diverged run does not count.
     """
-    turn, stop_after, num_classes = (sweep.attrs[name] for name in ("turn", "stop_after", "num_classes"))
-    num_turns = stop_after // turn // num_classes * num_classes
+    turn, cycle, stop_after = (sweep.attrs[name] for name in ("turn", "cycle", "stop_after"))
+    num_classes, num_turns = cycle // turn, stop_after // cycle * cycle // turn
     middles = (turn * (np.arange(num_turns) + 0.5)).astype(int)
     sharpness = sweep["sharpness"].sel(stability_step=middles, method="nearest")
     first = sharpness.isel(stability_step=slice(num_classes)).mean("stability_step")

@@ -12,6 +12,7 @@ from statistics import stdev
 
 from ml_collections import ConfigDict
 
+from dlf.schedules import steps_per_turn
 from experiments.settings import Config
 
 FIGURE = "fig4"
@@ -55,7 +56,9 @@ def get_config(num_turns: int = 14, period: int = 5_000) -> ConfigDict:
     )
     config.loss = dict(name="cross_entropy")
     config.schedule = dict(name="triangular", amplitude=70.0, period=period, hold_step=True)
-    config.stop_after = (num_turns - 1) * (period + 1)  # the last switch of class: quiet from here on
+    config.stop_after = (num_turns - 1) * steps_per_turn(
+        period, hold_step=True
+    )  # the last switch of class: quiet from here on
     config.optimizer = dict(name="sgd", learning_rate=1.0)
     config.probes = dict(
         hessian=dict(every=25, num=3, tol=1e-3),  # num and tol [ours]: the authors took one

@@ -1,13 +1,14 @@
 """Distance of the empirical NTK from that of infinite width, over the width, before and while it learns.
 
-`make lazy`, 7 minutes on two cores. The network of Fig. 4 under its dynamical loss. The papers have no such
-figure: widths, rates, seeds and the turn of 1,000 steps are [ours]. `sweep` keeps the learning rate of the
-papers' diagrams at every width; `sweep_scaled` lets it fall as 1 / width, from 1 at width 100.
+`experiments.figure kernel_width`, 7 minutes on two cores. The network of Fig. 4 under its dynamical loss. The
+papers have no such figure: widths, rates, seeds and the turn of 1,000 steps are [ours]. `sweep` keeps the
+learning rate of the papers' diagrams; `sweep_scaled` lets it fall as 1 / width, from 1 at width 100.
 """
 
 from analysis.findings import kernel_limits
 from analysis.infinite_width import infinite_ntk
 from analysis.probes.measures import evenly
+from dlf.schedules import steps_per_cycle
 from experiments.build import draw
 from experiments.configs import fig4
 from experiments.sweep.axes import axis, record
@@ -36,7 +37,8 @@ def get_config(scale="small"):
     config.stop_after = config.num_steps
     config.dataset.examples_per_class = examples
     config.schedule.hold_step = False
-    config.probes = dict(kernel=dict(every=3 * period, num_examples=num_examples))
+    every = steps_per_cycle(config.dataset.num_classes, period)
+    config.probes = dict(kernel=dict(every=every, num_examples=num_examples))
     return config
 
 
