@@ -25,6 +25,8 @@ def find(name: str) -> ModuleType:
     """Return the config module of a figure. Raises ConfigError for one that is unknown or lacks a part."""
     if name not in NAMES and not name.endswith(".py"):
         raise ConfigError(f"unknown figure {name!r}: one of {', '.join(NAMES)}")
+    if Path(name).stem in ("config", "meta", "ledger", "measured"):
+        raise ConfigError(f"{name}: its results would lie on those of the run, give the file another name")
     known = name in NAMES
     module = importlib.import_module(f"experiments.configs.{name}") if known else load_config_file(Path(name))
     for part in ("get_config", "reduce", "FIGURE", "EXPECTED"):

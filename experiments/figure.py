@@ -179,7 +179,8 @@ def _measured(figure: Plan, results: dict[str, xr.Dataset]) -> xr.Dataset:
 def _data(function: Callable, *arguments: Any) -> xr.Dataset:
     found = function(*arguments)
     if not isinstance(found, xr.Dataset):
-        raise TypeError(f"{function.__name__} must return an xarray.Dataset, got {type(found).__name__}")
+        what = getattr(function, "__name__", function)
+        raise TypeError(f"{what} must return an xarray.Dataset, got {type(found).__name__}")
     return found
 
 

@@ -21,6 +21,7 @@ LEAST = {"num_steps": 1, "steps_per_chunk": 1, "checkpoints_kept": 1, "stop_afte
 SECTIONS = ("dataset", "model", "loss", "schedule", "optimizer")
 MOST_STEPS = 2**31 - 1  # a step is an int32
 _MOST_VALUES = 1_000  # of a tuple
+_OF_THE_PAST = ("momentum", "b1", "b2", "b3", "decay", "rho")  # weights in optax, which would sum without end
 _FLOATS = ("bfloat16", "float16", "float32", "float64")
 _KINDS = dict.fromkeys(LEAST, int) | {"seed": int, "float64": bool}
 
@@ -125,15 +126,7 @@ def check_optimizer(section: Mapping[str, Any]) -> None:
         kinds = {known[key].annotation, *get_args(known[key].annotation)}
         if float in kinds or int in kinds:
             must, fits = "a number", isinstance(value, Real) and type(value) is not bool
-            if key in (
-                "momentum",
-                "b1",
-                "b2",
-                "b3",
-                "beta",
-                "decay",
-                "decay_rate",
-            ):  # weights of the past, which would grow without end
+            if key in _OF_THE_PAST:
                 must, fits = "at least 0 and below 1", fits and 0 <= value < 1
         elif key.endswith("dtype"):
             must, fits = f"one of {', '.join(_FLOATS)}", value in _FLOATS

@@ -67,6 +67,14 @@ LINES = {
 }
 
 
+@pytest.mark.parametrize("name", ["config", "meta", "ledger", "measured"])
+def test_a_figure_does_not_lie_on_its_run(command, tmp_path, name):
+    path = tmp_path / f"{name}.py"
+    path.write_text(MINE)
+    status, _, err = command(figure.main, path, f"--workdir={tmp_path / 'run'}")
+    assert status == 2 and "give the file another name" in err and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("line", LINES)
 def test_a_config_module_that_lacks_a_part_gets_one_line(command, tmp_path, line):
     path = tmp_path / "mine.py"

@@ -62,6 +62,9 @@ LINES = [f"config.{key} = {value}" for key, value in PAIRS if (key, value) != ("
     "config.schedule.num_classes = 5",
     "config.model.num_classes = 2",
     "config.optimizer = dict(name='adam', learning_rate=0.1, b1='x')",
+    "config.optimizer = dict(name='adam', learning_rate=0.1, b1=2.0)",
+    "config.optimizer = dict(name='sgd', learning_rate=0.1, momentum=1.0)",
+    "config.optimizer = dict(name='adadelta', learning_rate=0.1, rho=1.5)",
     "config.optimizer = dict(name='adamw', learning_rate=0.1, mask=3)",
     "config.float64 = False; config.optimizer.learning_rate = 1e39",
     "config.float64 = False; config.optimizer.learning_rate = 1e-46",
@@ -97,6 +100,7 @@ LINES = [f"config.{key} = {value}" for key, value in PAIRS if (key, value) != ("
 ]
 # what stands for a number is taken as one
 GOOD = [
+    "config.optimizer = dict(name='optimistic_gradient_descent', learning_rate=0.1, beta=1.0)",
     "config.num_steps = np.int64(3)",
     "config.num_steps = jnp.asarray(3)",
     "config.optimizer.learning_rate = np.float32(0.5)",

@@ -56,9 +56,8 @@ def get_config(num_turns: int = 14, period: int = 5_000) -> ConfigDict:
     )
     config.loss = dict(name="cross_entropy")
     config.schedule = dict(name="triangular", amplitude=70.0, period=period, hold_step=True)
-    config.stop_after = (num_turns - 1) * steps_per_turn(
-        period, hold_step=True
-    )  # the last switch of class: quiet from here on
+    # the last switch of class: quiet from here on
+    config.stop_after = (num_turns - 1) * steps_per_turn(period, hold_step=True)
     config.optimizer = dict(name="sgd", learning_rate=1.0)
     config.probes = dict(
         hessian=dict(every=25, num=3, tol=1e-3),  # num and tol [ours]: the authors took one
