@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import jax
 from absl import flags
@@ -55,12 +55,29 @@ def fail(message: object, status: int = 2) -> NoReturn:
     raise Told(status)
 
 
-def leave(status: int) -> NoReturn:
-    """End the process now: threads of JAX, orbax and zarr that still work would crash, speak or wait."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError):
-            stream.flush()
-    os._exit(status)
+class _Stream:
+    """A standard stream that lets the program go on where nobody reads it, or where its disk is full."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self.lost = stream, None
+        with contextlib.suppress(AttributeError):  # only files know it: letters that they do not have
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, words: str) -> int:
+        self._try(self._stream.write, words)
+        return len(words)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable, *words: str) -> None:
+        try:
+            act(*words)
+        except OSError as error:
+            self.lost = error
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,7 +116,7 @@ def parse(
         # the names of the classes say nothing to a person
         words = re.sub(r"^(\w*Error: )*(flag )?", "", last_line(error))
         if words.startswith("get_config()"):
-            words = f"--config: {words}: one by position is --config=FILE:argument, none --config=FILE"
+            words = f"--config: {words}: it takes none, or one by position, which is --config=FILE:argument"
         raise ConfigError(words) from error
     except (Exception, SystemExit) as error:  # whatever the config file, a program of the user's, raises
         places = {at.name for at in traceback.extract_tb(error.__traceback__)}
@@ -146,6 +163,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     logging.getLogger().setLevel(logging.ERROR)  # orbax and absl narrate each checkpoint on it
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     heard, before = [-_DOUBLE], sys.unraisablehook
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and _Stream(stream) for stream in streams)  # None is a closed one
 
     def interrupt(number, frame):
         while frame is not None and frame.f_code is not dropped.__code__:
@@ -179,9 +198,11 @@ def run(main: Callable[[], int]) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM):  # shells let their background jobs ignore the first
             signal.signal(number, interrupt)
         sys.exit(_told(main))
-    except Told as told:
-        leave(told.code)
+    except SystemExit as end:
+        leave(end)
+        raise
     finally:
+        sys.stdout, sys.stderr = streams
         sys.unraisablehook = before
         warnings.formatwarning = format_before
         for number in (signal.SIGINT, signal.SIGTERM):  # a handler would raise in Python's own end
@@ -199,6 +220,23 @@ def _told(main: Callable[[], int]) -> int:
         fail(f"not enough memory: {error}".rstrip(": "))
     except KeyboardInterrupt as at_once:
         fail(f"interrupted {at_once}".rstrip(), 130)
+
+
+def leave(end: SystemExit) -> None:
+    """End the process now if it failed or cannot speak.
+
+    Threads of JAX, orbax and zarr that still work would crash, speak or wait, and Python would try to
+    write what was lost once more.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream]
+    for stream in streams:
+        stream.flush()
+    lost = getattr(sys.stdout, "lost", None)
+    if lost and not isinstance(lost, BrokenPipeError) and not end.code:  # a reader that had enough is none
+        note(f"error: cannot write standard output: {lost.strerror}")
+        end.code = 2
+    if isinstance(end, Told) or any(stream.lost for stream in streams):
+        os._exit(end.code or 0)
 
 
 def report(meta: dict[str, Any], workdir: str | Path, go_on: str = "the same command") -> int:

@@ -186,11 +186,15 @@ def _data(function: Callable, *arguments: Any) -> xr.Dataset:
 
 def _tables(in_words: Callable, found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     tables = in_words(found)
-    if not (
-        isinstance(tables, dict) and all(rows and len({*map(len, rows)}) == 1 for rows in tables.values())
-    ):
+    if not isinstance(tables, dict) or not all(map(_is_table, tables.values())):
         raise TypeError(f"in_words must return {{title: [header, row, ...]}}, rows alike, got {tables!r}")
     return tables
+
+
+def _is_table(rows: Any) -> bool:
+    are_rows = isinstance(rows, tuple | list) and all(isinstance(row, tuple | list) for row in rows)
+    words = [word for row in rows for word in row] if are_rows else [None]
+    return all(isinstance(word, str) for word in words) and len({*map(len, rows)}) == 1
 
 
 def stored(found: xr.Dataset, path: Path) -> xr.Dataset:

@@ -87,7 +87,7 @@ def command(monkeypatch, capfd):
 @pytest.fixture(autouse=True)
 def mains_do_not_end_the_tests(monkeypatch):
     """Stay after an interrupt, and give back the handlers that a main sets for the rest of its process."""
-    monkeypatch.setattr(command_line, "leave", sys.exit)
+    monkeypatch.setattr(command_line, "leave", lambda end: None)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():

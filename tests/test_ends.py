@@ -1,5 +1,6 @@
-"""How a program ends that failed: at once, with its status, whoever listens."""
+"""How a program goes on and ends, whoever listens: with its status, at once where it failed."""
 
+import os
 import subprocess
 import sys
 
@@ -25,15 +26,52 @@ command_line.run(main)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "error: moon\n")
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full"])
-def test_the_status_of_a_failure_is_told_where_nobody_listens(closed):
-    code = """
+ENDS = """
+import sys
 from experiments import command_line
 
 def main():
-    raise command_line.ConfigError("moon")
+    with command_line.progress("going on", "steps", 0, 10_000) as show:
+        for step in range(10_000):
+            show(step)
+    print("sun " * 100_000)
+    if sys.argv[1] == "fails":
+        raise command_line.ConfigError("moon")
+    return 0
 
 command_line.run(main)
 """
-    command = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code]
-    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 2
+
+
+def _end(how, streams):
+    words = ["bash", "-c", f'exec {streams}; "$0" -c "$1" {how}', sys.executable, ENDS]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    "streams", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full", "> >(true) 2>&1", ">/dev/full"]
+)
+def test_the_status_of_a_failure_is_told_where_nobody_listens(streams):
+    assert _end("fails", streams).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "streams", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full", "2> >(true)", "> >(true) 2>&1"]
+)
+def test_a_program_goes_on_where_nobody_listens(streams):
+    ended = _end("ends", streams)
+    assert ended.returncode == 0 and "error" not in ended.stderr + ended.stdout
+
+
+def test_a_full_disk_behind_standard_output_is_told_at_the_end():
+    ended = _end("ends", ">/dev/full")
+    told = ended.stderr.splitlines()[-1]
+    assert (ended.returncode, told) == (2, "error: cannot write standard output: No space left on device")
+
+
+def test_letters_that_a_stream_does_not_have_are_escaped(tmp_path):
+    folder, code = tmp_path / "\N{SUN}", "from experiments import listing; listing.main()"
+    folder.mkdir()
+    command = [sys.executable, "-c", code, folder]
+    ended = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (ended.returncode, ended.stderr) == (0, b"") and b"\\u2609" in ended.stdout

@@ -62,7 +62,18 @@ def test_the_numbers_of_another_scale_are_shown_without_a_verdict(smoke):
         assert "numbers to expect at scale small" in out and "OFF" not in out and " ok" not in out
 
 
-@pytest.mark.parametrize("told", ["None", "'moon'", "{'a': []}", "{'a': [('b', 'c'), ('d',)]}"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        "None",
+        "'moon'",
+        "{'a': []}",
+        "{'a': [('b', 'c'), ('d',)]}",
+        "{'a': ['bc', 'de']}",
+        "{'a': None}",
+        "{'a': [(1,)]}",
+    ],
+)
 def test_words_that_are_no_tables_are_told(command, tmp_path, smoke, told):
     path, folder = tmp_path / "mine.py", shutil.copytree(smoke("tiny"), tmp_path / "run")
     path.write_text(f"{MINE}\ndef in_words(found):\n    return {told}\n")

@@ -62,8 +62,10 @@ CONFIG_MODULES = {
     "from experiments.configs import tiny\ndef get_config():\n    return tiny.get_config().optimizr":
         "unknown config key 'optimizr': did you mean 'optimizer'?",
     "config = 3": "the file has no function get_config",
-    "def get_config(scale): return 3": "argument: 'scale': one by position is --config=FILE:argument,"
-        " none --config=FILE",
+    "def get_config(scale): return 3": "argument: 'scale': it takes none, or one by position, which is"
+        " --config=FILE:argument",
+    "def get_config(a, b): return 3": "arguments: 'a' and 'b': it takes none, or one by position, which is"
+        " --config=FILE:argument",
     "def get_config(): pass": "get_config must return a ConfigDict, got NoneType",
 }  # fmt: skip
 

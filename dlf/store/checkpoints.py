@@ -59,6 +59,17 @@ def damaged_file(folder: Path, step: int, expected: Mapping[str, int]) -> str:
     return next((str(at / name) for name in expected if _checksum(at / name) != expected[name]), "")
 
 
+def newest(folder: Path, listed: Mapping[str, Checksums], most: int) -> tuple[int | None, list[str]]:
+    """Return the newest sound checkpoint up to a step, None without one, and damaged files of newer ones."""
+    damaged = []
+    for step in sorted((step for step in map(int, listed) if step <= most), reverse=True):
+        file = damaged_file(folder, step, listed[str(step)])
+        if not file:
+            return step, damaged
+        damaged.append(file)
+    return None, damaged
+
+
 def keep(folder: Path, steps: Iterable[str]) -> None:
     """Remove all but some checkpoints, and what killed processes have left."""
     kept = {*steps}

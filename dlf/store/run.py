@@ -154,16 +154,12 @@ def restore(workdir: Path, like: Any) -> tuple[int, Any, list[str]]:
     """
     which = files.which(workdir / LEDGER)
     ledger, _, sound_steps, damaged = _read(workdir)
-    warnings = [f"{damaged} is damaged"] if damaged else []
-    for step in sorted(map(int, ledger["checkpoints"]), reverse=True):
-        if step > sound_steps:
-            continue
-        wrong = checkpoints.damaged_file(workdir / _CHECKPOINTS, step, ledger["checkpoints"][str(step)])
-        if not wrong:
-            state = checkpoints.load(workdir / _CHECKPOINTS, step, like)
-            _forget(workdir, ledger, step, which)
-            return step, state, warnings
-        warnings.append(f"{wrong} is damaged")
+    step, wrong = checkpoints.newest(workdir / _CHECKPOINTS, ledger["checkpoints"], sound_steps)
+    warnings = [f"{file} is damaged" for file in (damaged, *wrong) if file]
+    if step:
+        state = checkpoints.load(workdir / _CHECKPOINTS, step, like)
+        _forget(workdir, ledger, step, which)
+        return step, state, warnings
     if sound_steps > 0 and not warnings and "id" not in ledger:  # one with an id diverged before the first
         warnings.append(f"{workdir / _CHECKPOINTS} is empty")
     if warnings:
@@ -174,11 +170,8 @@ def restore(workdir: Path, like: Any) -> tuple[int, Any, list[str]]:
 
 def checkpoint_before(workdir: Path, step: int, like: Any) -> tuple[int, Any] | None:
     """Return (step, state) of the newest sound checkpoint at or before a step, None without one."""
-    found = _ledger(workdir)["checkpoints"]
-    for kept in sorted((int(name) for name in found if int(name) <= step), reverse=True):
-        if not checkpoints.damaged_file(workdir / _CHECKPOINTS, kept, found[str(kept)]):
-            return kept, checkpoints.load(workdir / _CHECKPOINTS, kept, like)
-    return None
+    kept, _ = checkpoints.newest(workdir / _CHECKPOINTS, _ledger(workdir)["checkpoints"], step)
+    return kept and (kept, checkpoints.load(workdir / _CHECKPOINTS, kept, like))
 
 
 def _forget(workdir: Path, ledger: Ledger, first_step: int, which: tuple[int, int] | None) -> None:
@@ -215,7 +208,7 @@ def damage(workdir: Path) -> str:
 
 def _advice(workdir: Path, ledger: Ledger, sound: int, damaged: str) -> str:
     advice = f"no checkpoint is left from before it: move {workdir} away and run again"
-    if any(int(step) <= sound for step in ledger["checkpoints"]):
+    if checkpoints.newest(workdir / _CHECKPOINTS, ledger["checkpoints"], sound)[0]:
         advice = "resume the run, which measures again what comes after its last sound checkpoint"
     return f"{damaged} is damaged: {advice}"
 

@@ -125,7 +125,7 @@ def existing(sweep: Sweep, workdir: Path, memory: int) -> dict[str, Any] | None:
 
 
 def create(
-    sweep: Sweep, workdir: Path, planned: Plan, check_same: Callable[[], Any] = bool
+    sweep: Sweep, workdir: Path, planned: Plan, check_same: Callable[[], Any] = lambda: None
 ) -> dict[str, Any]:
     """Write config.json, the empty store and meta.json of a sweep, and return the last one's content.
 
