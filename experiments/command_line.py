@@ -228,6 +228,8 @@ def leave(end: SystemExit) -> None:
     Threads of JAX, orbax and zarr that still work would crash, speak or wait, and Python would try to
     write what was lost once more.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):  # a pipe that nobody reads may hold the end up
+        signal.signal(number, signal.SIG_DFL)
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream]
     for stream in streams:
         stream.flush()
@@ -236,7 +238,7 @@ def leave(end: SystemExit) -> None:
         note(f"error: cannot write standard output: {lost.strerror}")
         end.code = 2
     if isinstance(end, Told) or any(stream.lost for stream in streams):
-        os._exit(end.code or 0)
+        os._exit(end.code if isinstance(end.code, int) else end.code is not None)
 
 
 def report(meta: dict[str, Any], workdir: str | Path, go_on: str = "the same command") -> int:

@@ -3,8 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from dlf.store.files import read_meta
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_failing_program_waits_for_no_thread_and_other_writes_of_a_checkpoint_are_silent():
@@ -75,3 +80,29 @@ def test_letters_that_a_stream_does_not_have_are_escaped(tmp_path):
     command = [sys.executable, "-c", code, folder]
     ended = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (ended.returncode, ended.stderr) == (0, b"") and b"\\u2609" in ended.stdout
+
+
+WORKERS = """
+from experiments.configs import tiny
+from experiments.sweep.axes import axis, record
+
+def get_config():
+    config = tiny.get_config()
+    config.update(float64=False, num_steps=20, stop_after=20, steps_per_chunk=20)
+    with config.unlocked():
+        config.probes = {}
+    return config
+
+def sweep():
+    yield axis("seed", range(2), "seed")
+    yield record("final", "loss")
+"""
+
+
+@pytest.mark.parametrize("streams", [">&- 2>&-", "<&- >&- 2>&-", "2>&-", "2>/dev/full"])
+def test_workers_end_where_nobody_listens(tmp_path, streams):
+    (tmp_path / "mine.py").write_text(WORKERS)
+    options = f"--config={tmp_path / 'mine.py'} --workdir={tmp_path / 'sweep'} --launcher=local --jobs=1"
+    program = f"exec {sys.executable} -m experiments.sweep {options} {streams}"
+    assert subprocess.run(["bash", "-c", program], cwd=ROOT, timeout=300).returncode == 0
+    assert read_meta(tmp_path / "sweep")["status"] == "done" and not (tmp_path / "sweep" / "jobs").exists()

@@ -75,14 +75,14 @@ def test_a_mistake_in_a_declaration_is_explained(tmp_path, name):
 
 
 def test_a_list_of_overrides_is_a_sweep_too(tmp_path):
-    cells, config = (
-        [{"schedule.amplitude": 2.0, "schedule.period": 5}, {"loss.name": "dmse1"}],
-        tiny.get_config(),
-    )
+    cells = [{"schedule.amplitude": 2.0, "schedule.period": 5}, {"loss.name": "dmse1"}]
+    config = tiny.get_config()
     config.update(float64=False, num_steps=60, stop_after=60)
+    with config.unlocked():
+        config.probes = {}
     fill.run(make_sweep(config, "main", cells), tmp_path)
     found = load(tmp_path)
-    assert found.sizes["cell"] == 2 and (found["status"] == DONE).all()
+    assert dict(found.sizes) == {"cell": 2, "class": 3} and (found["status"] == DONE).all()
 
 
 @pytest.fixture

@@ -83,10 +83,9 @@ def in_words(reduced: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
         if (static := f"reference_{name}_mean") in reduced:
             words = f"{reduced[static]:.3f} ± {reduced[f'reference_{name}_std']:.3f} over seeds"
             rows.append((f"{label}, static loss", words))
-        best = mean.where(mean == mean.max(), drop=True)
-        where = {dim: best[dim].values[0] for dim in best.dims}
-        place = ", ".join(f"{dim} {value}" for dim, value in where.items())
-        rows.append((f"best {label}", f"{float(mean.max()):.3f} ± {float(spread.sel(where)):.3f} at {place}"))
+        if 1 in reduced.get("amplitude", ()):
+            rows.append((f"best {label}, static loss", _best(mean.sel(amplitude=1), spread.sel(amplitude=1))))
+        rows.append((f"best {label}", _best(mean, spread)))
         if f"{name}_significant" in reduced:
             tested = reduced[f"{name}_p_value"].notnull()
             significant = int(reduced[f"{name}_significant"].where(tested).sum())
@@ -97,6 +96,13 @@ def in_words(reduced: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
             rows.append((words, f"{shift.attrs['mean']:+.4f} ± {shift.attrs['error']:.4f}"))
     diverged = f"{100 * float(reduced['diverged'].mean()):.1f} %"
     return {"diagram": [*rows, ("runs that diverged", diverged)]}
+
+
+def _best(mean: xr.DataArray, spread: xr.DataArray) -> str:
+    best = mean.where(mean == mean.max(), drop=True)
+    where = {dim: best[dim].values[0] for dim in best.dims}
+    place = ", ".join(f"{dim} {value}" for dim, value in where.items())
+    return f"{float(mean.max()):.3f} ± {float(spread.sel(where)):.3f} at {place}"
 
 
 def mean_error(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:

@@ -237,8 +237,9 @@ def _ledger(workdir: Path) -> Ledger:
 
 
 def committed(workdir: Path) -> tuple[int, int]:
-    """Return how many steps are committed, and of how many."""
+    """Return how many steps are committed, and of how many. Raises StoreError for damaged metadata."""
     ledger = _ledger(workdir)
+    files.check_metadata(workdir, ledger)
     return ledger["committed_steps"], ledger["num_steps"]
 
 

@@ -14,11 +14,11 @@ from experiments.configs import fig4
 from experiments.sweep.axes import axis, record
 
 FIGURE, reduce, in_words = "amplitude_period", diagrams.reduce, diagrams.in_words
-_CHOSEN = {"amplitude": 15.85, "period": 1_259}
+CHOSEN = {"amplitude": 15.85, "period": 1_259}
 EXPECTED = (
     ("reference_accuracy_mean", {}, 0.569, 0.40, 0.75, "[ours], P1 [text]: fails"),
-    ("accuracy_mean", _CHOSEN, 0.991, 0.97, 1.0, "[ours]"),
-    ("validation_accuracy_mean", _CHOSEN, 0.947, 0.91, 0.98, "[ours]"),
+    ("accuracy_mean", CHOSEN, 0.991, 0.97, 1.0, "[ours]"),
+    ("validation_accuracy_mean", CHOSEN, 0.947, 0.91, 0.98, "[ours]"),
 )
 # scale: amplitudes, periods, seeds, steps
 _SIZES = {"smoke": (2, 2, 3, 60), "small": (10, 10, 10, 35_000), "paper": (20, 20, 50, 35_000)}

@@ -11,7 +11,7 @@ from experiments.configs.phase_amplitude_period import DOUBLE
 from experiments.sweep.axes import axis, record
 
 FIGURE, reduce, in_words = "width_rate", phase_amplitude_period.reduce, phase_amplitude_period.in_words
-AMPLITUDE, PERIOD = 15.85, 1_259  # [ours], among the best of phase_amplitude_period.py
+AMPLITUDE, PERIOD = phase_amplitude_period.CHOSEN.values()  # [ours], among the best there
 _AT = {"amplitude": AMPLITUDE, "learning_rate": 1.179}
 EXPECTED = (
     ("accuracy_gain", _AT | {"width": 5}, -0.010, -0.08, 0.06, "[ours]"),
