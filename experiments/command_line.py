@@ -99,6 +99,8 @@ def parse(
     if {"-h", "--help"} & set(argv):
         print(usage.strip())
         sys.exit(0)
+    if sum(word.partition("=")[0].lstrip("-") == "config" for word in argv) > 1:
+        raise ConfigError("--config is given twice: of two files one would be left out")
     values = flags.FlagValues()
     workdir = default_workdir and str(default_workdir)
     flags.DEFINE_string("workdir", workdir, "folder of the run", flag_values=values)
@@ -114,7 +116,8 @@ def parse(
             list(config)  # a config file that cannot be loaded says so only now
     except flags.Error as error:
         # the names of the classes say nothing to a person
-        words = re.sub(r"^(\w*Error: )*(flag )?", "", last_line(error))
+        words = re.sub(r"^(\w*Error: )*(flag )?|ValueError\('malformed node.*", "", last_line(error))
+        words = re.sub(r"\('(.*)', '.*'\)$", r"\1", words).removesuffix(": ")
         if words.startswith("get_config()"):
             words = f"--config: {words}: it takes none, or one by position, which is --config=FILE:argument"
         raise ConfigError(words) from error

@@ -122,6 +122,9 @@ MISTAKES = {
     "--config.dataset.seed=-1": "Seed must be",
     "--wrkdir=x": "workdir",
     "more": "unexpected argument 'more'",
+    "--config=/dev/null": "--config is given twice",
+    "--config.model=x": "--config.model=x: Failed to parse 'x' as a ConfigDict\n",
+    "--resume=maybe": "--resume=maybe: Non-boolean argument to boolean flag\n",
 }
 
 
