@@ -68,10 +68,10 @@ def opened(workdir: Path, kind: str, asked: dict[str, Any], begun: bool = False)
     is_ours = "config.json" not in content or read_json(workdir / "config.json").keys() == asked.keys()
     if is_ours and content <= started and not begun:
         return None
-    if of_kind not in content:
-        raise ConfigError(f"{workdir} holds files, but no {kind}: name another folder")
     if (workdir / LEDGER).exists():
         check_metadata(workdir, read_json(workdir / LEDGER, signed=True))
+    if of_kind not in content:
+        raise ConfigError(f"{workdir} holds files, but no {kind}: name another folder")
     changes = differences(read_json(workdir / "config.json"), asked)
     if changes:
         raise ConfigError(f"{workdir} holds a {kind} with another config: {'; '.join(changes)}")

@@ -289,3 +289,12 @@ def test_what_lies_in_the_place_of_a_block_that_was_not_run_is_not_read(workdir)
         (workdir / cells.STORE / name).parent.mkdir(parents=True, exist_ok=True)
         (workdir / cells.STORE / name).write_bytes(b"garbage12345")
     assert load(workdir).identical(expected)
+
+
+def test_a_copy_of_an_array_beside_it_is_not_read(workdir):
+    store = Store(workdir)
+    store.write(store.blocks()[0], rows(2), np.array([[DONE, DONE]]))
+    expected = load(workdir)
+    for name in ("loss", "seed"):
+        shutil.copytree(workdir / cells.STORE / name, workdir / cells.STORE / f"{name} copy")
+    assert load(workdir).identical(expected) and (Store(workdir).status() == store.status()).all()

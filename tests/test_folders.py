@@ -178,3 +178,13 @@ def test_a_link_in_place_of_the_folder_of_a_chunk_is_not_followed(tmp_path):
     with pytest.raises(files.StoreError, match="c/0 is a link"):
         store.commit(tmp_path / "run", 0, {"top": np.ones((4, 2))}, STATE)
     assert (tmp_path / "mine" / "0").read_text() == "precious"
+
+
+def test_it_is_the_link_that_is_named_not_what_lies_behind_it(tmp_path):
+    store.create(tmp_path / "run", NUM_STEPS, CHUNK, LOSS, {})
+    (tmp_path / "run" / "metrics.zarr").rename(tmp_path / "moved")
+    (tmp_path / "run" / "metrics.zarr").symlink_to(tmp_path / "moved")
+    with pytest.raises(
+        files.StoreError, match=r"run/metrics\.zarr is a link, and nothing of dlf's: remove it$"
+    ):
+        store.commit(tmp_path / "run", 0, {"loss": np.ones(4)}, STATE)

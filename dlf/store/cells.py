@@ -84,7 +84,7 @@ class Store:
             version, names = group.attrs.get("format"), group.attrs.get("arrays", [])
             with warnings.catch_warnings():  # of a damaged array, which is named below
                 warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-                arrays = {name: whole(array) for name, array in group.arrays()}
+                found = {name: whole(array) for name, array in group.arrays()}
         except (AttributeError, OSError, KeyError, TypeError, ValueError) as error:
             message = f"{self._path} is missing or damaged: move {workdir} away and run again"
             raise StoreError(message) from error
@@ -93,7 +93,9 @@ class Store:
                 f"{self._path} has format {version}, this version of dlf reads {FORMAT}: open it with the "
                 "version that wrote it (its commit is in meta.json), or name another folder"
             )
-        damaged = [str(self._path / name) for name in names if name not in arrays]
+        arrays = {name: found[name] for name in names or found if name in found}  # no copy of a person's
+        damaged = [str(self._path / name) for name in names if name not in found]
+        self.strangers = [path.name for path in self._path.iterdir() if path.name not in arrays]
         labels = {name: array for name, array in arrays.items() if is_coordinate(array)}
         damaged += [file for array in labels.values() if (file := damaged_labels(self._path, array))]
         if damaged:
@@ -241,7 +243,8 @@ def load(workdir: Path) -> xr.Dataset:
     damaged = next(store.damaged(), None)
     if damaged or (meta.get("status") == "done" and (status == NOT_RUN).any()):
         raise StoreError(_advice(damaged[1] if damaged else f"a chunk of {workdir / STORE / 'status'}"))
-    sweep = xr.open_zarr(workdir / STORE, consolidated=False).drop_vars(["status", "digest"], errors="ignore")
+    own = ["status", "digest", *store.strangers]
+    sweep = xr.open_zarr(workdir / STORE, consolidated=False, drop_variables=own)
     for name, values in store.values().items():
         sweep[name] = (sweep[name].dims, values, sweep[name].attrs)
     for name, array in sweep.load().variables.items():

@@ -44,7 +44,11 @@ def write_json(path: Path, content: Mapping[str, Any], signed: bool = False) -> 
 def refuse_links(workdir: Path, path: Path) -> None:
     """Raise StoreError if a path below a work folder leads out of it: what is there is not dlf's."""
     if Path(os.path.realpath(path)) != Path(os.path.realpath(workdir)) / path.relative_to(workdir):
-        raise StoreError(f"{path} is a link, and nothing of dlf's: remove it")
+        parts = [
+            part for part in (*path.parents[::-1], path) if part != workdir and part.is_relative_to(workdir)
+        ]
+        link = next((part for part in parts if part.is_symlink()), path)
+        raise StoreError(f"{link} is a link, and nothing of dlf's: remove it")
 
 
 def remove(path: Path) -> None:
