@@ -33,7 +33,7 @@ pytestmark = [
 
 def test_killed_at_random_moments_a_sweep_loses_nothing_that_it_committed(tmp_path):
     seed = int(os.environ.get("SOAK_SEED", "1"))
-    counts = soak(tmp_path, num_kills=1, num_steps=2_000, seed=seed)
+    counts = soak(tmp_path, num_kills=3, num_steps=2_000, seed=seed)
     assert counts["kills"] > 0 and counts["completed"] > 0
 
 
