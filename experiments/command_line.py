@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dlf.store.files import StoreError
+from experiments.streams import Stream
 
 _DOUBLE = 0.5  # seconds in which a second interrupt means what the first one meant
 
@@ -53,31 +54,6 @@ def fail(message: object, status: int = 2) -> NoReturn:
     """End the program with one line on standard error."""
     note(f"error: {message}")
     raise Told(status)
-
-
-class _Stream:
-    """A standard stream that lets the program go on where nobody reads it, or where its disk is full."""
-
-    def __init__(self, stream: TextIO):
-        self._stream, self.lost = stream, None
-        with contextlib.suppress(AttributeError):  # only files know it: letters that they do not have
-            stream.reconfigure(errors="backslashreplace")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, words: str) -> int:
-        self._try(self._stream.write, words)
-        return len(words)
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def _try(self, act: Callable, *words: str) -> None:
-        try:
-            act(*words)
-        except OSError as error:
-            self.lost = error
 
 
 class Parser(argparse.ArgumentParser):
@@ -121,10 +97,12 @@ def parse(
         if words.startswith("get_config()"):
             words = f"--config: {words}: it takes none, or one by position, which is --config=FILE:argument"
         raise ConfigError(words) from error
-    except (Exception, SystemExit) as error:  # whatever the config file, a program of the user's, raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the config file, a program of the user's, raises
         places = {at.name for at in traceback.extract_tb(error.__traceback__)}
         if isinstance(error, AttributeError | LookupError) and not places & {"get_config", "<module>"}:
-            if "'get_config'" in str(error):
+            if "'get_config'" in last_line(error):
                 raise ConfigError("--config: the file has no function get_config") from error
             raise ConfigError(explain_unknown_key(error)) from error
         raise ConfigError(f"--config: {last_line(error)}") from error
@@ -148,9 +126,13 @@ def last_line(error: BaseException) -> str:
         if at := [at for at in traceback.extract_tb(raised.__traceback__) if at.name == "get_config"]:
             places, error = at, raised
     where = f"line {places[-1].lineno}, `{places[-1].line}`: " if places else ""
-    if "Did you mean" in str(error):
+    try:
+        words = str(error).strip()
+    except Exception:  # whatever the class of a user's error raises
+        words = ""
+    if "Did you mean" in words:
         return where + explain_unknown_key(error)
-    return f"{where}{type(error).__name__}: {''.join(str(error).strip().splitlines()[-1:])}".rstrip(": ")
+    return f"{where}{type(error).__name__}: {''.join(words.splitlines()[-1:])}".rstrip(": ")
 
 
 def explain_unknown_key(error: Exception) -> str:
@@ -167,7 +149,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     heard, before = [-_DOUBLE], sys.unraisablehook
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (stream and _Stream(stream) for stream in streams)  # None is a closed one
+    sys.stdout, sys.stderr = (stream and Stream(stream) for stream in streams)  # None is a closed one
 
     def interrupt(number, frame):
         while frame is not None and frame.f_code is not dropped.__code__:

@@ -64,7 +64,9 @@ def load_config_file(path: Path) -> ModuleType:
     is_new = sys.modules.setdefault(path.stem, module) is module  # where dataclasses look for it
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's file raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's file raises
         raise ConfigError(f"{path}: {last_line(error)}") from error
     finally:
         if is_new:
@@ -118,9 +120,9 @@ def _called(function: Callable, scale: str | None) -> Any:
 def _told(what: str, scale: str | None, call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # whatever the user's function raises
+    except BaseException as error:  # whatever the user's function raises
         raise ConfigError(f"{what}{f' with scale {scale!r}' if scale else ''}: {last_line(error)}") from error
 
 

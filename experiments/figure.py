@@ -34,7 +34,7 @@ from rich.table import Table
 
 from analysis import figures, neural_tangents_import
 from analysis.figures.style import save
-from dlf.store.files import StoreError, digest, read_json, write_json
+from dlf.store.files import StoreError, digest, read_json, refuse_links, write_json
 from experiments import command_line, config_files, records, second_pass, train
 from experiments.command_line import ConfigError, Told, note
 from experiments.config_files import CONFIGS, NAMES, configuration, declare, find
@@ -101,11 +101,14 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
         seconds = sum(float(of.attrs.get("seconds", 0)) for of in results.values())
         found = stored(_data(module.reduce, results).assign_attrs(seconds=seconds), folder / f"{name}.nc")
     for function, file in zip(functions, files, strict=True):
+        for suffix in ("png", "pdf"):
+            refuse_links(folder, folder / f"{file}.{suffix}")
         save(getattr(figures, function)(found), folder, file)
     if hasattr(module, "CSV"):
         file, dim = module.CSV
         table = found[[variable for variable in found if found[variable].dims == (dim,)]].to_dataframe()
         table.columns = [column.removeprefix(f"{dim}_") for column in table.columns]
+        refuse_links(folder, folder / f"{file}.csv")
         table.to_csv(folder / f"{file}.csv", index=False, na_rep="nan")
     tables = _tables(module.in_words, found) if hasattr(module, "in_words") else {}
     compared = figure.scale in (None, DEFAULT)
@@ -199,8 +202,10 @@ def _is_table(rows: Any) -> bool:
 
 def stored(found: xr.Dataset, path: Path) -> xr.Dataset:
     """Write labelled data in one move, and return what was written."""
-    found.to_netcdf(path.with_suffix(".partial"), engine="scipy")
-    os.replace(path.with_suffix(".partial"), path)
+    partial = path.with_suffix(".partial")
+    refuse_links(path.parent, partial)
+    found.to_netcdf(partial, engine="scipy")
+    os.replace(partial, path)
     return xr.load_dataset(path, engine="scipy")[list(found.data_vars)]
 
 

@@ -65,11 +65,13 @@ def opened(workdir: Path, kind: str, asked: dict[str, Any], begun: bool = False)
     )
     # meta.json is written last: a start that was killed before has measured nothing yet
     started = {"config.json", LEDGER, of_kind, *partial, Path(of_kind).with_suffix(".old").name}
+    ledger = read_json(workdir / LEDGER, signed=True) if LEDGER in content else {}
+    begun = begun or ledger.get("committed_steps", 0) > 0
     is_ours = "config.json" not in content or read_json(workdir / "config.json").keys() == asked.keys()
     if is_ours and content <= started and not begun:
         return None
-    if (workdir / LEDGER).exists():
-        check_metadata(workdir, read_json(workdir / LEDGER, signed=True))
+    if ledger:
+        check_metadata(workdir, ledger)
     if of_kind not in content:
         raise ConfigError(f"{workdir} holds files, but no {kind}: name another folder")
     changes = differences(read_json(workdir / "config.json"), asked)

@@ -46,13 +46,17 @@ class Config(ConfigDict):
 
 
 def _shown(value: Any) -> str:
-    words = " ".join(repr(value).split())
+    try:
+        words = " ".join(repr(value).split())
+    except Exception:  # whatever the class of a user's value raises
+        words = f"a {type(value).__name__}"
     return words if len(words) < 60 else f"{words[:60]}..."
 
 
 def _number(value: Any) -> Any:
-    is_number = isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0
-    return np.asarray(value).item() if is_number else value
+    is_array = isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0
+    # a random key of JAX is no number
+    return np.asarray(value).item() if is_array and isinstance(value.dtype, np.dtype) else value
 
 
 def checked(config: ConfigDict) -> Config:
@@ -76,7 +80,7 @@ def checked(config: ConfigDict) -> Config:
     try:
         content = _plain(config, "config")
     except RecursionError as error:
-        raise ConfigError("the config holds itself") from error
+        raise ConfigError("the config holds itself, or is too deep") from error
     for key, least, most in [("seed", 0, 2**32 - 1), *((key, of, MOST_STEPS) for key, of in LEAST.items())]:
         if not least <= content[key] <= most:
             raise ConfigError(f"{key} must be at least {least} and at most {most}, got {content[key]}")
@@ -101,9 +105,12 @@ def checked(config: ConfigDict) -> Config:
 def _plain(value: Any, key: str) -> Any:
     """Return a value of a configuration as JSON could hold it, lists as tuples."""
     if isinstance(value, Mapping | ConfigDict):
-        wrong = next((name for name in value if not isinstance(name, str)), None)
-        if wrong is not None:
-            raise ConfigError(f"{key}: a key must be a word, got {wrong!r}")
+        try:
+            wrong = [name for name in value if not isinstance(name, str)]
+        except TypeError as error:  # a ConfigDict sorts them
+            raise ConfigError(f"{key}: all keys must be words") from error
+        if wrong:
+            raise ConfigError(f"{key}: a key must be a word, got {wrong[0]!r}")
         return {name: _plain(of, f"{key}.{name}") for name, of in value.items()}
     if isinstance(value, list | tuple):
         if len(value) > _MOST_VALUES:

@@ -63,6 +63,9 @@ LINES = {
     "get_config = lambda scale: {}[scale]; RUNS = {}": "scale 'small': KeyError: 'small'",
     "get_config, RUNS = (lambda: {}), {}": "get_config must return a ConfigDict, got dict",
     "get_config = 3": "get_config must be a function",
+    "class E(Exception):\n    def __str__(self): return {}[1]\ndef reduce(_): ...\nraise E": "mine.py: E",
+    "class E(BaseException): ...\nraise E('moon')": "mine.py: E: moon",
+    "class E(BaseException): ...\ndef get_config(): raise E('moon')\nRUNS = {}": "E: moon",
     "get_config = dict": "must be a function, of the scale or of nothing",
 }
 

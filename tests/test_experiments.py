@@ -160,15 +160,6 @@ def test_a_run_of_which_a_part_is_lost_while_it_goes_on_is_not_done(tmp_path, mo
     assert read_meta(tmp_path)["status"] == "running"
 
 
-def test_a_run_killed_between_store_and_meta_starts_anew(tmp_path, reference):
-    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "meta.json").unlink()
-    shutil.rmtree(tmp_path / "checkpoints")
-    with jax.enable_x64(True):
-        assert train.train(get_config("tiny"), tmp_path, resume=True)["status"] == "done"
-    assert_same_series(tmp_path, reference)
-
-
 def test_a_run_killed_between_its_last_commit_and_meta_is_done(tmp_path, reference):
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
     write_json(tmp_path / "meta.json", read_meta(tmp_path) | {"status": "running"}, signed=True)
@@ -178,14 +169,14 @@ def test_a_run_killed_between_its_last_commit_and_meta_is_done(tmp_path, referen
     assert_same_series(tmp_path, reference)
 
 
-@pytest.mark.parametrize("name", ["meta.json", "checkpoints"])
-def test_a_lost_part_of_a_run_is_missed_and_nothing_is_overwritten(command, tmp_path, reference, name):
+@pytest.mark.parametrize("names", [["meta.json"], ["checkpoints"], ["meta.json", "checkpoints"]])
+def test_a_lost_part_of_a_run_is_missed_and_nothing_is_overwritten(command, tmp_path, reference, names):
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
-    lost = tmp_path / name
-    lost.unlink() if lost.is_file() else shutil.rmtree(lost)
+    for lost in (tmp_path / name for name in names):
+        lost.unlink() if lost.is_file() else shutil.rmtree(lost)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     status, _, err = command(train.main, f"--config={TINY}", f"--workdir={tmp_path}", "--resume")
-    assert status == 2 and name in err and err.count("\n") == 1
+    assert status == 2 and names[0] in err and err.count("\n") == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

@@ -196,6 +196,17 @@ def test_a_folder_that_cannot_be_written_is_named(command, tmp_path, arguments):
     assert "cannot" in err.splitlines()[-1] and str(tmp_path / "file") in err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", ["tiny.partial", "tiny.png", "tiny.pdf"])
+def test_a_link_in_place_of_a_file_of_a_figure_is_not_followed(command, tmp_path, smoke, name):
+    folder = shutil.copytree(smoke("tiny"), tmp_path / "run")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "mine.txt")
+    (tmp_path / "mine.txt").write_text("mine")
+    status, _, err = command(figure.main, "tiny", f"--workdir={folder}")
+    assert status == 2 and f"{name} is a link" in err and err.count("\n") == 1
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
 def test_a_figure_that_cannot_be_written_is_named(command, tmp_path, smoke):
     folder = shutil.copytree(smoke("tiny"), tmp_path / "run")
     (folder / "tiny.png").unlink()

@@ -95,7 +95,7 @@ def test_means_gains_and_the_control_are_reduced_from_the_cells():
     np.testing.assert_allclose(reduced["control_accuracy_error"], [[0.01 / 3**0.5]])
     assert reduced["control_accuracy_shift"].attrs["mean"] == pytest.approx(0.02)
     words = dict(diagrams.in_words(reduced)["diagram"])
-    assert words["best accuracy"] == "0.700 ± 0.200 at amplitude 2.0, period 20"
+    assert words["best accuracy"] == "0.700 ± 0.115 at amplitude 2.0, period 20"
     assert words["cells significantly better in accuracy"] == "0 of 2"
 
 

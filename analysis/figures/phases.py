@@ -79,7 +79,7 @@ def width_rate(reduced: xr.Dataset) -> Figure:
 def static_width_rate(reduced: xr.Dataset) -> Figure:
     """Draw loss and sharpness along training for each width (column) and learning rate (color).
 
-    Lines are means over seeds, bands one standard deviation; dashed: the threshold 2 / learning rate.
+    Lines are means over seeds, bands one standard error of the mean; dashed: the threshold 2 / learning rate.
 
     Source: Ruiz-Garcia et al. 2024 (arXiv 2410.10690), Fig. 1.
     """
@@ -90,7 +90,7 @@ def static_width_rate(reduced: xr.Dataset) -> Figure:
         for rate, color in zip(reduced["learning_rate"].values, style.COLORS, strict=False):
             cell = reduced.sel(width=width, learning_rate=rate)
             for axes, name in zip(column, ("loss", "sharpness"), strict=True):
-                _draw_band(axes, cell, name, "step", color, rf"$\eta$ = {rate:g}")
+                _draw_band(axes, cell, name, "step", color, rf"$\eta$ = {rate:g}", reduced.attrs["num_seeds"])
             column[1].axhline(2 / rate, color=color, linewidth=0.9, linestyle="--")
         column[0].set_title(f"{width} hidden units")
         column[1].set(xlabel="step", yscale="log")
@@ -119,7 +119,7 @@ def losses_width(reduced: xr.Dataset) -> Figure:
         for axes, (name, title) in zip(column, reversed(_TITLES.items()), strict=True):
             for (label, amplitude), color in zip(kinds.items(), style.COLORS, strict=False):
                 cell = reduced.sel(loss_name=loss, amplitude=amplitude)
-                _draw_band(axes, cell, name, "width", color, label, reduced.attrs["num_seeds"] ** 0.5)
+                _draw_band(axes, cell, name, "width", color, label, reduced.attrs["num_seeds"])
             better = cell[f"{name}_mean"].where(cell[f"{name}_significant"] == 1, drop=True)
             axes.plot(better["width"], better, "o", color=color, markersize=4, label="significantly better")
             axes.set(xscale="log", ylabel=title if axes in grid[:, 0] else "")
@@ -159,11 +159,13 @@ def _edges(centers: xr.DataArray) -> np.ndarray:
     return np.exp(np.concatenate([[logs[0] - half[0]], (logs[1:] + logs[:-1]) / 2, [logs[-1] + half[-1]]]))
 
 
-def _draw_band(axes: Axes, cell: xr.Dataset, name: str, x: str, color: str, label: str, per=1.0) -> None:
-    mean, spread = cell[f"{name}_mean"], cell[f"{name}_std"] / per
+def _draw_band(
+    axes: Axes, cell: xr.Dataset, name: str, x: str, color: str, label: str, num_seeds: int
+) -> None:
+    mean, error = cell[f"{name}_mean"], cell[f"{name}_std"] / num_seeds**0.5
     axes.plot(cell[x], mean, color=color, linewidth=1.0, label=label)
-    lower = np.maximum(mean - spread, 0.5 * float(mean.min()))  # on a log axis
-    axes.fill_between(cell[x], lower, mean + spread, color=color, alpha=0.25, linewidth=0)
+    lower = np.maximum(mean - error, 0.5 * float(mean.min()))  # on a log axis
+    axes.fill_between(cell[x], lower, mean + error, color=color, alpha=0.25, linewidth=0)
 
 
 def _explain_contour(figure: Figure, text: str, color: str = "white") -> None:

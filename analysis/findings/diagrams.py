@@ -75,17 +75,17 @@ def control(double: xr.Dataset, single: xr.Dataset, num_classes: int) -> xr.Data
 
 def in_words(reduced: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     """Return a table of what a diagram found, in words and numbers."""
-    rows = [("quantity", "found")]
+    rows, root = [("quantity", "found")], reduced.attrs["num_seeds"] ** 0.5
     for name in ACCURACIES:
         if f"{name}_mean" not in reduced:
             continue
-        label, mean, spread = name.replace("_", " "), reduced[f"{name}_mean"], reduced[f"{name}_std"]
+        label, mean, error = name.replace("_", " "), reduced[f"{name}_mean"], reduced[f"{name}_std"] / root
         if (static := f"reference_{name}_mean") in reduced:
-            words = f"{reduced[static]:.3f} ± {reduced[f'reference_{name}_std']:.3f} over seeds"
+            words = f"{reduced[static]:.3f} ± {reduced[f'reference_{name}_std'] / root:.3f}"
             rows.append((f"{label}, static loss", words))
         if 1 in reduced.get("amplitude", ()):
-            rows.append((f"best {label}, static loss", _best(mean.sel(amplitude=1), spread.sel(amplitude=1))))
-        rows.append((f"best {label}", _best(mean, spread)))
+            rows.append((f"best {label}, static loss", _best(mean.sel(amplitude=1), error.sel(amplitude=1))))
+        rows.append((f"best {label}", _best(mean, error)))
         if f"{name}_significant" in reduced:
             tested = reduced[f"{name}_p_value"].notnull()
             significant = int(reduced[f"{name}_significant"].where(tested).sum())
@@ -98,11 +98,11 @@ def in_words(reduced: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     return {"diagram": [*rows, ("runs that diverged", diverged)]}
 
 
-def _best(mean: xr.DataArray, spread: xr.DataArray) -> str:
+def _best(mean: xr.DataArray, error: xr.DataArray) -> str:
     best = mean.where(mean == mean.max(), drop=True)
     where = {dim: best[dim].values[0] for dim in best.dims}
     place = ", ".join(f"{dim} {value}" for dim, value in where.items())
-    return f"{float(mean.max()):.3f} ± {float(spread.sel(where)):.3f} at {place}"
+    return f"{float(mean.max()):.3f} ± {float(error.sel(where)):.3f} at {place}"
 
 
 def mean_error(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
