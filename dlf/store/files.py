@@ -69,8 +69,8 @@ def check_own(workdir: Path, is_own: bool) -> None:
     """Raise StoreError where a work folder is not as its writer left it: nothing is made anew in silence."""
     if not is_own:
         raise StoreError(
-            f"{workdir} was moved, removed or changed while it was written to: no more is written; look "
-            "where it is now, or run again in another folder"
+            f"{workdir} was moved, removed or changed while it was written to: no more is written (parts "
+            "of a chunk may have come to lie there); look where it is now, or run again in another folder"
         )
 
 

@@ -1,8 +1,9 @@
 """Distance of the empirical NTK from that of infinite width, over the width, before and while it learns.
 
-`experiments.figure kernel_width`, 7 minutes on two cores. The network of Fig. 4 under its dynamical loss. The
-papers have no such figure: widths, rates, seeds and the turn of 1,000 steps are [ours]. `sweep` keeps the
-learning rate of the papers' diagrams; `sweep_scaled` lets it fall as 1 / width, from 1 at width 100.
+`experiments.figure kernel_width --launcher=local`, 7 minutes on two cores. The network of Fig. 4 under its
+dynamical loss. The papers have no such figure: widths, rates, seeds and the turn of 1,000 steps are [ours].
+`sweep` keeps the learning rate of the papers' diagrams; `sweep_scaled` lets it fall as 1 / width, from 1 at
+width 100.
 """
 
 from analysis.findings import kernel_limits

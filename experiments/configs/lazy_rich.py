@@ -1,8 +1,8 @@
 """The run of Fig. 4 beside the same of the linearised network: what of a dynamical loss is lazy?
 
-`experiments.figure lazy_rich`, 8 minutes on two cores. Data, network, loss, schedule and the learning rate of
-1 are those of Fig. 4. The linearised network f(theta_0) + J (theta - theta_0), the rate of 2, static twins,
-seeds and probes are [ours].
+`experiments.figure lazy_rich --launcher=local`, 8 minutes on two cores. Data, network, loss, schedule and the
+learning rate of 1 are those of Fig. 4. The linearised network f(theta_0) + J (theta - theta_0), the rate of
+2, static twins, seeds and probes are [ours].
 
     .venv/bin/python -m experiments.train --config=experiments/configs/lazy_rich.py --workdir=results/lazy_run
 """
