@@ -160,6 +160,20 @@ def test_a_run_of_which_a_part_is_lost_while_it_goes_on_is_not_done(tmp_path, mo
     assert read_meta(tmp_path)["status"] == "running"
 
 
+def test_a_run_killed_between_store_and_meta_starts_anew(tmp_path, reference, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "write_meta", killed)
+    with jax.enable_x64(True), pytest.raises(KeyboardInterrupt):
+        train.train(get_config("tiny"), tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / "metrics.zarr").exists() and not (tmp_path / "meta.json").exists()
+    with jax.enable_x64(True):
+        assert train.train(get_config("tiny"), tmp_path, resume=True)["status"] == "done"
+    assert_same_series(tmp_path, reference)
+
+
 def test_a_run_killed_between_its_last_commit_and_meta_is_done(tmp_path, reference):
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
     write_json(tmp_path / "meta.json", read_meta(tmp_path) | {"status": "running"}, signed=True)
