@@ -35,11 +35,10 @@ def along(
     trace minus the dense one in standard errors; along the run the top eigenvector u of the Hessian, found
     warm from the point before, gives `class_curvature` Gamma_c u.H_c u, which sums to the sharpness.
     """
-    class_losses = losses.make_class_losses(problem.apply_fn, problem.weighted_loss)
     logits_loss = losses.make_loss(lambda logits, inputs: logits, problem.weighted_loss, problem.schedule)
-    params, batch, step = state.params, problem.batch_fn(state.step), state.step
-    network = problem.apply_fn, logits_loss, params, batch, step
-    hessian = operators.hessian(problem.loss_fn, params, batch, step)
+    params, batch, step = state.params, problem.train, state.step
+    network = train.frozen(problem, state), logits_loss, params, batch, step
+    hessian = operators.hessian(train.loss_of(problem, state), params, batch, step)
     matvecs = hessian, operators.ggn(*network), operators.residual(*network)
     maps = {name: (matvec, params) for name, matvec in zip(PARTS, matvecs, strict=True)}
     rows, start = [], None
@@ -47,11 +46,14 @@ def along(
     @jax.jit
     def by_class(state, vectors):
         top = jax.tree.map(lambda leaf: leaf[0], vectors)
-        curvatures = operators.class_curvatures(class_losses, state.params, problem.batch_fn(state.step), top)
-        return problem.schedule(state.step) * curvatures
+        weights = problem.schedule(state.step)
+        class_losses = losses.make_class_losses(
+            train.frozen(problem, state), problem.weighted_loss, len(weights)
+        )
+        return weights * operators.class_curvatures(class_losses, state.params, batch, top)
 
     for _ in range(num_points + 1):
-        matvec = operators.hessian(problem.loss_fn, state.params, problem.batch_fn(state.step), state.step)
+        matvec = operators.hessian(train.loss_of(problem, state), state.params, batch, state.step)
         pairs = top_eigenpairs(matvec, state.params, num=3, tol=1e-4, start=start, key=problem.key)
         start = pairs.vectors
         row = state.step, pairs.values[0], pairs.residuals[0], by_class(state, start), pairs.num_matvecs
@@ -87,18 +89,19 @@ def of_images(
     """Measure the Hessian's density of a convolutional network on digits, before and after training."""
     dataset = data.digits(num_train=num_examples)
     model = models.myrtle(dataset.num_classes, widths, activation="relu")
-    key, batch_fn = jax.random.key(0), data.full_batch(dataset.train)
-    loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedules.constant(dataset.num_classes))
+    key, schedule = jax.random.key(0), schedules.constant(dataset.num_classes)
+    loss_fn = losses.make_loss(models.apply_fn(model), losses.cross_entropy, schedule)
     optimizer = optimizers.make_optimizer("sgd", learning_rate=0.1)
-    state = train.init_state(model.init(key, dataset.train.inputs[:1]), optimizer)
-    trained, _, _ = train.make_loop(train.make_step(loss_fn, batch_fn, optimizer))(state, {}, num_steps)
+    state = train.init_state(model.init(key, dataset.train.inputs[:1])[0], optimizer)
+    step_fn = train.make_step(loss_fn, data.full_batch(dataset.train), optimizer)
+    trained, _, _ = train.make_loop(step_fn)(state, {}, num_steps)
     size = min(128, num_examples)
     maps = {
         stage: (operators.hessian(loss_fn, at.params, dataset.train, at.step, batch_size=size), at.params)
         for stage, at in zip(STAGES, (state, trained), strict=True)
     }
     found = _densities("image_", "stage", maps, num_probes, order, key)
-    logits = model.apply(trained.params, dataset.test.inputs)
+    logits = models.apply_fn(model)(trained.params, dataset.test.inputs)
     found.attrs["num_parameters"] = ravel_pytree(state.params)[0].size
     found.attrs["test_accuracy"] = float(losses.accuracy(logits, dataset.test.labels))
     return found

@@ -36,24 +36,24 @@ class Outcome(NamedTuple):
 
 
 def make_ensemble(
-    assemble: Callable[[PyTree], Run],
+    assemble: Callable[..., Run],
     num_steps: int,
     record: str,
     series: Mapping[str, Series],
     vectorized: bool | None = None,
-) -> Callable[[PyTree, Bool[Array, " replicas"]], Outcome]:
-    """Return a compiled program that trains many replicas: (replicas, active) -> Outcome.
+) -> Callable[..., Outcome]:
+    """Return a compiled program that trains many replicas: (replicas, active, *shared) -> Outcome.
 
-    `assemble(replica)` turns the arrays of one replica, a slice of the pytree `replicas` along the leading
-    axes, into a run. `record` says what to keep of `series`: "final", the last measurement in `num_steps`
+    `assemble(replica, *shared)` turns the arrays of one replica, a slice of the pytree `replicas` along the
+    leading axes, into a run; what all have in common, such as their data, is `shared` and exists once. `record` says what to keep of `series`: "final", the last measurement in `num_steps`
     steps, or "series", all that was measured. A replica whose loss is not finite is frozen, and costs nothing
     more where replicas are mapped; so does one that is not active. They are mapped on CPU and vectorised
     elsewhere, unless `vectorized` says otherwise.
 
-    >>> from dlf.optimizers import make_optimizer
+    >>> import optax
     >>> from dlf.train import init_state, make_step, step_series
     >>> def assemble(learning_rate):
-    ...     sgd = make_optimizer("sgd", learning_rate)
+    ...     sgd = optax.sgd(learning_rate)
     ...     step_fn = make_step(lambda w, batch, step: w**2, lambda step: None, sgd)
     ...     return Run(init_state(jnp.asarray(1.0), sgd), step_fn, {})
     >>> run = assemble(0.25)
@@ -68,8 +68,8 @@ def make_ensemble(
     rows = (segment,) if record == "series" else ()
     nothing = {name: (*rows, *of.shape) for name, of in series.items()}
 
-    def train(replica: PyTree, active: Bool[Array, ""]) -> Outcome:
-        run = assemble(replica)
+    def train(replica: PyTree, active: Bool[Array, ""], shared: tuple[PyTree, ...]) -> Outcome:
+        run = assemble(replica, *shared)
         loop, carries = make_loop(run.step_fn, run.probes), init_carries(run.probes, run.state)
         empty = {name: jnp.full(shape, jnp.nan, series[name].dtype) for name, shape in nothing.items()}
 
@@ -108,10 +108,10 @@ def make_ensemble(
         return Outcome({name: jnp.where(finite, v, jnp.nan) for name, v in found.items()}, diverged_step)
 
     @jax.jit
-    def ensemble(replicas: PyTree, active: Bool[Array, " replicas"]) -> Outcome:
+    def ensemble(replicas: PyTree, active: Bool[Array, " replicas"], *shared: PyTree) -> Outcome:
         if vectorized:
-            return jax.vmap(train)(replicas, active)
-        return lax.map(lambda replica: train(*replica), (replicas, active))
+            return jax.vmap(train, in_axes=(0, 0, None))(replicas, active, shared)
+        return lax.map(lambda replica: train(*replica, shared), (replicas, active))
 
     return ensemble
 

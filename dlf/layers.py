@@ -1,5 +1,6 @@
 """Layers in flax.linen that are fast on CPU, too: products with a thin axis, convolutions inside a loop."""
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import reduce
@@ -111,6 +112,27 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, x.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), shape[3:], x.dtype)
         return _convolve(x, kernel) + bias[None, None, None]
+
+
+def _batch_norm(x, train):
+    return nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, param_dtype=x.dtype, force_float32_reductions=False
+    )(x)
+
+
+def _group_norm(x, train):
+    return nn.GroupNorm(num_groups=math.gcd(x.shape[-1], 8), param_dtype=x.dtype)(x)
+
+
+# What a network may have between a layer and its activation, as functions (x, train) -> x inside a module; the
+# last axis holds features. Batch norm: statistics of the batch in training, their running means in evaluation
+# (momentum 0.9). Group norm: up to 8 groups. The values are flax's.
+NORMALIZATIONS = {
+    "none": lambda x, train: x,
+    "batch": _batch_norm,
+    "group": _group_norm,
+    "layer": lambda x, train: nn.LayerNorm(param_dtype=x.dtype)(x),
+}
 
 
 def warn_of_convolutions(fn: Callable[..., Any], *args: Any) -> None:

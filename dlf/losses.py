@@ -85,7 +85,7 @@ def make_loss(apply_fn: ApplyFn, weighted_loss: WeightedLoss, schedule: WeightSc
     return loss_fn
 
 
-def make_class_losses(apply_fn: ApplyFn, weighted_loss: WeightedLoss):
+def make_class_losses(apply_fn: ApplyFn, weighted_loss: WeightedLoss, num_classes=None):
     """Return (params, batch) -> class losses [classes], so that F = Gamma(step) . l.
 
         l_c = dF/dGamma_c        with the factor 1/P of F, so the sum over c is the static loss
@@ -111,3 +111,7 @@ def accuracy(logits: Logits, labels: Labels) -> Float[Array, ""]:
     0.5
     """
     return jnp.mean(jnp.argmax(logits, axis=1) == labels, dtype=logits.dtype)
+
+
+def rightness_of(weighted_loss):
+    return lambda logits, labels: (jnp.argmax(logits, axis=1) == labels).astype(logits.dtype)

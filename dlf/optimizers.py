@@ -1,6 +1,7 @@
 """Optimizers by their optax names, and the preconditioners that their states hold."""
 
 import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,39 +9,119 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from dlf.types import Params
+from dlf.types import Optimizer, Params
 
 
 def make_optimizer(
-    name: str, learning_rate: float | Array | optax.Schedule, **settings: Any
-) -> optax.GradientTransformation:
+    name: str | Callable[..., optax.GradientTransformation],
+    learning_rate: float | Array | Mapping[str, Any] | optax.Schedule,
+    *,
+    before: Sequence[Mapping[str, Any]] = (),
+    **settings: Any,
+) -> Optimizer:
     """Build an optimizer by its optax name and keyword arguments.
 
-    The learning rate may be a traced array or an optax schedule. Beside optax's optimizers there is "ema",
-    plain momentum as an exponential mean: `optax.ema` followed by the learning rate.
+    The learning rate is a number, which may be traced, an optax schedule, or the name of one with its
+    arguments: dict(name="cosine_decay_schedule", init_value=0.1, decay_steps=1000). Beside optax's optimizers
+    there is "ema", plain momentum as an exponential mean: `optax.ema` followed by the learning rate; or
+    `name` is a function of one's own that takes `learning_rate` and returns a transformation. `before` are
+    transformations of optax for the gradient, by name and arguments, in their order: clipping, weight decay.
 
-    Raises ValueError for a name that optax does not have or a learning rate that is not positive,
-    TypeError for a setting that the optimizer does not take.
+    Raises ValueError for a name that optax does not have, a learning rate that is not positive or that the
+    working precision cannot hold, TypeError for a setting that the function does not take.
 
     >>> make_optimizer("adam", learning_rate=0.1, b1=0.5).init({"w": jnp.zeros(2)})[0].count.item()
     0
+    >>> cosine = dict(name="cosine_decay_schedule", init_value=0.1, decay_steps=100)
+    >>> sgd = make_optimizer("sgd", cosine, before=(dict(name="clip_by_global_norm", max_norm=1.0),))
+    >>> round(float(sgd.rate(jnp.asarray(50))), 4)
+    0.05
     """
-    names = [
-        candidate
-        for candidate in dir(optax)
-        if inspect.isfunction(builder := getattr(optax, candidate))
-        and next(iter(inspect.signature(builder).parameters), "") == "learning_rate"
-        # building blocks, and lbfgs, whose update asks for the loss as a function
-        and not candidate.startswith(("_", "scale_by_", "lbfgs"))
+    chain = {"before": before} if before else {}
+    given = dict(name=name, learning_rate=learning_rate, **chain, **settings)
+    rate = _rate(learning_rate)
+    if callable(learning_rate) or isinstance(learning_rate, Mapping):
+        learning_rate = given["learning_rate"] = rate
+    if callable(name):
+        found = name(learning_rate=learning_rate, **settings)
+        if not (hasattr(found, "init") and hasattr(found, "update")):
+            raise ValueError(f"an optimizer must be a transformation of optax, got {type(found).__name__}")
+    elif name == "ema":
+        found = optax.chain(optax.ema(**settings), optax.scale_by_learning_rate(learning_rate))
+    else:
+        names = [*_named(_is_optimizer), "ema"]
+        if name not in names:
+            raise ValueError(f"unknown optimizer {name!r}: one of {', '.join(names)}")
+        found = getattr(optax, name)(learning_rate=learning_rate, **settings)
+    if before:
+        found = optax.chain(*map(_transformation, before), optax.GradientTransformation(*found[:2]))
+    return Optimizer(found.init, found.update, rate, given)
+
+
+def as_optimizer(optimizer: Mapping[str, Any] | Optimizer | optax.GradientTransformation) -> Optimizer:
+    """Return an optimizer from what `make_optimizer` takes, or from any transformation of optax.
+
+    Of the latter nothing is known but what it does: no learning rate, no formula.
+    """
+    if isinstance(optimizer, Optimizer):
+        return optimizer
+    if isinstance(optimizer, Mapping):
+        return make_optimizer(**optimizer)
+    return Optimizer(optimizer.init, optimizer.update, None, {"name": "a transformation of optax"})
+
+
+def _rate(learning_rate: Any) -> Callable[[Array], Array]:
+    """Return step -> learning rate in the working precision; errors as in `make_optimizer`."""
+    if isinstance(learning_rate, Mapping):
+        learning_rate = _schedule(learning_rate)
+    if callable(learning_rate):
+        # of a step in the working float: an integer one is divided in float32
+        return lambda step: jnp.asarray(learning_rate(jnp.asarray(step).astype(jnp.result_type(float))))
+    if not isinstance(learning_rate, jax.core.Tracer):
+        if not 0 < learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+        info = jnp.finfo(jnp.result_type(float))
+        if not float(info.tiny) <= learning_rate <= float(info.max):
+            raise ValueError(f"learning_rate={learning_rate} does not fit {info.dtype}")
+    return lambda step: jnp.asarray(learning_rate, jnp.result_type(float))
+
+
+def _schedule(section: Mapping[str, Any]) -> optax.Schedule:
+    """Build a schedule of optax by name; keys that are numbers, of boundaries, may be words."""
+    given, names = dict(section), _named(_is_schedule)
+    if (name := given.pop("name", None)) not in names:
+        raise ValueError(f"unknown schedule of the learning rate {name!r}: one of {', '.join(names)}")
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            given[key] = {int(at): scale for at, scale in value.items()}
+        elif isinstance(value, list | tuple):
+            given[key] = [_schedule(of) if isinstance(of, Mapping) else of for of in value]
+    return getattr(optax, name)(**given)
+
+
+def _transformation(section: Mapping[str, Any]) -> optax.GradientTransformation:
+    given = dict(section)
+    builder = getattr(optax, str(given.pop("name", None)), None)
+    found = builder(**given) if inspect.isfunction(builder) else None
+    if not isinstance(found, optax.GradientTransformation):
+        raise ValueError(f"before: {section.get('name')!r} is no transformation of optax")
+    return found
+
+
+def _named(is_one: Callable[[str, Any], bool]) -> list[str]:
+    return [
+        name for name in dir(optax) if inspect.isfunction(of := getattr(optax, name)) and is_one(name, of)
     ]
-    if name not in [*names, "ema"]:
-        raise ValueError(f"unknown optimizer {name!r}: one of {', '.join(names)}, ema")
-    is_number = not (callable(learning_rate) or isinstance(learning_rate, jax.core.Tracer))
-    if is_number and not 0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
-    if name == "ema":
-        return optax.chain(optax.ema(**settings), optax.scale_by_learning_rate(learning_rate))
-    return getattr(optax, name)(learning_rate=learning_rate, **settings)
+
+
+def _is_optimizer(name: str, builder: Any) -> bool:
+    # without building blocks, and lbfgs, whose update asks for the loss as a function
+    takes_rate = next(iter(inspect.signature(builder).parameters), "") == "learning_rate"
+    return takes_rate and not name.startswith(("_", "scale_by_", "lbfgs"))
+
+
+def _is_schedule(name: str, builder: Any) -> bool:
+    return name.endswith(("_schedule", "_schedules")) or name == "exponential_decay"
 
 
 def adam_preconditioner(

@@ -13,14 +13,19 @@ import optax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array
 
+from dlf import models
+from dlf.data.batches import full_batch
 from dlf.losses import accuracy, make_loss
-from dlf.optimizers import make_optimizer
+from dlf.optimizers import as_optimizer
 from dlf.schedules import constant
 from dlf.types import (
     ApplyFn,
     Batch,
     BatchFn,
     LossFn,
+    Model,
+    ModelState,
+    Optimizer,
     Params,
     Probe,
     Problem,
@@ -33,13 +38,17 @@ from dlf.types import (
 Rows = dict[str, Array]  # what was measured, by name
 StepFn = Callable[[TrainState], tuple[TrainState, Rows]]
 
-# What every step of a configuration records.
+# What every step of a problem records, where it has it.
 SERIES = {
     "loss": Series((), "nat", "dynamical loss F"),
     "static_loss": Series((), "nat", "loss with all class weights one"),
     "accuracy": Series((), "1", "training accuracy"),
     "class_weights": Series(("class",), "1", "class weights Gamma"),
+    "learning_rate": Series((), "1", "learning rate eta"),
+    "threshold": Series((), "nat", "sharpness above which the optimizer is unstable"),
 }
+
+_TRAINING = 2**31 - 1  # no step has this number, so no probe draws from the key of it
 
 # By this mark XLA keeps a loop that it knows to turn once. Else it takes such a loop apart and compiles the
 # body anew, with nothing moved out of it (the one-hot labels are): other kernels, which round otherwise
@@ -47,85 +56,139 @@ SERIES = {
 _WHOLE = "skip-simplify-while-loops_trip-count-one"
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """Return the state before the first step, of a model without a state of its own.
+def init_state(
+    params: Params, optimizer: Optimizer | optax.GradientTransformation, model_state: ModelState = ()
+) -> TrainState:
+    """Return the state before the first step; `model_state` is what `Model.init` gave beside the parameters.
 
-    >>> init_state({"w": jnp.zeros(2)}, make_optimizer("sgd", 1.0)).step.item()
+    >>> init_state({"w": jnp.zeros(2)}, as_optimizer(optax.sgd(1.0))).step.item()
     0
     """
-    return TrainState(jnp.zeros((), jnp.int32), params, (), optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))
 
 
-def make_step(
-    loss_fn: LossFn,
-    batch_fn: BatchFn,
-    optimizer: optax.GradientTransformation,
-    metrics_fn: Callable[[TrainState], Rows] = lambda state: {},
-) -> StepFn:
-    """Return one training step: state -> (next state, what was measured at the old one).
+def frozen(problem: Problem, state: TrainState) -> ApplyFn:
+    """Return (params, inputs) -> logits in evaluation mode, with the model state of a training state.
 
-        theta <- theta + update(grad F(theta, t)),   t <- t + 1
-
-    The series hold `loss`, the F of this step, and what `metrics_fn(state)` adds.
-
-    >>> F = lambda w, batch, step: w**2
-    >>> step_fn = make_step(F, lambda step: None, make_optimizer("sgd", 0.25))
-    >>> state = init_state(jnp.asarray(1.0), make_optimizer("sgd", 0.25))
-    >>> after, series = step_fn(state)
-    >>> float(after.params), float(series["loss"])
-    (0.5, 1.0)
+    This is what all instruments see: statistics of batches are the running ones, nothing is dropped.
     """
+    return models.apply_fn(problem.model, state.model_state)
 
+
+def loss_of(problem: Problem, state: TrainState) -> LossFn:
+    """Return F(params, batch, step) of the network in evaluation mode, see `frozen`."""
+    return make_loss(frozen(problem, state), problem.weighted_loss, problem.schedule)
+
+
+def _logits_loss(problem: Problem) -> LossFn:
+    return make_loss(lambda logits, inputs: logits, problem.weighted_loss, problem.schedule)
+
+
+def make_objective(problem: Problem) -> Callable:
+    """Return what a step descends: (params, model_state, batch, step) -> (F, (model_state, logits)).
+
+    The network is in training mode: its state moves, and what it draws comes from the problem's key and the
+    step. Without statistics and dropout F is that of `loss_of`.
+    """
+    logits_loss, key = _logits_loss(problem), jax.random.fold_in(problem.key, _TRAINING)
+
+    def objective(params: Params, model_state: ModelState, batch: Batch, step):
+        drawn = jax.random.fold_in(key, step)
+        logits, model_state = problem.model.train(params, model_state, batch.inputs, drawn)
+        return logits_loss(logits, batch, step), (model_state, logits)
+
+    return objective
+
+
+def _descend(objective, batch_fn: BatchFn, optimizer, metrics_fn) -> StepFn:
     def step_fn(state: TrainState):
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, batch_fn(state.step), state.step)
+        batch = batch_fn(state.step)
+        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+        (loss, (model_state, logits)), grads = value_and_grad(
+            state.params, state.model_state, batch, state.step
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        series = {"loss": loss, **metrics_fn(state)}
-        return TrainState(state.step + 1, params, state.model_state, opt_state), series
+        series = {"loss": loss, **metrics_fn(state, batch, logits)}
+        return TrainState(state.step + 1, params, model_state, opt_state), series
 
     return step_fn
 
 
-def make_metrics(
-    apply_fn: ApplyFn, weighted_loss: WeightedLoss, schedule: WeightSchedule, batch_fn: BatchFn
-) -> Callable[[TrainState], Rows]:
-    """Return state -> static loss, accuracy and class weights, the series beside the loss.
+def make_step(
+    loss_fn: LossFn, batch_fn: BatchFn, optimizer: Optimizer | optax.GradientTransformation
+) -> StepFn:
+    """Return one step of any scalar loss: state -> (next state, {"loss": F at the old one}).
 
-    Its forward pass is the one of the training step: inside one program the compiler keeps one.
+        theta <- theta + update(grad F(theta, t)),   t <- t + 1
+
+    Raises ValueError, when it is traced, for a state with a model state, which a loss cannot move.
+
+    >>> F = lambda w, batch, step: w**2
+    >>> step_fn = make_step(F, lambda step: None, optax.sgd(0.25))
+    >>> after, series = step_fn(init_state(jnp.asarray(1.0), optax.sgd(0.25)))
+    >>> float(after.params), float(series["loss"])
+    (0.5, 1.0)
     """
 
-    def metrics_fn(state: TrainState) -> Rows:
-        batch = batch_fn(state.step)
-        logits = apply_fn(state.params, batch.inputs)
-        static_loss = make_loss(apply_fn, weighted_loss, constant(logits.shape[1]))
-        return {
-            "static_loss": static_loss(state.params, batch, state.step),
-            "accuracy": accuracy(logits, batch.labels),
-            "class_weights": schedule(state.step),
-        }
+    def objective(params, model_state, batch, step):
+        if jax.tree.leaves(model_state):
+            raise ValueError(
+                "model_state holds statistics, which this loss would never move: train a Problem of a Model "
+                "(make_problem, problem_step)"
+            )
+        return loss_fn(params, batch, step), (model_state, None)
 
-    return metrics_fn
+    return _descend(objective, batch_fn, optimizer, lambda state, batch, logits: {})
+
+
+def problem_step(problem: Problem, metrics_fn: Callable[[TrainState], Rows] = lambda state: {}) -> StepFn:
+    """Return one training step of a problem, its network in training mode: state -> (next state, series).
+
+    The series are `loss`, the F of this step, static loss, accuracy (of a loss that says what is right),
+    class weights and learning rate (where the optimizer tells it), and what `metrics_fn(state)` adds.
+    """
+
+    def metrics(state: TrainState, batch: Batch, logits) -> Rows:
+        weights = problem.schedule(state.step)
+        static = problem._replace(schedule=constant(len(weights)))
+        rows = {"static_loss": _logits_loss(static)(logits, batch, state.step), "class_weights": weights}
+        rows["accuracy"] = accuracy(logits, batch.labels)
+        if problem.optimizer.rate is not None:
+            rows["learning_rate"] = problem.optimizer.rate(state.step)
+        return rows | metrics_fn(state)
+
+    return _descend(make_objective(problem), problem.batch_fn, problem.optimizer, metrics)
 
 
 def make_problem(
-    apply_fn: ApplyFn,
+    model: Model,
     weighted_loss: WeightedLoss,
     schedule: WeightSchedule,
-    batch_fn: BatchFn,
-    optimizer: Mapping[str, Any],
-    test: Batch,
-    key: Array,
+    optimizer: Mapping[str, Any] | Optimizer | optax.GradientTransformation,
+    train: Batch,
+    *,
+    batch_fn: BatchFn | None = None,
+    tests: Mapping[str, Batch] = {},
+    key: Array | None = None,
 ) -> Problem:
-    """Put together what the probes of a run may look at; `optimizer` as `make_optimizer` takes it.
+    """Put together one training run as functions and data.
+
+    `optimizer` is one of `make_optimizer`, what that takes as a mapping, or any transformation of optax.
+    Without a `batch_fn` each step sees all of `train`; without a `key` what is drawn comes from key 0.
 
     Raises ValueError or TypeError as `make_optimizer` does.
     """
-    loss_fn = make_loss(apply_fn, weighted_loss, schedule)
-    step_fn = make_step(loss_fn, batch_fn, make_optimizer(**optimizer))
     return Problem(
-        apply_fn, weighted_loss, schedule, loss_fn, batch_fn, optimizer,
-        lambda state: step_fn(state)[0], test, key,
-    )  # fmt: skip
+        model,
+        weighted_loss,
+        schedule,
+        full_batch(train) if batch_fn is None else batch_fn,
+        train,
+        dict(tests),
+        as_optimizer(optimizer),
+        jax.random.key(0) if key is None else key,
+    )
 
 
 def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
@@ -138,8 +201,8 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
     `num_steps`, from one on: in chunks of any lengths the series are those of one call, to the bit on CPU.
     Raises ValueError, when it is first called, if two of step and probes measure series of one name.
 
-    >>> step_fn = make_step(lambda w, b, t: w**2, lambda t: None, make_optimizer("sgd", 0.25))
-    >>> state = init_state(jnp.asarray(1.0), make_optimizer("sgd", 0.25))
+    >>> step_fn = make_step(lambda w, b, t: w**2, lambda t: None, optax.sgd(0.25))
+    >>> state = init_state(jnp.asarray(1.0), optax.sgd(0.25))
     >>> state, _, series = make_loop(step_fn)(state, {}, 3)
     >>> series["loss"].tolist(), state.step.item()
     ([1.0, 0.25, 0.0625], 3)

@@ -33,6 +33,8 @@ class Dataset(NamedTuple):
     num_classes: int
 
 
+ModelState = PyTree  # batch statistics and the like, empty for a model without them
+
 ApplyFn = Callable[[Params, Inputs], Logits]
 WeightSchedule = Callable[[Step], Weights]
 WeightedLoss = Callable[[Logits, Labels, Weights], Losses]
@@ -42,10 +44,15 @@ Matvec = Callable[[Params], Params]
 
 
 class Model(NamedTuple):
-    """A pair of functions: init(key, inputs) draws parameters, apply(params, inputs) gives logits."""
+    """A network as three functions, in evaluation and in training.
 
-    init: Callable[[Array, Inputs], Params]
-    apply: ApplyFn
+    In evaluation (`apply`) the examples of a batch do not interact and nothing is drawn; in training
+    (`train`) statistics may be taken over the batch and move, and masks of dropout are drawn with the key.
+    """
+
+    init: Callable[[Array, Inputs], tuple[Params, ModelState]]
+    apply: Callable[[Params, ModelState, Inputs], Logits]
+    train: Callable[[Params, ModelState, Inputs, Array], tuple[Logits, ModelState]]
 
 
 class TrainState(NamedTuple):
@@ -53,21 +60,36 @@ class TrainState(NamedTuple):
 
     step: Step
     params: Params
-    model_state: PyTree  # batch statistics and the like, empty for a model without them
+    model_state: ModelState
     opt_state: PyTree
 
 
-class Problem(NamedTuple):
-    """What a probe may look at: the functions that define one training run, and a key of its own."""
+class Optimizer(NamedTuple):
+    """A transformation of optax, by its two functions, with what is known of it.
 
-    apply_fn: ApplyFn
+    `rate` gives the learning rate of a step; None for one that only its owner knows. `settings` are the
+    name and keyword arguments in optax, the learning rate among them, as `make_optimizer` takes them.
+    """
+
+    init: Callable[[Params], PyTree]
+    update: Callable[..., tuple[Params, PyTree]]
+    rate: Callable[[Step], Float[Array, ""]] | None
+    settings: Mapping[str, Any]
+
+
+class Problem(NamedTuple):
+    """One training run as functions and data: what a step and a probe may look at.
+
+    Curvature and kernels are means over `train`; only the step calls `batch_fn`.
+    """
+
+    model: Model
     weighted_loss: WeightedLoss
     schedule: WeightSchedule
-    loss_fn: LossFn
     batch_fn: BatchFn
-    optimizer: Mapping[str, Any]  # the name and the settings in optax
-    advance: Callable[[TrainState], TrainState]  # one training step without its series
-    test: Batch
+    train: Batch
+    tests: Mapping[str, Batch]  # named sets, such as {"validation": ...}
+    optimizer: Optimizer
     key: Array
 
 

@@ -5,10 +5,9 @@ optimizer.learning_rate and stop_after (a count): the arguments of a program, in
 run has the same bits alone as among others (a constant would be folded into other code).
 """
 
-import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -20,11 +19,13 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from analysis import neural_tangents_import, probes
+from analysis.stability import threshold
 from dlf import data, losses, models, optimizers, schedules
 from dlf import train as training
 from dlf.ensembles import Run
 from dlf.layers import warn_of_convolutions
-from dlf.types import Batch, Dataset, Model, Params, Problem, Series, TrainState
+from dlf.types import Batch, Dataset, Model, ModelState, Params, Probe, Problem, Series, TrainState
+from experiments.catalogues import blaming, bound, call, find, own, tuples, untupled
 from experiments.command_line import ConfigError
 from experiments.settings import MOST_STEPS, check_kinds, check_optimizer, check_size, checked
 
@@ -36,10 +37,11 @@ SEEDS = ("seed", "dataset.seed")
 class Replica(NamedTuple):
     """The arrays that tell one run from others of the same program; inside a program they are traced."""
 
-    settings: dict[str, Array]  # those of FLOATS and COUNTS that the configuration has
+    settings: dict[str, Array]  # those of FLOATS and COUNTS that the configuration has as numbers
     train: Batch
-    test: Batch
+    tests: dict[str, Batch]
     params: Params
+    model_state: ModelState
     key: Array
 
 
@@ -68,14 +70,15 @@ def build(config: ConfigDict) -> Experiment:
     check_size("the data and the parameters (dataset, model)", replica_bytes(config))
     replica, static = draw(config), program(config)
     run, problem = _assemble(static, replica)
-    with _blaming(f"model {config.model.name}"):
-        logits = jax.eval_shape(problem.apply_fn, replica.params, replica.train.inputs)
+    with blaming(f"model {config.model.name}"):
+        apply_fn = training.frozen(problem, run.state)
+        logits = jax.eval_shape(apply_fn, replica.params, replica.train.inputs)
     check_size("the logits of all examples (dataset, model)", 4 * logits.size * logits.dtype.itemsize)
-    warn_of_convolutions(problem.apply_fn, replica.params, replica.train.inputs[:1])
-    with _blaming("the training step"):
+    warn_of_convolutions(apply_fn, replica.params, replica.train.inputs[:1])
+    with blaming("the training step"):
         series = training.step_series(run.step_fn, run.state)
     for name, probe in run.probes.items():
-        with _blaming(f"probes.{name}"):
+        with blaming(f"probes.{name}"):
             found = training.probe_series(name, probe, run.state)
             if twice := series.keys() & found.keys():
                 raise ValueError(f"another one measures {', '.join(sorted(twice))}, too")
@@ -122,9 +125,9 @@ def draw(config: ConfigDict) -> Replica:
     """Draw data and parameters of a configuration. Raises ConfigError for a value that cannot be run."""
     settings = _checked(config)
     dataset = _dataset(config.dataset.to_json(), config.float64)
-    params = _params(config.seed, config.model.to_json(), config.dataset.to_json(), config.float64)
+    drawn = _params(config.seed, config.model.to_json(), config.dataset.to_json(), config.float64)
     key = jax.random.key(config.seed)  # draws the parameters, as the authors' PRNGKey(0) did
-    return Replica(settings, dataset.train, dataset.test, params, jax.random.fold_in(key, 1))
+    return Replica(settings, dataset.train, dataset.test, *drawn, jax.random.fold_in(key, 1))
 
 
 def check_precision(config: ConfigDict) -> None:
@@ -140,10 +143,10 @@ def replica_bytes(config: ConfigDict) -> int:
     """Return the bytes of what `draw` returns, which is not drawn. Raises ConfigError as that does."""
     _checked(config)
     dataset = _dataset(config.dataset.to_json(), config.float64)
-    with _blaming(f"model {config.model.name}"):
+    with blaming(f"model {config.model.name}"):
         init = _model(config.model, dataset.num_classes).init
-        params = jax.eval_shape(init, jax.random.key(0), dataset.train.inputs)
-    leaves = jax.tree.leaves((params, dataset.train, dataset.test))
+        drawn = jax.eval_shape(init, jax.random.key(0), dataset.train.inputs)
+    leaves = jax.tree.leaves((drawn, dataset.train, dataset.test))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
@@ -152,7 +155,8 @@ def program(config: ConfigDict) -> str:
     static = json.loads(config.to_json())
     for name in (*FLOATS, *COUNTS, *SEEDS, "num_steps", "steps_per_chunk", "checkpoints_kept"):
         section, key = _place(static, name)
-        section.pop(key, None)
+        if not isinstance(section.get(key), dict):  # a schedule of the learning rate is part of the program
+            section.pop(key, None)
     num_classes = _dataset(config.dataset.to_json(), config.float64).num_classes
     return json.dumps(static | {"num_classes": num_classes}, sort_keys=True)
 
@@ -166,72 +170,117 @@ def _place(config: Any, name: str) -> tuple[Any, str]:
 # The cells of a sweep share data and first parameters; the last argument is JAX's precision.
 @lru_cache(maxsize=16)
 def _dataset(section: str, float64: bool) -> Dataset:
+    name = (given := untupled(section))["name"]
     with np.errstate(all="ignore"):  # what comes of it is judged
-        dataset = _call(data, "dataset", json.loads(section, object_hook=_tuples))
-    if not all(jnp.isfinite(batch.inputs).all() for batch in (dataset.train, dataset.test)):
-        raise ConfigError(f"dataset {json.loads(section)['name']}: its inputs are not all finite")
-    return dataset
+        found = call(data, "dataset", given)
+    with blaming(f"dataset {name}"):
+        train, test, num_classes = found
+        tests = test if isinstance(test, Mapping) else {"validation": test}
+        train, *others = (Batch(*map(jnp.asarray, of)) for of in (train, *tests.values()))
+        for batch in (train, *others):
+            if not len(batch.inputs) == len(batch.labels) > 0:
+                raise ValueError("it needs examples, and a label for each")
+            if not jnp.isfinite(batch.inputs).all():
+                raise ValueError("its inputs are not all finite")
+        return Dataset(train, dict(zip(tests, others, strict=True)), num_classes)
 
 
 @lru_cache(maxsize=16)
-def _params(seed: int, model: str, dataset: str, float64: bool) -> Params:
+def _params(seed: int, model: str, dataset: str, float64: bool) -> tuple[Params, ModelState]:
     inputs, num_classes = _dataset(dataset, float64).train.inputs, _dataset(dataset, float64).num_classes
-    section = json.loads(model, object_hook=_tuples)
-    with _blaming(f"model {section['name']}"):  # a network of images, say, on points in the plane
-        return _model(section, num_classes).init(jax.random.key(seed), inputs)
+    section = untupled(model)
+    with blaming(f"model {section['name']}"):  # a network of images, say, on points in the plane
+        params, model_state = _model(section, num_classes).init(jax.random.key(seed), inputs)
+        return params, model_state
 
 
 def _model(section: Mapping[str, Any], num_classes: int) -> Model:
     network = {key: value for key, value in section.items() if key != "linearized"}
     if type(linearized := section.get("linearized", False)) is not bool:
         raise ConfigError(f"model.linearized must be True or False, got {linearized!r}")
-    return _call(models, "model", network, num_classes=num_classes)
+    found = call(models, "model", network, num_classes=num_classes)
+    if not isinstance(found, Model):
+        raise ConfigError(f"model {section['name']}: must return a Model, got {type(found).__name__}")
+    return found
 
 
-def _tuples(section: dict[str, Any]) -> dict[str, Any]:  # JSON knows no tuples, a configuration no lists
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+def _linearized(model: Model, params: Params, model_state: ModelState) -> Model:
+    """Return the tangent of a network at its first parameters."""
+    if jax.tree.leaves(model_state):
+        raise ValueError(
+            "a network with statistics has no tangent here: normalization='group' or 'layer' has"
+        )
+    linearize = neural_tangents_import.load().linearize
+    apply = linearize(lambda params, inputs: model.apply(params, model_state, inputs), params)
+    return Model(
+        model.init,
+        lambda params, model_state, inputs: apply(params, inputs),
+        lambda params, model_state, inputs, key: (apply(params, inputs), model_state),
+    )
 
 
 def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
     """Turn a program, with the arrays of a replica, into functions and a first state."""
-    config = json.loads(static, object_hook=_tuples)
+    config = json.loads(static, object_hook=tuples)
     for name, value in replica.settings.items():
         section, key = _place(config, name)
         section[key] = value
     num_classes = config["num_classes"]
-    apply_fn = _model(config["model"], num_classes).apply
+    model = _model(config["model"], num_classes)
     if config["model"].get("linearized", False):
-        with _blaming("model.linearized"):
-            apply_fn = neural_tangents_import.load().linearize(apply_fn, replica.params)
-    moving = _call(schedules, "schedule", config["schedule"], num_classes=num_classes)
-    schedule = schedules.stop_after(moving, config["stop_after"])
-    weighted_loss = _find(losses, "loss", config["loss"]["name"])
-    optimizer = optimizers.make_optimizer(**config["optimizer"])
-    batch_fn = data.full_batch(replica.train)
-    metrics_fn = training.make_metrics(apply_fn, weighted_loss, schedule, batch_fn)
+        with blaming("model.linearized"):
+            model = _linearized(model, replica.params, replica.model_state)
+    moving = call(schedules, "schedule", config["schedule"], num_classes=num_classes)
+    settings = dict(tests=replica.tests, key=replica.key)
+    if "batches" in config:
+        key = jax.random.fold_in(replica.key, MOST_STEPS - 1)  # no step of a run has this number
+        settings["batch_fn"] = call(data.batches, "batches", config["batches"], replica.train, key=key)
     problem = training.make_problem(
-        apply_fn, weighted_loss, schedule, batch_fn, config["optimizer"], replica.test, replica.key
+        model,
+        bound(losses, "loss", config["loss"]),
+        schedules.stop_after(moving, config["stop_after"]),
+        _optimizer(config["optimizer"]),
+        replica.train,
+        **settings,
     )
-    step_fn = training.make_step(problem.loss_fn, batch_fn, optimizer, metrics_fn)
-    chosen = {}
-    for name, probe_settings in config["probes"].items():
-        builder = _find(probes, "probe", name)
-        check_kinds(f"probes.{name}", builder, probe_settings)
-        with _blaming(f"probes.{name}"):
-            chosen[name] = builder(problem, **probe_settings)
-    return Run(training.init_state(replica.params, optimizer), step_fn, chosen), problem
+    chosen = {name: _probe(name, problem, given) for name, given in config["probes"].items()}
+    step_fn = training.problem_step(problem, _measured_threshold(problem.optimizer))
+    return Run(
+        training.init_state(replica.params, problem.optimizer, replica.model_state), step_fn, chosen
+    ), problem
+
+
+def _optimizer(section: Mapping[str, Any]) -> optimizers.Optimizer:
+    name = section["name"]
+    return optimizers.make_optimizer(**{**section, "name": own(name) if ":" in name else name})
+
+
+def _measured_threshold(optimizer: optimizers.Optimizer) -> Callable[[TrainState], dict[str, Array]]:
+    """Return what records the threshold of an optimizer that has a formula."""
+    try:
+        threshold(**optimizer.settings, step=jnp.zeros((), jnp.int32))
+    except (TypeError, ValueError):
+        return lambda state: {}
+    return lambda state: {"threshold": jnp.asarray(threshold(**optimizer.settings, step=state.step))}
+
+
+def _probe(name: str, problem: Problem, given: Mapping[str, Any]) -> Probe:
+    settings = dict(given)
+    builder = find(probes, "probe", settings.pop("name", name))
+    check_kinds(f"probes.{name}", builder, settings)
+    with blaming(f"probes.{name}"):
+        return builder(problem, **settings)
 
 
 def _checked(config: ConfigDict) -> dict[str, Array]:
     check_precision(config)
     settings = _traced(config)
-    _call(schedules, "schedule", config.schedule, num_classes=2)
-    _find(losses, "loss", config.loss.name)
-    check_kinds("optimizer", optimizers.make_optimizer, config.optimizer)
+    call(schedules, "schedule", config.schedule, num_classes=2)
+    bound(losses, "loss", config.loss)
     check_optimizer(config.optimizer)
-    with _blaming("optimizer"):
-        optimizers.make_optimizer(**config.optimizer)
-    with _blaming("seed"):
+    with blaming("optimizer"):
+        _optimizer(config.optimizer)
+    with blaming("seed"):
         jax.random.key(config.seed)
     return settings
 
@@ -243,6 +292,8 @@ def _traced(config: ConfigDict) -> dict[str, Array]:
         if key not in section:
             continue
         value, is_count = section[key], name in COUNTS
+        if name == "optimizer.learning_rate" and isinstance(value, Mapping | ConfigDict):
+            continue  # a schedule by name
         is_number = isinstance(value, Integral if is_count else Real) and type(value) is not bool
         if not is_number or (is_count and value > MOST_STEPS):
             must = f"a whole number of at most {MOST_STEPS}" if is_count else "a number"
@@ -250,36 +301,10 @@ def _traced(config: ConfigDict) -> dict[str, Array]:
             raise ConfigError(f"{name} must be {must}, got {value!r}; {advice}")
         with np.errstate(over="ignore"):
             cast = np.asarray(value, jnp.int32(0).dtype if is_count else jnp.ones(()).dtype)
-        if not np.isfinite(cast) or (value and not cast):
-            raise ConfigError(f"{name}={value} does not fit float32: set float64=True")
+        if not np.isfinite(cast) or (
+            value and abs(cast) < np.finfo(jnp.ones(()).dtype).tiny and not is_count
+        ):
+            advice = "" if config.float64 else ": set float64=True"
+            raise ConfigError(f"{name}={value} does not fit {jnp.ones(()).dtype}{advice}")
         settings[name] = jnp.asarray(cast)
     return settings
-
-
-def _find(catalogue: Any, kind: str, name: str) -> Callable[..., Any]:
-    if name not in catalogue.__all__:
-        raise ConfigError(f"unknown {kind} {name!r}: one of {', '.join(catalogue.__all__)}")
-    return getattr(catalogue, name)
-
-
-def _call(catalogue: Any, kind: str, section: Mapping[str, Any], **settings: Any) -> Any:
-    for key in settings.keys() & section.keys():
-        raise ConfigError(f"{kind}.{key} follows from the data set: leave it out")
-    given = {**settings, **section}
-    builder = _find(catalogue, kind, given.pop("name"))
-    check_kinds(kind, builder, given)
-    with _blaming(f"{kind} {section['name']}"):
-        return builder(**given)
-
-
-@contextlib.contextmanager
-def _blaming(setting: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except MemoryError as error:
-        raise ConfigError(f"{setting}: does not fit into memory: {error}") from error
-    except Exception as error:  # whatever a function of a catalogue raises for what it is given
-        words = next(iter(str(error).splitlines()), "")
-        raise ConfigError(f"{setting}: {words or type(error).__name__}") from error

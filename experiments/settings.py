@@ -65,8 +65,11 @@ def checked(config: ConfigDict) -> Config:
     Raises ConfigError that names the key of a value that is no number, word, boolean or tuple of these, of a
     key that is unknown or missing, and of a count out of its range.
     """
-    known = {*_KINDS, *SECTIONS, "probes"}
-    for problem, keys in (("lacks", known - set(config)), ("has unknown", set(config) - known)):
+    needed = {*_KINDS, *SECTIONS, "probes"}
+    for problem, keys in (
+        ("lacks", needed - set(config)),
+        ("has unknown", set(config) - needed - {"batches"}),
+    ):
         if keys:
             raise ConfigError(
                 f"the config {problem} {', '.join(sorted(keys))}: see experiments/configs/fig4.py"
@@ -74,7 +77,8 @@ def checked(config: ConfigDict) -> Config:
     for key, kind in _KINDS.items():
         if type(_number(config[key])) is not kind:
             raise ConfigError(f"config.{key} must be {_WORDS[kind]}, got {_shown(config[key])}")
-    for section in (*SECTIONS, "probes"):
+    sections = *SECTIONS, *({"batches"} & set(config))
+    for section in (*sections, "probes"):
         if not isinstance(config[section], Mapping | ConfigDict):
             raise ConfigError(f"config.{section} must be dict(...), got {_shown(config[section])}")
     try:
@@ -84,11 +88,9 @@ def checked(config: ConfigDict) -> Config:
     for key, least, most in [("seed", 0, 2**32 - 1), *((key, of, MOST_STEPS) for key, of in LEAST.items())]:
         if not least <= content[key] <= most:
             raise ConfigError(f"{key} must be at least {least} and at most {most}, got {content[key]}")
-    for section in SECTIONS:
+    for section in sections:
         if not isinstance(content[section].get("name"), str):
             raise ConfigError(f"config.{section} must be dict(name=..., ...), got {content[section]!r}")
-    if set(content["loss"]) != {"name"}:
-        raise ConfigError(f"config.loss takes a name only, got {content['loss']}")
     for name, of in content["probes"].items():
         if not isinstance(of, dict):
             raise ConfigError(f"config.probes.{name} must be dict(...), got {of!r}")

@@ -4,8 +4,9 @@
 to write it in a module of this room and list it there.
 """
 
-from analysis.probes import eigenvalues, measures
+from analysis.probes import eigenvalues, evaluations, measures
 from analysis.probes.eigenvalues import *
+from analysis.probes.evaluations import *
 from analysis.probes.measures import *
 
-__all__ = sorted([*eigenvalues.__all__, *measures.__all__])
+__all__ = sorted([*eigenvalues.__all__, *evaluations.__all__, *measures.__all__])

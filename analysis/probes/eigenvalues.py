@@ -9,10 +9,12 @@ from jaxtyping import Array, Float, Int
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import preconditioned
+from analysis.parts import check_batch_size
 from analysis.probes.measures import check_settings
 from analysis.stability import preconditioner, threshold
 from analysis.tracking import class_subspace, gaps, gauss_newton_curvature, identify, split_change
 from dlf.losses import make_class_losses, make_loss
+from dlf.train import frozen, loss_of
 from dlf.types import Params, Probe, Problem, Series, TrainState
 
 __all__ = ["forecast", "tracker"]
@@ -32,7 +34,7 @@ class Memory(NamedTuple):
     weights: Float[Array, " classes"]
 
 
-def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
+def tracker(problem: Problem, every: int, num: int, tol: float, batch_size: int | None = None) -> Probe:
     """Follow the `num` largest eigenvalues of the Hessian of the dynamical loss, and say what moves them.
 
     For RMSProp and Adam the preconditioned Hessian, whose threshold is known. Each measurement starts warm
@@ -44,15 +46,17 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
     one before; the rank in which it stands may change, which is a crossing. Each is split by class, into
     Gauss-Newton and residual part, and its change since the last measurement into "the loss moved" and "the
     network moved" (`analysis.tracking.split_change`). Let `every` be even, so that in a two-cycle both lie on
-    one branch; there the change is that of this branch, which the mean of two steps need not share.
+    one branch; there the change is that of this branch, which the mean of two steps need not share. With a
+    `batch_size` the training set is taken in parts of that size.
 
     Raises ValueError for `num` below 2 (a gap needs two), or an optimizer without a formula.
     """
     check_settings(tol, every=every)
     if type(num) is not int or num < 2:
         raise ValueError(f"num must be a whole number of at least 2, since a gap needs two, got {num}")
-    threshold(**problem.optimizer, step=jnp.zeros((), jnp.int32))
-    class_losses = make_class_losses(problem.apply_fn, problem.weighted_loss)
+    check_batch_size(batch_size, len(problem.train.inputs))
+    optimizer = problem.optimizer.settings
+    threshold(**optimizer, step=jnp.zeros((), jnp.int32))
     logits_loss = make_loss(lambda logits, inputs: logits, problem.weighted_loss, problem.schedule)
 
     def init(state: TrainState) -> Memory:
@@ -64,9 +68,11 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
         return Memory(nothing, vectors, none, jnp.zeros_like(state.step), curvatures, weights)
 
     def measure(memory: Memory, state: TrainState):
-        batch, weights = problem.batch_fn(state.step), problem.schedule(state.step)
-        matvec = operators.hessian(problem.loss_fn, state.params, batch, state.step)
-        scale = preconditioner(state.opt_state, **problem.optimizer)
+        apply_fn, weights = frozen(problem, state), problem.schedule(state.step)
+        at = state.params, problem.train
+        matvec = operators.hessian(loss_of(problem, state), *at, state.step, batch_size=batch_size)
+        class_losses = make_class_losses(apply_fn, problem.weighted_loss, len(weights))
+        scale = preconditioner(state.opt_state, **optimizer)
         if scale is not None:
             matvec = preconditioned(matvec, scale)
         audit = (state.step // every) % AUDIT_EVERY == AUDIT_EVERY - 1
@@ -77,9 +83,9 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
         def parts(vector):
             if scale is not None:
                 vector = jax.tree.map(lambda x, p: x / jnp.sqrt(p), vector, scale)
-            of_classes = operators.class_curvatures(class_losses, state.params, batch, vector)
-            args = problem.apply_fn, logits_loss, state.params, batch, state.step, vector
-            return of_classes, gauss_newton_curvature(*args)
+            of_classes = operators.class_curvatures(class_losses, *at, vector, batch_size=batch_size)
+            args = apply_fn, logits_loss, *at, state.step, vector
+            return of_classes, gauss_newton_curvature(*args, batch_size=batch_size)
 
         curvatures, gauss_newton = jax.lax.map(parts, vectors)
         newcomers = identity.previous < 0
@@ -89,7 +95,7 @@ def tracker(problem: Problem, every: int, num: int, tol: float) -> Probe:
             memory.values, pairs.values, memory.class_curvatures, curvatures, weights - memory.weights,
             identity.previous, pairs.residuals,
         )  # fmt: skip
-        bound = threshold(**problem.optimizer, step=state.step)
+        bound = threshold(**optimizer, step=state.step)
         kept = (pairs.values > _KEPT * bound) | (jnp.arange(num) == 0)
         real = pairs.values.dtype
         rows = {
@@ -159,18 +165,21 @@ _TRACKED = {
 }
 
 
-def forecast(problem: Problem, every: int, num: int, tol: float) -> Probe:
+def forecast(problem: Problem, every: int, num: int, tol: float, batch_size: int | None = None) -> Probe:
     """Measure what foretells the sharpness at frozen parameters: small Hessians of all classes.
 
     `forecast_matrices` [class, basis, basis] in the space of the `num` top eigenvectors of each class; with
     the class weights of a later step `analysis.tracking.forecast` gives its sharpness, from below.
     """
     check_settings(tol, every=every, num=num)
-    class_losses = make_class_losses(problem.apply_fn, problem.weighted_loss)
+    check_batch_size(batch_size, len(problem.train.inputs))
 
     def measure(carry, state: TrainState):
-        batch, key = problem.batch_fn(state.step), jax.random.fold_in(problem.key, state.step)
-        matrices = class_subspace(class_losses, state.params, batch, num=num, tol=tol, key=key)
+        num_classes = len(problem.schedule(state.step))
+        class_losses = make_class_losses(frozen(problem, state), problem.weighted_loss, num_classes)
+        settings = dict(num=num, tol=tol, batch_size=batch_size)
+        key = jax.random.fold_in(problem.key, state.step)
+        matrices = class_subspace(class_losses, state.params, problem.train, **settings, key=key)
         return carry, {"forecast_matrices": matrices}
 
     dims = ("class", "basis", "other_basis")

@@ -1,4 +1,4 @@
-"""Probes of one state: spectra, the kernel, accuracy on the test set, distance from the threshold, growth.
+"""Probes of one state: spectra, the kernel, distance from the threshold, growth.
 
 All raise ValueError for `every` or another count below 1, or `tol` not positive.
 """
@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.ntk import empirical_ntk
+from analysis.parts import check_batch_size
 from analysis.stability import effective_hessian, first_tangents, log_growth, threshold
-from dlf.losses import accuracy
+from dlf.train import frozen, loss_of, problem_step
 from dlf.types import Probe, Problem, Series, TrainState
 
-__all__ = ["hessian", "kernel", "lyapunov", "ntk", "stability", "validation"]
+__all__ = ["hessian", "kernel", "lyapunov", "ntk", "stability"]
 
 
 def check_settings(tol: float = 1.0, **counts: int) -> None:
@@ -27,16 +28,19 @@ def check_settings(tol: float = 1.0, **counts: int) -> None:
         raise ValueError(f"tol must be positive, got {tol}")
 
 
-def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
+def hessian(problem: Problem, every: int, num: int, tol: float, batch_size: int | None = None) -> Probe:
     """Measure the `num` largest eigenvalues of the Hessian of the dynamical loss at its step.
 
     Each measurement is a cold start with a key of its own step, so the probe has no memory.
-    Residuals are |H u - value u|; `tol` is relative to the largest |value|.
+    Residuals are |H u - value u|; `tol` is relative to the largest |value|. With a `batch_size` the training
+    set is taken in parts of that size.
     """
     check_settings(tol, every=every, num=num)
+    check_batch_size(batch_size, len(problem.train.inputs))
 
     def measure(carry, state: TrainState):
-        matvec = operators.hessian(problem.loss_fn, state.params, problem.batch_fn(state.step), state.step)
+        at = state.params, problem.train, state.step
+        matvec = operators.hessian(loss_of(problem, state), *at, batch_size=batch_size)
         key = jax.random.fold_in(problem.key, state.step)
         pairs = top_eigenpairs(matvec, like=state.params, num=num, tol=tol, key=key)
         return carry, {
@@ -53,21 +57,24 @@ def hessian(problem: Problem, every: int, num: int, tol: float) -> Probe:
     return Probe(every, lambda state: (), measure, series)
 
 
-def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
+def ntk(problem: Problem, every: int, num: int, num_examples: int, batch_size: int | None = None) -> Probe:
     """Measure the `num` largest eigenvalues of the empirical NTK on the first examples.
 
     The kernel is traced over the logits and divided by their number. Raises ValueError for `num` above
-    `num_examples`, or `num_examples` above the size of the batch.
+    `num_examples`, or `num_examples` above the size of the training set. With a `batch_size` the kernel is
+    filled in blocks of so many examples.
     """
     check_settings(every=every, num=num)
     if num > num_examples:
         raise ValueError(f"num_examples must be at least num={num}, got {num_examples}")
+    inputs = problem.train.inputs
+    if num_examples > len(inputs):
+        raise ValueError(f"num_examples must be at most {len(inputs)}, got {num_examples}")
+    check_batch_size(batch_size, num_examples)
 
     def measure(carry, state: TrainState):
-        inputs = problem.batch_fn(state.step).inputs
-        if num_examples > len(inputs):
-            raise ValueError(f"num_examples must be at most {len(inputs)}, got {num_examples}")
-        kernel = empirical_ntk(problem.apply_fn, state.params, inputs[:num_examples])
+        settings = dict(batch_size=batch_size)
+        kernel = empirical_ntk(frozen(problem, state), state.params, inputs[:num_examples], **settings)
         # The singular values of a positive semi-definite matrix are its eigenvalues, at half the
         # cost: XLA's symmetric solver computes the vectors too.
         return carry, {"ntk_eigenvalues": jnp.linalg.svd(kernel, compute_uv=False)[:num]}
@@ -76,17 +83,19 @@ def ntk(problem: Problem, every: int, num: int, num_examples: int) -> Probe:
     return Probe(every, lambda state: (), measure, series)
 
 
-def kernel(problem: Problem, every: int, num_examples: int) -> Probe:
-    """Measure the empirical NTK itself on examples spread evenly over the batch (see `evenly`).
+def kernel(problem: Problem, every: int, num_examples: int, batch_size: int | None = None) -> Probe:
+    """Measure the empirical NTK itself on examples spread evenly over the training set (see `evenly`).
 
     Traced over the logits and divided by their number, so every pair of examples has one value. Raises
-    ValueError for `num_examples` above the size of the batch.
+    ValueError for `num_examples` above the size of the training set. `batch_size` as in `ntk`.
     """
     check_settings(every=every, num_examples=num_examples)
+    inputs = evenly(problem.train.inputs, num_examples)
+    check_batch_size(batch_size, num_examples)
 
     def measure(carry, state: TrainState):
-        inputs = evenly(problem.batch_fn(state.step).inputs, num_examples)
-        return carry, {"empirical_ntk": empirical_ntk(problem.apply_fn, state.params, inputs)}
+        found = empirical_ntk(frozen(problem, state), state.params, inputs, batch_size=batch_size)
+        return carry, {"empirical_ntk": found}
 
     series = {"empirical_ntk": Series(("example", "other_example"), "1", "empirical NTK")}
     return Probe(every, lambda state: (), measure, series)
@@ -105,39 +114,31 @@ def evenly(inputs: Float[Array, "examples ..."], num_examples: int) -> Float[Arr
     return inputs[np.arange(num_examples) * len(inputs) // num_examples]
 
 
-def validation(problem: Problem, every: int) -> Probe:
-    """Measure the accuracy on the test set."""
-    check_settings(every=every)
-
-    def measure(carry, state: TrainState):
-        logits = problem.apply_fn(state.params, problem.test.inputs)
-        return carry, {"validation_accuracy": accuracy(logits, problem.test.labels)}
-
-    series = {"validation_accuracy": Series((), "1", "validation accuracy")}
-    return Probe(every, lambda state: (), measure, series)
-
-
-def stability(problem: Problem, every: int, tol: float) -> Probe:
+def stability(problem: Problem, every: int, tol: float, batch_size: int | None = None) -> Probe:
     """Measure the stability ratio, the mean over two consecutive steps of sharpness over threshold.
 
         ratio = (lambda_eff(t) / threshold(t) + lambda_eff(t + 1) / threshold(t + 1)) / 2
 
     lambda_eff is the largest eigenvalue of the Hessian, for RMSProp and Adam of the preconditioned one; in a
     two-cycle it alternates, hence the mean. NaN before Adam's first update. Costs two cold eigenvalues and
-    one training step a measurement. Raises ValueError for an optimizer without a formula.
+    one training step a measurement. `batch_size` as in `hessian`. Raises ValueError for an optimizer without a
+    formula.
     """
     check_settings(tol, every=every)
-    threshold(**problem.optimizer, step=jnp.zeros((), jnp.int32))
+    check_batch_size(batch_size, len(problem.train.inputs))
+    optimizer, step_fn = problem.optimizer.settings, problem_step(problem)
+    threshold(**optimizer, step=jnp.zeros((), jnp.int32))
 
     def ratio(state: TrainState):
-        matvec = operators.hessian(problem.loss_fn, state.params, problem.batch_fn(state.step), state.step)
-        matvec = effective_hessian(matvec, state.opt_state, **problem.optimizer)
+        at = state.params, problem.train, state.step
+        matvec = operators.hessian(loss_of(problem, state), *at, batch_size=batch_size)
+        matvec = effective_hessian(matvec, state.opt_state, **optimizer)
         key = jax.random.fold_in(problem.key, state.step)
         pairs = top_eigenpairs(matvec, like=state.params, num=1, tol=tol, key=key)
-        return pairs.values[0], pairs.values[0] / threshold(**problem.optimizer, step=state.step)
+        return pairs.values[0], pairs.values[0] / threshold(**optimizer, step=state.step)
 
     def measure(carry, state: TrainState):
-        both = jax.tree.map(lambda a, b: jnp.stack([a, b]), state, problem.advance(state))
+        both = jax.tree.map(lambda a, b: jnp.stack([a, b]), state, step_fn(state)[0])
         sharpness, ratios = jax.lax.map(ratio, both)
         return carry, {"sharpness": jnp.mean(sharpness), "stability_ratio": jnp.mean(ratios)}
 
@@ -155,9 +156,10 @@ def lyapunov(problem: Problem, num: int) -> Probe:
     The tangents are this probe's memory.
     """
     check_settings(num=num)
+    step_fn = problem_step(problem)
 
     def measure(tangents, state: TrainState):
-        tangents, growth = log_growth(problem.advance, state, tangents)
+        tangents, growth = log_growth(lambda state: step_fn(state)[0], state, tangents)
         return tangents, {"log_growth": growth}
 
     series = {"log_growth": Series(("tangent",), "nat", "growth of tangents in one step")}

@@ -71,9 +71,9 @@ def cases() -> Iterator[Case]:
     for name, model, activation, dataset, rate, num_steps in networks:
         batch = Batch(dataset.train.inputs.astype("f4"), dataset.train.labels)
         schedule = schedules.triangular(dataset.num_classes, amplitude=10.0, period=5_000)
-        loss_fn = losses.make_loss(model.apply, losses.cross_entropy, schedule)
+        loss_fn = losses.make_loss(models.apply_fn(model), losses.cross_entropy, schedule)
         optimizer = optimizers.make_optimizer("sgd", learning_rate=rate)
-        state = train.init_state(model.init(KEY, batch.inputs[:1]), optimizer)
+        state = train.init_state(model.init(KEY, batch.inputs[:1])[0], optimizer)
         loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
         weights = np.asarray(schedule(STEP), "f4")
         for stage in ("initial", "trained"):

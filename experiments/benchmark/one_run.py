@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
 from analysis import cascades
-from dlf import losses, schedules
+from dlf import losses, schedules, train
 from experiments import build, command_line, second_pass
 from experiments.benchmark import timing
 from experiments.benchmark.timing import MATMUL, Record, fastest, in_fresh_process, measure, row, timed
@@ -48,17 +48,18 @@ def compiled(experiment: build.Experiment, probe_names: Iterable[str], num_steps
 def notebook(experiment: build.Experiment, num_steps: int) -> Callable[[], Any]:
     """Train as the authors' notebook does: a jitted function and a list for each quantity, no waiting."""
     problem, rate = experiment.problem, float(experiment.replica.settings["optimizer.learning_rate"])
-    batch, static = problem.batch_fn(0), schedules.constant(len(problem.schedule(experiment.state.step)))
+    batch, static = problem.train, schedules.constant(len(problem.schedule(experiment.state.step)))
+    apply_fn, loss_fn = train.frozen(problem, experiment.state), train.loss_of(problem, experiment.state)
     measured = {
-        "loss": jax.jit(problem.loss_fn),
-        "static_loss": jax.jit(losses.make_loss(problem.apply_fn, problem.weighted_loss, static)),
-        "accuracy": jax.jit(lambda p, *_: losses.accuracy(problem.apply_fn(p, batch.inputs), batch.labels)),
+        "loss": jax.jit(loss_fn),
+        "static_loss": jax.jit(losses.make_loss(apply_fn, problem.weighted_loss, static)),
+        "accuracy": jax.jit(lambda p, *_: losses.accuracy(apply_fn(p, batch.inputs), batch.labels)),
         "class_weights": lambda params, batch, step: problem.schedule(step),  # theirs is without jit, too
     }
 
     @jax.jit
     def advance(params, step):
-        grads = jax.grad(problem.loss_fn)(params, batch, step)
+        grads = jax.grad(loss_fn)(params, batch, step)
         return jax.tree.map(lambda p, g: p - rate * g, params, grads), step + 1
 
     def run():

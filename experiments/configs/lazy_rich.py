@@ -9,6 +9,7 @@ learning rate of 1 are those of Fig. 4. The linearised network f(theta_0) + J (t
 
 from analysis.findings import survival
 from analysis.infinite_width import flow_differences
+from dlf.train import frozen
 from experiments.build import build
 from experiments.configs import fig4
 from experiments.sweep.axes import axis, record
@@ -62,5 +63,5 @@ def sweep_easier(scale):
 def measure(config, results, folder):
     """Train the linearised network under the static squared loss, which has a closed form."""
     experiment = build(config)
-    apply_fn, params = experiment.problem.apply_fn, experiment.state.params
+    apply_fn, params = frozen(experiment.problem, experiment.state), experiment.state.params
     return flow_differences(apply_fn, params, experiment.replica.train, config.dataset.num_classes)

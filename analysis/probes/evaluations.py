@@ -1,0 +1,166 @@
+"""Probes of a network on whole data sets, in parts of any size, and of the batches that a step sees."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from analysis.linear_maps import precise
+from analysis.parts import accumulate, check_batch_size
+from analysis.probes.measures import check_settings
+from dlf.losses import rightness_of
+from dlf.models import apply_fn
+from dlf.train import make_objective
+from dlf.types import Batch, ModelState, Probe, Problem, Series, TrainState
+
+__all__ = ["batch_sharpness", "evaluation", "validation"]
+
+
+def validation(problem: Problem, every: int) -> Probe:
+    """Measure the accuracy on the set "validation" as one batch: `validation_accuracy`.
+
+    Raises ValueError for a problem without this set, or with a loss that does not say what is right.
+    """
+    check_settings(every=every)
+    batch, right_fn = _test_set(problem, "validation"), rightness_of(problem.weighted_loss)
+    if right_fn is None:
+        raise ValueError("this loss does not say what is right: take the probe evaluation")
+
+    def measure(carry, state: TrainState):
+        logits = apply_fn(problem.model, state.model_state)(state.params, batch.inputs)
+        return carry, {"validation_accuracy": jnp.mean(right_fn(logits, batch.labels))}
+
+    series = {"validation_accuracy": Series((), "1", "validation accuracy")}
+    return Probe(every, lambda state: (), measure, series)
+
+
+def evaluation(
+    problem: Problem, every: int, batch_size: int | None = None, recomputed: bool = False
+) -> Probe:
+    """Measure the static loss and the accuracies on every test set, in evaluation mode.
+
+        <set>_loss, <set>_accuracy, <set>_class_accuracy [class]        sums over all parts, divided once
+
+    With a `batch_size` a set is taken in parts of that size. With `recomputed` the statistics of batch norm
+    are those of the training set at these parameters (see `recomputed_state`), not the running ones. A loss
+    that does not say what is right has no accuracies; a class without examples has NaN.
+
+    Raises ValueError for a problem without test sets.
+    """
+    check_settings(every=every)
+    if not problem.tests:
+        raise ValueError("there is no test set: give make_problem tests={'validation': ...}")
+    for batch in (*problem.tests.values(), *([problem.train] if recomputed else [])):
+        check_batch_size(
+            None if batch_size is None else min(batch_size, len(batch.inputs)), len(batch.inputs)
+        )
+    right_fn, series = rightness_of(problem.weighted_loss), {}
+    for name in problem.tests:
+        series[f"{name}_loss"] = Series((), "nat", f"{name} loss with all class weights one")
+        if right_fn is not None:
+            series[f"{name}_accuracy"] = Series((), "1", f"{name} accuracy")
+            series[f"{name}_class_accuracy"] = Series(("class",), "1", f"{name} accuracy of each class")
+
+    def measure(carry, state: TrainState):
+        model_state = recomputed_state(problem, state, batch_size) if recomputed else state.model_state
+        network, ones = apply_fn(problem.model, model_state), jnp.ones_like(problem.schedule(state.step))
+        rows = {}
+        for name, batch in problem.tests.items():
+            size = None if batch_size is None else min(batch_size, len(batch.inputs))
+
+            def sums(part, mask, num_examples):
+                logits = network(state.params, part.inputs)
+                kept = jnp.ones(len(part.inputs), bool) if mask is None else mask
+                losses = problem.weighted_loss(logits, part.labels, ones.astype(logits.dtype))
+                found = {"loss": jnp.sum(jnp.where(kept, losses, 0))}
+                if right_fn is not None:
+                    right = right_fn(logits, part.labels)
+                    members = jax.nn.one_hot(part.labels, len(ones), dtype=right.dtype) * kept[:, None]
+                    found |= {"right": right @ members, "members": members.sum(0)}
+                return found
+
+            like = jax.eval_shape(lambda: sums(batch, None, len(batch.inputs)))
+            total = accumulate(sums, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), batch, size)
+            rows[f"{name}_loss"] = total["loss"] / len(batch.inputs)
+            if right_fn is not None:
+                rows[f"{name}_accuracy"] = total["right"].sum() / len(batch.inputs)
+                rows[f"{name}_class_accuracy"] = total["right"] / total["members"]
+        return carry, rows
+
+    return Probe(every, lambda state: (), measure, series)
+
+
+def _test_set(problem: Problem, name: str) -> Batch:
+    if name not in problem.tests:
+        raise ValueError(f"there is no test set {name!r}: give make_problem tests={{{name!r}: ...}}")
+    return problem.tests[name]
+
+
+def recomputed_state(problem: Problem, state: TrainState, batch_size: int | None = None) -> ModelState:
+    """Return the model state to which repeated training passes over the training set would tend.
+
+        s <- m s + (1 - m) b,    s* = b        for every number in the state: the statistics of the set
+
+    Two passes, from zeros and from ones, give both coefficients of this running mean, whatever the layer. As
+    one batch the statistics are exact; with a `batch_size` they are means of those of whole parts (the last
+    examples that fill no part are left out). What is no floating number stays; dropout is on, as in training.
+    """
+    key, examples = jax.random.fold_in(problem.key, state.step), problem.train.inputs
+    size = len(examples) if batch_size is None else min(batch_size, len(examples))
+    parts = examples[: len(examples) // size * size].reshape(-1, size, *examples.shape[1:])
+
+    def after(value, part):
+        start = jax.tree.map(
+            lambda x: jnp.full_like(x, value) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+            state.model_state,
+        )
+        return problem.model.train(state.params, start, part, key)[1]
+
+    def statistics(part):
+        def limit(zero, one, old):
+            is_mean = jnp.issubdtype(old.dtype, jnp.floating)
+            return zero / (1 - (one - zero)) if is_mean else old
+
+        return jax.tree.map(limit, after(0, part), after(1, part), state.model_state)
+
+    found = jax.lax.map(statistics, parts)
+    return jax.tree.map(
+        lambda x: jnp.mean(x, axis=0) if jnp.issubdtype(x.dtype, jnp.floating) else x[0], found
+    )
+
+
+def batch_sharpness(problem: Problem, every: int, num_batches: int) -> Probe:
+    """Measure the curvature along the gradient of batches, which sits at the threshold under minibatches.
+
+        E_B [ g_B . H_B g_B / |g_B|^2 ]        g_B, H_B: gradient and Hessian of F on one batch
+
+    The mean over the batches of this step and the following, at its parameters and class weights, in
+    training mode; `batch_sharpness_error` is its standard error, NaN of a single batch.
+
+    Source: Andreyev and Beneventano 2024 (arXiv 2412.20553); the formula is ours.
+    """
+    check_settings(every=every, num_batches=num_batches)
+    objective = make_objective(problem)
+
+    @precise
+    def measure(carry, state: TrainState):
+        def along(number):
+            batch = problem.batch_fn(state.step + number)
+            gradient = jax.grad(lambda p: objective(p, state.model_state, batch, state.step)[0])
+            slope, image = jax.jvp(gradient, (state.params,), (gradient(state.params),))
+            return _dot(slope, image) / _dot(slope, slope)
+
+        found = jax.lax.map(along, jnp.arange(num_batches, dtype=state.step.dtype))
+        error = (
+            jnp.std(found, ddof=1) / num_batches**0.5 if num_batches > 1 else jnp.full_like(found[0], jnp.nan)
+        )
+        return carry, {"batch_sharpness": jnp.mean(found), "batch_sharpness_error": error}
+
+    series = {
+        "batch_sharpness": Series((), "nat", "curvature along the gradient of a batch, mean over batches"),
+        "batch_sharpness_error": Series((), "nat", "standard error of the batch sharpness"),
+    }
+    return Probe(every, lambda state: (), measure, series)
+
+
+def _dot(a, b) -> Array:
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
