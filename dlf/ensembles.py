@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-from dlf.train import StepFn, init_carries, make_loop
+from dlf.train import StepFn, init_carries, make_loop, missing
 from dlf.types import Probe, Series, TrainState
 
 RECORDS = ("final", "series")
@@ -71,7 +71,7 @@ def make_ensemble(
     def train(replica: PyTree, active: Bool[Array, ""], shared: tuple[PyTree, ...]) -> Outcome:
         run = assemble(replica, *shared)
         loop, carries = make_loop(run.step_fn, run.probes), init_carries(run.probes, run.state)
-        empty = {name: jnp.full(shape, jnp.nan, series[name].dtype) for name, shape in nothing.items()}
+        empty = {name: missing(shape, series[name].dtype) for name, shape in nothing.items()}
 
         def advance(first, state, carries, memory):
             # the step does not come from the carry: it is one number for all replicas, so that probes cost
@@ -105,7 +105,7 @@ def make_ensemble(
             whole = of_segments.reshape(-1, *series[name].shape)
             found[name] = whole[: num_steps : series[name].every]
         finite = diverged_step < 0
-        return Outcome({name: jnp.where(finite, v, jnp.nan) for name, v in found.items()}, diverged_step)
+        return Outcome({name: jnp.where(finite, v, missing((), v.dtype)) for name, v in found.items()}, diverged_step)
 
     @jax.jit
     def ensemble(replicas: PyTree, active: Bool[Array, " replicas"], *shared: PyTree) -> Outcome:

@@ -124,9 +124,9 @@ def _group_norm(x, train):
     return nn.GroupNorm(num_groups=math.gcd(x.shape[-1], 8), param_dtype=x.dtype)(x)
 
 
-# What a network may have between a layer and its activation, as functions (x, train) -> x inside a module; the
-# last axis holds features. Batch norm: statistics of the batch in training, their running means in evaluation
-# (momentum 0.9). Group norm: up to 8 groups. The values are flax's.
+# What a network may have between a layer and its activation, as functions (x, train) -> x inside a module, by
+# features, the last axis. Batch norm: statistics of the batch in training, their running means in evaluation
+# (momentum 0.9). Group norm: up to 8 groups.
 NORMALIZATIONS = {
     "none": lambda x, train: x,
     "batch": _batch_norm,

@@ -156,8 +156,9 @@ def myrtle(
     One 3x3 convolution with zero padding and biases for each of `widths`, its number of channels.
     From the second on, while both sides are longer than 2, `pool` averages squares of 2x2 pixels
     (without an odd last row or column). So four widths make Myrtle5 of 32x32 images, and two to
-    four suit 8x8 ones. `normalization` and `dropout` as in `mlp`. Kernels are He-normal (variance 2/fan_in), W has variance
-    1/fan_in, both from normals cut at two standard deviations; biases start at zero.
+    four suit 8x8 ones. `normalization` and `dropout` as in `mlp`. Kernels are He-normal (variance
+    2/fan_in), W has variance 1/fan_in, both from normals cut at two standard deviations; biases start at
+    zero.
 
     Raises ValueError as `mlp` does, and for inputs that are no images.
 

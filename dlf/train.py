@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array
@@ -191,6 +192,22 @@ def make_problem(
     )
 
 
+def missing(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return NaN, which stands for "not measured"; infinity while JAX looks for NaN (`jax_debug_nans`).
+
+    On the host `with_gaps` turns it into NaN.
+    """
+    return jnp.full(shape, jnp.inf if jax.config.jax_debug_nans else jnp.nan, dtype)
+
+
+def with_gaps(rows: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """Return rows as arrays of NumPy in which NaN stands for what was not measured, see `missing`."""
+    found = {name: np.asarray(of) for name, of in rows.items()}
+    if not jax.config.jax_debug_nans:
+        return found
+    return {name: np.where(np.isposinf(of), of.dtype.type(np.nan), of) for name, of in found.items()}
+
+
 def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
     """Return a compiled loop: (state, carries, num_steps) -> (state, carries, series).
 
@@ -210,7 +227,7 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
 
     def measure(probe: Probe, carry, state: TrainState):
         _, shapes = jax.eval_shape(probe.measure, carry, state)
-        skipped = carry, {k: jnp.full(s.shape, jnp.nan, s.dtype) for k, s in shapes.items()}
+        skipped = carry, {k: missing(s.shape, s.dtype) for k, s in shapes.items()}
         # never a constant for the compiler, also where it is true at every step
         due = (state.step % probe.every == 0) & (state.step >= 0)
         return jax.lax.cond(due, lambda: probe.measure(carry, state), lambda: skipped)
@@ -248,8 +265,30 @@ def step_series(step_fn: StepFn, state: TrainState) -> dict[str, Series]:
 
 
 def probe_series(name: str, probe: Probe, state: TrainState) -> dict[str, Series]:
-    """Return the series of a probe in a loop that knows it by this name."""
-    rows = jax.eval_shape(probe.measure, probe.init(state), state)[1]
+    """Return the series of a probe in a loop that knows it by this name.
+
+    Raises ValueError for a probe that does not measure what it declares, or whose carry changes its kind.
+    """
+    first = probe.init(state)
+    found = jax.eval_shape(probe.measure, first, state)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+        raise ValueError("measure must return the next carry and a dict of arrays")
+    carry, rows = found
+    if rows.keys() != probe.series.keys():
+        declared, measured = (", ".join(sorted(names)) or "nothing" for names in (probe.series, rows))
+        raise ValueError(f"declares the series {declared}, but measures {measured}")
+    kinds = [
+        jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree, is_leaf=lambda x: x is None)
+        for tree in (first, carry)
+    ]
+    if kinds[0] != kinds[1]:
+        raise ValueError("measure must return a carry of the shapes and dtypes that init returns")
+    for key, of in probe.series.items():
+        shape, dtype = rows[key].shape, rows[key].dtype
+        if len(shape) != len(of.dims):
+            raise ValueError(f"{key} has {len(of.dims)} dimensions by its series, but {len(shape)} when measured")
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"{key} must be of a real floating dtype, got {dtype}")
     return _completed(probe.series, f"{name}_step", probe.every, rows)
 
 

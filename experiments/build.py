@@ -25,7 +25,7 @@ from dlf import train as training
 from dlf.ensembles import Run
 from dlf.layers import warn_of_convolutions
 from dlf.types import Batch, Dataset, Model, ModelState, Params, Probe, Problem, Series, TrainState
-from experiments.catalogues import blaming, bound, call, find, own, tuples, untupled
+from experiments.catalogues import blaming, bound, call, find, resolved, tuples, untupled
 from experiments.command_line import ConfigError
 from experiments.settings import MOST_STEPS, check_kinds, check_optimizer, check_size, checked
 
@@ -251,8 +251,8 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
 
 
 def _optimizer(section: Mapping[str, Any]) -> optimizers.Optimizer:
-    name = section["name"]
-    return optimizers.make_optimizer(**{**section, "name": own(name) if ":" in name else name})
+    before = [resolved(of) for of in section.get("before", ())]
+    return optimizers.make_optimizer(**resolved(section) | ({"before": before} if before else {}))
 
 
 def _measured_threshold(optimizer: optimizers.Optimizer) -> Callable[[TrainState], dict[str, Array]]:
@@ -279,7 +279,7 @@ def _checked(config: ConfigDict) -> dict[str, Array]:
     bound(losses, "loss", config.loss)
     check_optimizer(config.optimizer)
     with blaming("optimizer"):
-        _optimizer(config.optimizer)
+        _optimizer(untupled(config.optimizer.to_json()))
     with blaming("seed"):
         jax.random.key(config.seed)
     return settings

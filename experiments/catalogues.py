@@ -1,7 +1,7 @@
 """The functions that a configuration names: of the catalogues, or a user's own by "module:function".
 
-An own function stands in a file, "folder/mine.py:function", as seen from the current folder, or in a module that
-can be imported. It takes and returns what those of the catalogue do (see the names there).
+An own function stands in a file, "folder/mine.py:function", as seen from the current folder, or in a module
+that can be imported. It takes and returns what those of the catalogue do (see the names there).
 """
 
 import contextlib
@@ -34,8 +34,9 @@ def call(catalogue: Any, kind: str, section: Mapping[str, Any], *args: Any, **se
     """
     for key in settings.keys() & section.keys():
         raise ConfigError(f"{kind}.{key} follows from the data set: leave it out")
-    given = {**settings, **section}
-    builder = find(catalogue, kind, given.pop("name"))
+    given = {**settings, **resolved(section)}
+    builder = find(catalogue, kind, section["name"])
+    del given["name"]
     check_kinds(kind, builder, given)
     with blaming(f"{kind} {section['name']}"):
         return builder(*args, **given)
@@ -43,10 +44,17 @@ def call(catalogue: Any, kind: str, section: Mapping[str, Any], *args: Any, **se
 
 def bound(catalogue: Any, kind: str, section: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the function that a section names, its other entries bound."""
-    given = dict(section)
-    function = find(catalogue, kind, given.pop("name"))
+    given = resolved(section)
+    function = find(catalogue, kind, section["name"])
+    del given["name"]
     check_kinds(kind, function, given)
     return partial(function, **given) if given else function
+
+
+def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section with the functions that its values name, such as a mask or an augmentation."""
+    is_own = {key: isinstance(value, str) and ":" in value for key, value in section.items()}
+    return {key: own(value) if is_own[key] else value for key, value in section.items()}
 
 
 def own(name: str) -> Callable[..., Any]:

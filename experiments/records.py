@@ -1,10 +1,13 @@
 """What is written beside a result: where it came from, and how a configuration changed."""
 
+import contextlib
 import importlib.metadata
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,22 @@ import jax
 import xarray as xr
 from ml_collections import ConfigDict
 
+from analysis.stability import threshold
 from dlf import schedules, store
 from dlf.store import cells, run
 from dlf.store.files import LEDGER, StoreError, check_metadata, read_json, read_meta
+from experiments.catalogues import own_sources
 from experiments.command_line import ConfigError, note
 
+# What a store says of all that its probes measured.
+MODE = "evaluation: running statistics, nothing dropped; loss, accuracy and batch sharpness are those of training"
 
-def provenance() -> dict[str, Any]:
-    """Return what a result depends on beside its configuration: code, versions, devices, command."""
+
+def provenance(config: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Return what a result depends on beside its configuration: code, versions, devices, command.
+
+    And the source of the user's own functions that the configuration names.
+    """
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -28,13 +39,16 @@ def provenance() -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "python": sys.version.split()[0],
         "devices": [str(device) for device in jax.devices()],
+        "sources": own_sources(config),
     }
 
 
-def resumed(meta: dict[str, Any]) -> dict[str, Any]:
+def resumed(meta: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Note who goes on with a run, and warn if the code or the machine is another."""
-    now = provenance()
+    now = provenance(config)
     changed = [key for key in ("commit", "versions", "devices") if meta[key] != now[key]]
+    was = meta.get("sources", {})
+    changed += [f"version of {place}" for place in now["sources"] if was.get(place) != now["sources"][place]]
     if changed:
         note(f"resumed with another {' and '.join(changed)}: the bits may differ")
     kept = {key: value for key, value in meta.items() if key != "diverged_step"}
@@ -89,12 +103,13 @@ def load(workdir: Path) -> xr.Dataset:
 
     As attributes, beside `config`, `commit` and `seconds`: `num_classes`, `amplitude`, `stop_after`; of a
     schedule with a period `period`, `turn`, the period with the authors' hold step, and `cycle`, one turn of
-    every class, in steps; of plain gradient descent `learning_rate` and `threshold`, in nat.
+    every class, in steps; where it is a number `learning_rate`, and where there is a formula for it `threshold`,
+    in nat. A run whose rate moves has both as series only.
     """
     found = store.load(workdir)
     config = ConfigDict(json.loads(found.attrs["config"]))
     found.attrs = {
-        **{key: found.attrs.get(key, "") for key in ("config", "commit", "seconds")},
+        **{key: found.attrs.get(key, "") for key in ("config", "commit", "seconds", "mode")},
         "num_classes": config.dataset.get("num_classes", found.sizes.get("class", 0)),
         "stop_after": config.stop_after,
         "amplitude": config.schedule.get("amplitude", 1.0),
@@ -104,9 +119,10 @@ def load(workdir: Path) -> xr.Dataset:
         timing = config.schedule.period, config.schedule.get("hold_step", False)
         found.attrs["turn"] = schedules.steps_per_turn(*timing)
         found.attrs["cycle"] = schedules.steps_per_cycle(found.attrs["num_classes"], *timing)
-    if config.optimizer.name == "sgd" and len(config.optimizer) == 2:
+    if isinstance(config.optimizer.learning_rate, Real):
         found.attrs["learning_rate"] = config.optimizer.learning_rate
-        found.attrs["threshold"] = 2 / config.optimizer.learning_rate
+        with contextlib.suppress(TypeError, ValueError):
+            found.attrs["threshold"] = float(threshold(**config.optimizer))
     return found
 
 

@@ -130,8 +130,8 @@ def check_optimizer(section: Mapping[str, Any]) -> None:
     builder = getattr(optax, section["name"], None)
     known = inspect.signature(builder).parameters if inspect.isfunction(builder) else {}
     for key, value in section.items():
-        if key not in known:
-            continue  # the optimizer itself says so
+        if key not in known or key == "learning_rate" or (isinstance(value, str) and ":" in value):
+            continue  # the optimizer itself says so; a rate may be a schedule, a mask one's own function
         kinds = {known[key].annotation, *get_args(known[key].annotation)}
         if float in kinds or int in kinds:
             must, fits = "a number", isinstance(value, Real) and type(value) is not bool

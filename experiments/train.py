@@ -46,12 +46,12 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
         experiment = experiment or build(config)
         is_new = not meta
         if is_new:
-            meta = {"status": "running", "seconds": 0.0, **records.provenance(), "x64": config.float64}
+            meta = {"status": "running", "seconds": 0.0, **records.provenance(asked), "x64": config.float64}
         elif meta["seconds"] > 0:
-            meta = records.resumed(meta)
+            meta = records.resumed(meta, asked)
         check_same()
         if is_new:
-            attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
+            attributes = {"config": json.dumps(asked), "commit": meta["commit"], "mode": records.MODE}
             files.write_json(workdir / "config.json", asked)
             store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.series, attributes)
             store.write_meta(workdir, meta)
@@ -78,7 +78,7 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
             record("running")
             num_rows = min(config.steps_per_chunk, config.num_steps - step)
             state, carries, series = jax.block_until_ready(loop(experiment.replica, state, carries, num_rows))
-            series = {name: np.asarray(rows) for name, rows in series.items()}
+            series = training.with_gaps(series)
             broken = np.flatnonzero(~np.isfinite(series["loss"]))
             if len(broken):
                 series = {name: rows[: broken[0] + 1] for name, rows in series.items()}

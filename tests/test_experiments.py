@@ -74,6 +74,8 @@ def test_the_store_holds_what_other_tools_read(reference):
         "static_loss": ("step",),
         "accuracy": ("step",),
         "class_weights": ("step", "class"),
+        "learning_rate": ("step",),
+        "threshold": ("step",),
         "hessian_eigenvalues": ("hessian_step", "rank"),
         "hessian_residuals": ("hessian_step", "rank"),
         "hessian_converged": ("hessian_step",),

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures import style
+from analysis.stability import threshold
 
 _TITLES = {"accuracy": "training accuracy", "validation_accuracy": "validation accuracy"}
 
@@ -63,7 +64,7 @@ def width_rate(reduced: xr.Dataset) -> Figure:
         _draw_contour(row[2], dynamical[f"{name}_significant"], "#111111")
         row[2].set_title("dynamical minus static")
     for axes, cells in zip(grid[2], columns.values(), strict=False):
-        ratio = cells["sharpness_mean"] * cells["learning_rate"] / 2
+        ratio = cells["sharpness_mean"] / threshold("sgd", cells["learning_rate"])
         image = _draw_cells(axes, np.log10(ratio.where(ratio > 0)), TwoSlopeNorm(0, -2, 1), "PuOr")
     figure.colorbar(image, ax=grid[2, 1], label=r"$\log_{10}\,\lambda_{\max}\eta/2$" "\nat the end")
     grid[2, 2].axis("off")
@@ -91,14 +92,14 @@ def static_width_rate(reduced: xr.Dataset) -> Figure:
             cell = reduced.sel(width=width, learning_rate=rate)
             for axes, name in zip(column, ("loss", "sharpness"), strict=True):
                 _draw_band(axes, cell, name, "step", color, rf"$\eta$ = {rate:g}", reduced.attrs["num_seeds"])
-            column[1].axhline(2 / rate, color=color, linewidth=0.9, linestyle="--")
+            column[1].axhline(threshold("sgd", rate), color=color, linewidth=0.9, linestyle="--")
         column[0].set_title(f"{width} hidden units")
         column[1].set(xlabel="step", yscale="log")
         column[0].set(yscale="log")
     grid[0, 0].set_ylabel("static cross-entropy (nat)")
     grid[1, 0].set_ylabel(r"sharpness $\lambda_{\max}$ (nat)")
-    threshold = Line2D([], [], color=style.BLACK, linewidth=0.9, linestyle="--", label=r"threshold $2/\eta$")
-    lines = [*grid[0, 0].get_legend_handles_labels()[0], threshold]
+    dashed = Line2D([], [], color=style.BLACK, linewidth=0.9, linestyle="--", label=r"threshold $2/\eta$")
+    lines = [*grid[0, 0].get_legend_handles_labels()[0], dashed]
     figure.legend(handles=lines, loc="outside upper right", ncols=len(lines))
     return figure
 

@@ -22,12 +22,12 @@ _STATIC, _DYNAMICAL = style.GREY, style.COLORS[0]
 def fig4(run: xr.Dataset) -> Figure:
     """Draw a run as Fig. 4 of the first paper: six aligned rows against the step, and a zoom.
 
-    Of plain gradient descent with the threshold 2 / learning rate. A row that was not measured stays empty.
+    With the threshold of the optimizer where it has a formula. A row that was not measured stays empty.
     The second column zooms on 1.6 to 2.1 periods, if there are any, as the paper does.
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), Fig. 4; the threshold line is ours.
     """
-    period, threshold = run.attrs.get("period"), run.attrs.get("threshold")
+    period = run.attrs.get("period")
     last = int(run["step"][-1]) + 1
     spans = [(0, last)]
     if period and 2.1 * period < last:
@@ -36,7 +36,7 @@ def fig4(run: xr.Dataset) -> Figure:
     grid = figure.subplots(6, len(spans), sharex="col", squeeze=False, width_ratios=[3.4, 1.0][: len(spans)])
     axes_of_time = [dim for dim in run.dims if dim.endswith("step")]
     for column, span, title in zip(grid.T, spans, ("whole run", "zoom"), strict=False):
-        _draw_column(column, run.sel({dim: slice(*span) for dim in axes_of_time}), threshold)
+        _draw_column(column, run.sel({dim: slice(*span) for dim in axes_of_time}))
         column[0].set_title(title)
         column[-1].set(xlabel="step", xlim=span)
     for axes in grid[[1, 4], 1:].flat:  # about one decade: 1, 2, 5 as plain numbers
@@ -45,9 +45,10 @@ def fig4(run: xr.Dataset) -> Figure:
         axes.yaxis.set_minor_formatter(NullFormatter())
     style.label_rows(grid[:, 0], _LABELS)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), ncols=3, loc="outside upper right")
-    if threshold is not None:
+    if "threshold" in run.attrs:
+        threshold = run.attrs["threshold"]
         grid[4, 0].annotate(
-            rf"threshold $2/\eta$ = {threshold:g}", (1, threshold), xycoords=("axes fraction", "data"),
+            f"threshold {threshold:g}", (1, threshold), xycoords=("axes fraction", "data"),
             xytext=(-2, 3), textcoords="offset points", ha="right", color=style.COLORS[1], fontsize=7,
             zorder=4,
         )  # fmt: skip
@@ -84,8 +85,7 @@ def curvature(found: xr.Dataset) -> Figure:
         grid["c"].plot(found["step"], series, color=color, linewidth=1.0, label=f"class {label}")
     total = dict(color=style.BLACK, linewidth=1.2, label="sum: sharpness")
     grid["c"].plot(found["step"], found["sharpness"], **total)
-    threshold = found.attrs["threshold"]
-    grid["c"].axhline(threshold, **style.THRESHOLD, label=rf"threshold $2/\eta$ = {threshold:g}")
+    style.draw_threshold(grid["c"], found)
     grid["c"].set(xlabel="step", ylabel=r"$\Gamma_c\, u\cdot H_c u$ (nat)")
     grid["c"].legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
     ntk = found["ntk_spectrum"]
@@ -106,7 +106,7 @@ def _draw_density(axes: Axes, row: xr.Dataset, prefix: str, color: str, label: s
     axes.set_ylim(bottom=1e-6 * y.max())
 
 
-def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float | None) -> None:
+def _draw_column(column: np.ndarray, run: xr.Dataset) -> None:
     weights, loss, change, accuracy, hessian, ntk = column
     for axes in column:
         axes.set_rasterization_zorder(3)  # 70,000 points a row: pixels, with text as text
@@ -125,8 +125,7 @@ def _draw_column(column: np.ndarray, run: xr.Dataset, threshold: float | None) -
         sharpness = run["hessian_eigenvalues"][:, 0]
         hessian.plot(run["hessian_step"], sharpness, **style.DOTS | {"markersize": 1.6})
         hessian.set_yscale("log")
-    if threshold is not None:
-        hessian.axhline(threshold, **style.THRESHOLD)
+    style.draw_threshold(hessian, run)
     if "ntk_eigenvalues" in run:
         ntk.plot(run["ntk_step"], run["ntk_eigenvalues"][:, 0], color=style.BLACK, linewidth=0.6, zorder=2)
 

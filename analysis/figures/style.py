@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -27,6 +28,15 @@ def label_rows(column: Iterable[Axes], labels: Iterable[str]) -> None:
     for axes, label in zip(column, labels, strict=True):
         axes.set_ylabel(label)
     axes.figure.align_ylabels(column)
+
+
+def draw_threshold(axes: Axes, found: xr.Dataset, label: str = "threshold") -> None:
+    """Draw the optimizer's threshold: a line with its number, or where it moves the recorded series."""
+    if "threshold" in found.attrs:
+        number = found.attrs["threshold"]
+        axes.axhline(number, **THRESHOLD, label=f"{label} {number:g}")
+    elif "threshold" in found:
+        axes.plot(found["step"], found["threshold"], **THRESHOLD, label=label)
 
 
 def plain_numbers(axis: Axis, **locations: object) -> None:

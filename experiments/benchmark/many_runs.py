@@ -39,7 +39,10 @@ def cases(float64: bool) -> dict[str, Callable[[], float]]:
     series = {name: experiment.series[name] for name in _VARIABLES}
     runs = {"alone": (compiled(experiment, (), 2_000), 2_000)}  # and its replica-steps
     for num in _REPLICAS:
-        steps, replicas = max(200, 4_000 // num), blocks.copies(experiment, num)
+        steps, replicas = max(200, 4_000 // num), (
+            jax.tree.map(lambda leaf: jnp.stack([leaf] * num), experiment.replica),
+            jnp.ones(num, bool),
+        )
         for name, is_vectorized in (("mapped", False), ("vectorised", True)):
             program = make_ensemble(experiment.assemble, steps, "final", series, is_vectorized)
             runs[f"{name}, {num}"] = partial(program, *replicas), num * steps

@@ -5,6 +5,7 @@ All is [ours].
 """
 
 from analysis import composition
+from analysis.stability import threshold
 from experiments.build import build, make_loop
 from experiments.configs import fig4
 
@@ -29,7 +30,7 @@ def along(config, num_points=100, **settings):
 
     first = advance(experiment.state, period)
     found = composition.along(experiment.problem, first, advance, num_points, **settings)
-    return found.assign_attrs(threshold=2 / config.optimizer.learning_rate)
+    return found.assign_attrs(threshold=float(threshold(**config.optimizer)))
 
 
 def measure(config, results, folder):

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from dlf.ensembles import Outcome, is_vectorized, make_ensemble, spread
 from dlf.store import files
 from dlf.store.cells import DIVERGED, DONE, INVALID, NOT_RUN, Block, Store
+from dlf.train import with_gaps
 from dlf.types import Series
 from experiments import build
 from experiments.command_line import ConfigError
@@ -31,6 +32,7 @@ LOCKS = "blocks.lock"
 _MOST_CELLS_MAPPED, _MOST_CELLS_VECTORIZED = 16, 4096
 _MOST_PROGRAMS = 10_000
 _MOST_TRIED = 1_000  # cells of a program, to find one that can be run
+_DATA = ("train", "tests")  # of a replica, which those of one block may share
 _PATIENCE = 0.5  # seconds between two looks at blocks that others run
 
 
@@ -124,12 +126,28 @@ def too_small(what: str, needed: int, memory: int) -> ConfigError:
 def ensemble(sweep: Sweep, experiment: build.Experiment, num_steps: int):
     """Return the compiled program of a block, see `dlf.ensembles.make_ensemble`."""
     series = {name: experiment.series[name] for name in sweep.record.variables or experiment.series}
-    return make_ensemble(experiment.assemble, num_steps, sweep.record.kind, series)
+
+    def assemble(replica: build.Replica, shared: tuple = ()):
+        return experiment.assemble(replica._replace(**dict(zip(_DATA, shared, strict=False))))
+
+    return make_ensemble(assemble, num_steps, sweep.record.kind, series)
 
 
-def copies(experiment: build.Experiment, num: int):
+def arguments(sweep: Sweep, replicas: list[build.Replica], active: np.ndarray) -> tuple:
+    """Return the arguments of the program of a block: its cells' data are shared where they are the same."""
+    shared = ()
+    if not any(key.startswith("dataset.") for axis in sweep.axes for key in axis.keys):
+        shared = (tuple(getattr(replicas[0], name) for name in _DATA),)
+        replicas = [replica._replace(**dict.fromkeys(_DATA, ())) for replica in replicas]
+    stacked, active = jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicas), jnp.asarray(active)
+    if is_vectorized():
+        stacked, active = spread((stacked, active))
+    return stacked, active, *shared
+
+
+def copies(sweep: Sweep, experiment: build.Experiment, num: int) -> tuple:
     """Return the arguments of the program of a block that holds one run so many times."""
-    return jax.tree.map(lambda leaf: jnp.stack([leaf] * num), experiment.replica), jnp.ones(num, bool)
+    return arguments(sweep, [experiment.replica] * num, np.ones(num, bool))
 
 
 def program_bytes(sweep: Sweep, config: ConfigDict) -> tuple[int, int]:
@@ -138,12 +156,14 @@ def program_bytes(sweep: Sweep, config: ConfigDict) -> tuple[int, int]:
     As the compiler counts them for one replica; arguments and results exist twice, alone and stacked.
     """
     experiment = build.build(config)
-    lowered = ensemble(sweep, experiment, config.num_steps).lower(*copies(experiment, 1))
-    found = lowered.compile().memory_analysis()
-    each = 2 * (found.argument_size_in_bytes + found.output_size_in_bytes)
+    given = copies(sweep, experiment, 1)
+    found = ensemble(sweep, experiment, config.num_steps).lower(*given).compile().memory_analysis()
+    shared = sum(leaf.nbytes for leaf in jax.tree.leaves(given[2:]))
+    # the compiler leaves out arguments that the program does not read
+    each = 2 * (max(found.argument_size_in_bytes - shared, 0) + found.output_size_in_bytes)
     if is_vectorized():
-        return 0, each + found.temp_size_in_bytes
-    return found.temp_size_in_bytes, each
+        return shared, each + found.temp_size_in_bytes
+    return shared + found.temp_size_in_bytes, each
 
 
 def work(
@@ -214,7 +234,7 @@ def run_block(sweep: Sweep, store: Store, block: Block, programs: dict[str, Call
             if key not in programs:
                 programs.clear()
                 programs[key] = ensemble(sweep, build.build(config), config.num_steps)
-            outcome = _run(programs[key], store.cells_per_block, replicas)
+            outcome = _run(sweep, programs[key], store.cells_per_block, replicas)
         except ConfigError as error:  # a probe's setting, say
             reasons = [reason or str(error) for reason in reasons]
             active[:] = False
@@ -228,14 +248,13 @@ def run_block(sweep: Sweep, store: Store, block: Block, programs: dict[str, Call
     store.write(block, values, status.reshape(shape))
 
 
-def _run(program: Callable, num: int, replicas: list[build.Replica | None]) -> Outcome:
+def _run(sweep: Sweep, program: Callable, num: int, replicas: list[build.Replica | None]) -> Outcome:
     """Run the cells of a block, filled up to a number that every block of the sweep has."""
     if is_vectorized():
         num = -(-num // jax.device_count()) * jax.device_count()
     filled = replicas + [None] * (num - len(replicas))
     any_one = next(replica for replica in replicas if replica)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(replica or any_one for replica in filled))
-    active = jnp.array([replica is not None for replica in filled])
-    if is_vectorized():
-        stacked, active = spread((stacked, active))
-    return jax.tree.map(lambda rows: rows[: len(replicas)], jax.device_get(program(stacked, active)))
+    active = np.array([replica is not None for replica in filled])
+    given = arguments(sweep, [replica or any_one for replica in filled], active)
+    found = jax.tree.map(lambda rows: rows[: len(replicas)], jax.device_get(program(*given)))
+    return found._replace(values=with_gaps(found.values))

@@ -94,7 +94,7 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
             return meta  # also in a folder that cannot be written
         if not has_run.all():
             if has_run.any():
-                meta = records.resumed(meta)
+                meta = records.resumed(meta, sweep.as_json())
             store.write_meta(meta | {"status": "running"})
             started, done = time.monotonic(), int(has_run.sum())
             with interrupts() as stop, progress("sweep", "cells", done, has_run.size) as show:
@@ -132,9 +132,10 @@ def create(
     `check_same` raises where the folder is no longer the one that was asked for.
     """
     asked, axes = sweep.as_json(), {a.name: a.labels for a in sweep.axes}
-    meta = {"status": "running", "seconds": 0.0, **records.provenance(), "x64": sweep.config.float64}
+    meta = {"status": "running", "seconds": 0.0, **records.provenance(asked), "x64": sweep.config.float64}
     meta["block_bytes"] = planned.block_bytes
     attributes = {"config": json.dumps(asked["config"]), "sweep": sweep.name, "commit": meta["commit"]}
+    attributes["mode"] = records.MODE
     check_same()
     files.write_json(workdir / "config.json", asked)
     cells.create(workdir, axes, planned.cells_per_block, planned.series, planned.coordinates, attributes)
