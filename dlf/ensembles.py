@@ -45,10 +45,11 @@ def make_ensemble(
     """Return a compiled program that trains many replicas: (replicas, active, *shared) -> Outcome.
 
     `assemble(replica, *shared)` turns the arrays of one replica, a slice of the pytree `replicas` along the
-    leading axes, into a run; what all have in common, such as their data, is `shared` and exists once. `record` says what to keep of `series`: "final", the last measurement in `num_steps`
-    steps, or "series", all that was measured. A replica whose loss is not finite is frozen, and costs nothing
-    more where replicas are mapped; so does one that is not active. They are mapped on CPU and vectorised
-    elsewhere, unless `vectorized` says otherwise.
+    leading axes, into a run; what all have in common, such as their data, is `shared` and exists once.
+    `record` says what to keep of `series`: "final", the last measurement in `num_steps` steps, or "series",
+    all that was measured. A replica whose loss is not finite is frozen, and costs nothing more where replicas
+    are mapped; so does one that is not active. They are mapped on CPU and vectorised elsewhere, unless
+    `vectorized` says otherwise.
 
     >>> import optax
     >>> from dlf.train import init_state, make_step, step_series
@@ -105,7 +106,9 @@ def make_ensemble(
             whole = of_segments.reshape(-1, *series[name].shape)
             found[name] = whole[: num_steps : series[name].every]
         finite = diverged_step < 0
-        return Outcome({name: jnp.where(finite, v, missing((), v.dtype)) for name, v in found.items()}, diverged_step)
+        return Outcome(
+            {name: jnp.where(finite, v, missing((), v.dtype)) for name, v in found.items()}, diverged_step
+        )
 
     @jax.jit
     def ensemble(replicas: PyTree, active: Bool[Array, " replicas"], *shared: PyTree) -> Outcome:

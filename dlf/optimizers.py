@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
@@ -68,6 +69,26 @@ def as_optimizer(optimizer: Mapping[str, Any] | Optimizer | optax.GradientTransf
     if isinstance(optimizer, Mapping):
         return make_optimizer(**optimizer)
     return Optimizer(optimizer.init, optimizer.update, None, {"name": "a transformation of optax"})
+
+
+def check_rate(optimizer: Optimizer, num_steps: int) -> None:
+    """Raise ValueError for a learning rate that is negative or not finite at some step, or zero at all.
+
+    At most 1,000 steps are looked at, spread evenly over the run.
+    """
+    if optimizer.rate is None:
+        return
+    steps = np.unique(np.linspace(0, num_steps - 1, min(num_steps, 1_000)).astype(int))
+    rates = np.asarray(jax.vmap(optimizer.rate)(jnp.asarray(steps, jnp.int32)))
+    if rates.ndim != 1:
+        raise ValueError(f"the learning rate must be one number a step, got the shape {rates.shape[1:]}")
+    wrong = np.flatnonzero(~(np.isfinite(rates) & (rates >= 0)))
+    if len(wrong):
+        raise ValueError(
+            f"the learning rate is {rates[wrong[0]]:g} at step {steps[wrong[0]]}: at least 0 is taken"
+        )
+    if not rates.any():
+        raise ValueError("the learning rate is 0 at every step")
 
 
 def _rate(learning_rate: Any) -> Callable[[Array], Array]:

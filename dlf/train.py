@@ -286,7 +286,9 @@ def probe_series(name: str, probe: Probe, state: TrainState) -> dict[str, Series
     for key, of in probe.series.items():
         shape, dtype = rows[key].shape, rows[key].dtype
         if len(shape) != len(of.dims):
-            raise ValueError(f"{key} has {len(of.dims)} dimensions by its series, but {len(shape)} when measured")
+            raise ValueError(
+                f"{key} has {len(of.dims)} dimensions by its series, but {len(shape)} when measured"
+            )
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"{key} must be of a real floating dtype, got {dtype}")
     return _completed(probe.series, f"{name}_step", probe.every, rows)

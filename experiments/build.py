@@ -75,6 +75,8 @@ def build(config: ConfigDict) -> Experiment:
         logits = jax.eval_shape(apply_fn, replica.params, replica.train.inputs)
     check_size("the logits of all examples (dataset, model)", 4 * logits.size * logits.dtype.itemsize)
     warn_of_convolutions(apply_fn, replica.params, replica.train.inputs[:1])
+    with blaming("optimizer.learning_rate"):
+        optimizers.check_rate(problem.optimizer, config.num_steps)
     with blaming("the training step"):
         series = training.step_series(run.step_fn, run.state)
     for name, probe in run.probes.items():

@@ -23,7 +23,7 @@ from experiments.catalogues import own_sources
 from experiments.command_line import ConfigError, note
 
 # What a store says of all that its probes measured.
-MODE = "evaluation: running statistics, nothing dropped; loss, accuracy and batch sharpness are those of training"
+MODE = "evaluation: running statistics, nothing dropped; loss, accuracy, batch sharpness: training"
 
 
 def provenance(config: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -103,8 +103,8 @@ def load(workdir: Path) -> xr.Dataset:
 
     As attributes, beside `config`, `commit` and `seconds`: `num_classes`, `amplitude`, `stop_after`; of a
     schedule with a period `period`, `turn`, the period with the authors' hold step, and `cycle`, one turn of
-    every class, in steps; where it is a number `learning_rate`, and where there is a formula for it `threshold`,
-    in nat. A run whose rate moves has both as series only.
+    every class, in steps; where it is a number `learning_rate`, and where there is a formula for it
+    `threshold`, in nat. A run whose rate moves has both as series only.
     """
     found = store.load(workdir)
     config = ConfigDict(json.loads(found.attrs["config"]))

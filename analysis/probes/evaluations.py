@@ -1,5 +1,7 @@
 """Probes of a network on whole data sets, in parts of any size, and of the batches that a step sees."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -66,19 +68,8 @@ def evaluation(
         rows = {}
         for name, batch in problem.tests.items():
             size = None if batch_size is None else min(batch_size, len(batch.inputs))
-
-            def sums(part, mask, num_examples):
-                logits = network(state.params, part.inputs)
-                kept = jnp.ones(len(part.inputs), bool) if mask is None else mask
-                losses = problem.weighted_loss(logits, part.labels, ones.astype(logits.dtype))
-                found = {"loss": jnp.sum(jnp.where(kept, losses, 0))}
-                if right_fn is not None:
-                    right = right_fn(logits, part.labels)
-                    members = jax.nn.one_hot(part.labels, len(ones), dtype=right.dtype) * kept[:, None]
-                    found |= {"right": right @ members, "members": members.sum(0)}
-                return found
-
-            like = jax.eval_shape(lambda: sums(batch, None, len(batch.inputs)))
+            sums = partial(_sums, network, problem.weighted_loss, right_fn, ones, state.params)
+            like = jax.eval_shape(sums, batch, None, len(batch.inputs))
             total = accumulate(sums, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), batch, size)
             rows[f"{name}_loss"] = total["loss"] / len(batch.inputs)
             if right_fn is not None:
@@ -87,6 +78,20 @@ def evaluation(
         return carry, rows
 
     return Probe(every, lambda state: (), measure, series)
+
+
+def _sums(network, weighted_loss, right_fn, ones, params, part, mask, num_examples):
+    """Return the sums over a part of losses, and of right answers and members by class."""
+    logits = network(params, part.inputs)
+    kept = jnp.ones(len(part.inputs), bool) if mask is None else mask
+    losses = weighted_loss(logits, part.labels, ones.astype(logits.dtype))
+    found = {"loss": jnp.sum(jnp.where(kept, losses, 0))}
+    if right_fn is not None:
+        right = right_fn(logits, part.labels)
+        members = jax.nn.one_hot(part.labels, len(ones), dtype=right.dtype)
+        members = members * kept.astype(right.dtype)[:, None]
+        found |= {"right": right @ members, "members": members.sum(0)}
+    return found
 
 
 def _test_set(problem: Problem, name: str) -> Batch:

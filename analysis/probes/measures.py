@@ -121,8 +121,8 @@ def stability(problem: Problem, every: int, tol: float, batch_size: int | None =
 
     lambda_eff is the largest eigenvalue of the Hessian, for RMSProp and Adam of the preconditioned one; in a
     two-cycle it alternates, hence the mean. NaN before Adam's first update. Costs two cold eigenvalues and
-    one training step a measurement. `batch_size` as in `hessian`. Raises ValueError for an optimizer without a
-    formula.
+    one training step a measurement. `batch_size` as in `hessian`. Raises ValueError for an optimizer without
+    a formula.
     """
     check_settings(tol, every=every)
     check_batch_size(batch_size, len(problem.train.inputs))

@@ -12,6 +12,8 @@ from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlf.ensembles import make_ensemble
@@ -39,10 +41,7 @@ def cases(float64: bool) -> dict[str, Callable[[], float]]:
     series = {name: experiment.series[name] for name in _VARIABLES}
     runs = {"alone": (compiled(experiment, (), 2_000), 2_000)}  # and its replica-steps
     for num in _REPLICAS:
-        steps, replicas = max(200, 4_000 // num), (
-            jax.tree.map(lambda leaf: jnp.stack([leaf] * num), experiment.replica),
-            jnp.ones(num, bool),
-        )
+        steps, replicas = max(200, 4_000 // num), _copies(experiment.replica, num)
         for name, is_vectorized in (("mapped", False), ("vectorised", True)):
             program = make_ensemble(experiment.assemble, steps, "final", series, is_vectorized)
             runs[f"{name}, {num}"] = partial(program, *replicas), num * steps
@@ -56,6 +55,10 @@ def cases(float64: bool) -> dict[str, Callable[[], float]]:
         runs["PyTorch eager"] = peers.training(experiment, np.tile(_WEIGHTS, (200, 1))), 200
     runs[MATMUL] = timing.matrix_product()
     return {name: timed(run, units, _WINDOW) for name, (run, units) in runs.items()}
+
+
+def _copies(replica, num: int):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * num), replica), jnp.ones(num, bool)
 
 
 def rate(core: int, float64: bool, name: str) -> float:

@@ -1,0 +1,139 @@
+"""Optimizers by name, the rate as a quantity of the run, and chains around them, against optax's own loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlf import data, losses, models, schedules, train
+from dlf.optimizers import as_optimizer, check_rate, make_optimizer
+
+LINEAR = dict(name="linear_schedule", init_value=0.1, end_value=0.4, transition_steps=4)
+COSINE = dict(name="cosine_decay_schedule", init_value=0.3, decay_steps=8)
+RATES = {
+    "cosine": (COSINE, lambda: optax.cosine_decay_schedule(0.3, 8)),
+    "warm-up": (
+        dict(name="warmup_exponential_decay_schedule", init_value=0.0, peak_value=0.2, warmup_steps=3,
+             transition_steps=4, decay_rate=0.5),
+        lambda: optax.warmup_exponential_decay_schedule(0.0, 0.2, 3, 4, 0.5),
+    ),
+    "steps, whose boundaries JSON makes words": (
+        dict(name="piecewise_constant_schedule", init_value=0.4, boundaries_and_scales={"3": 0.5, "6": 0.1}),
+        lambda: optax.piecewise_constant_schedule(0.4, {3: 0.5, 6: 0.1}),
+    ),
+    "joined": (
+        dict(name="join_schedules", boundaries=(4,),
+             schedules=(LINEAR, COSINE)),
+        lambda: optax.join_schedules(
+            [optax.linear_schedule(0.1, 0.4, 4), optax.cosine_decay_schedule(0.3, 8)], [4]
+        ),
+    ),
+    "a function": (lambda step: 0.1 / (1 + step), lambda: lambda step: 0.1 / (1 + step)),
+}  # fmt: skip
+
+
+def loss(params, batch, step):
+    return jnp.sum(params**4)
+
+
+def descend(optimizer, num_steps=10):
+    """The parameters after every step of optax's own loop."""
+    params, found = jnp.asarray([1.0, -0.5]), []
+    state = optimizer.init(params)
+    for _ in range(num_steps):
+        updates, state = optimizer.update(jax.grad(loss)(params, None, 0), state, params)
+        params = optax.apply_updates(params, updates)
+        found.append(params)
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("builder", ["sgd", "adam"])
+def test_a_schedule_of_the_rate_gives_what_it_gives_in_optax(x64, name, builder):
+    given, expected = RATES[name]
+    optimizer, schedule = make_optimizer(builder, given), expected()
+    rtol = 1e-6  # optax divides its counts in float32
+    rates = [optimizer.rate(jnp.asarray(step)) for step in range(10)]
+    with jax.numpy_dtype_promotion("standard"):  # optax divides integer steps, and Adam's count
+        theirs = [schedule(jnp.asarray(step)) for step in range(10)]
+        np.testing.assert_allclose(rates, theirs, rtol=rtol, atol=1e-8)
+        path = descend(getattr(optax, builder)(schedule))
+        np.testing.assert_allclose(descend(optimizer), path, rtol=10 * rtol, atol=1e-7)
+
+
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.9, "nesterov": True}])
+def test_a_constant_rate_has_the_bits_of_optax(x64, settings):
+    np.testing.assert_array_equal(
+        descend(make_optimizer("sgd", 0.1, **settings)), descend(optax.sgd(0.1, **settings))
+    )
+
+
+def test_transformations_before_an_optimizer_are_those_of_a_chain(float64):
+    before = (
+        dict(name="clip_by_global_norm", max_norm=0.5),
+        dict(name="add_decayed_weights", weight_decay=0.1),
+    )
+    chain = optax.chain(optax.clip_by_global_norm(0.5), optax.add_decayed_weights(0.1), optax.sgd(0.2))
+    np.testing.assert_array_equal(descend(make_optimizer("sgd", 0.2, before=before)), descend(chain))
+
+    def heavy_ball(learning_rate, decay):
+        return optax.chain(optax.trace(decay), optax.scale(-learning_rate))
+
+    own = make_optimizer(heavy_ball, 0.2, decay=0.9)
+    np.testing.assert_array_equal(descend(own), descend(optax.sgd(0.2, momentum=0.9)))
+
+
+def problem_with(optimizer):
+    dataset = data.spiral(examples_per_class=4)
+    model = models.mlp(3, (4,), activation="tanh", initialization="updated", use_bias=True)
+    gamma = schedules.constant(3)
+    problem = train.make_problem(model, losses.cross_entropy, gamma, optimizer, dataset.train)
+    state = train.init_state(model.init(jax.random.key(0), dataset.train.inputs)[0], problem.optimizer)
+    return problem, state
+
+
+def test_a_step_records_the_rate_and_an_object_of_optax_has_none(x64):
+    problem, state = problem_with(dict(name="sgd", learning_rate=COSINE))
+    _, _, series = train.make_loop(train.problem_step(problem))(state, {}, 9)
+    with jax.numpy_dtype_promotion("standard"):
+        expected = [optax.cosine_decay_schedule(0.3, 8)(step) for step in range(9)]
+    np.testing.assert_allclose(series["learning_rate"], expected, rtol=1e-6, atol=1e-9)
+    problem, state = problem_with(optax.chain(optax.clip(1.0), optax.sgd(0.1)))
+    _, _, series = train.make_loop(train.problem_step(problem))(state, {}, 9)
+    assert "learning_rate" not in series and series["loss"][-1] < series["loss"][0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (dict(name="sgd", learning_rate=dict(name="cosine")), "unknown schedule of the learning rate 'cos"),
+        (dict(name="sgd", learning_rate=dict(init_value=0.1)), "unknown schedule of the learning rate None"),
+        (dict(name="sgd", learning_rate=-1.0), "must be positive"),
+        (dict(name="sgd", learning_rate=1e308), "does not fit float32"),
+        (dict(name="sgd", learning_rate=1e-320), "does not fit float32"),
+        (dict(name="sgdd", learning_rate=0.1), "unknown optimizer 'sgdd'"),
+        (dict(name="sgd", learning_rate=0.1, before=(dict(name="tree"),)), "'tree' is no transformation"),
+        (dict(name="sgd", learning_rate=0.1, before=(COSINE,)), "is no transformation"),
+        (dict(name=lambda learning_rate: 3, learning_rate=0.1), "must be a transformation of optax, got int"),
+    ],
+)  # fmt: skip
+def test_an_impossible_optimizer_is_refused(given, words):
+    with jax.enable_x64(False), pytest.raises(ValueError, match=words):
+        as_optimizer(given)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (lambda step: 0.1 - step / 50, "is -0.02 at step 6"),
+        (lambda step: 1 / (step - 3), "at step"),
+        (lambda step: 0 * step, "is 0 at every step"),
+        (lambda step: jnp.ones(2) + step, "one number a step"),
+    ],
+)
+def test_a_rate_that_cannot_be_is_refused_before_the_run(float64, schedule, words):
+    with pytest.raises(ValueError, match=words):
+        check_rate(make_optimizer("sgd", schedule), 10)
+    check_rate(make_optimizer("sgd", dict(name="linear_schedule", init_value=0.0, end_value=1.0,
+                                          transition_steps=5)), 10)  # fmt: skip
