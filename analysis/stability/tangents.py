@@ -94,7 +94,7 @@ def log_growth(
 
     J is the derivative of the step at `state`, by forward differentiation: about one Hessian product each.
     Averaged along a run the growths are the finite-time Lyapunov exponents, the leading one first. A tangent
-    that a step maps to zero has growth -inf and goes on as some other direction. Raises ValueError as `moves`.
+    that a step maps to zero has growth -inf and goes on as some other direction. Errors are those of `moves`.
 
     Source: Benettin et al. 1980 (Meccanica 15, 9).
 

@@ -113,7 +113,7 @@ def effective_hessian(matvec: Matvec, opt_state: PyTree, name: str, **settings: 
     """Return the map whose largest eigenvalue `threshold` bounds: H, or P^(-1/2) H P^(-1/2).
 
     `opt_state` is that of the optimizer, in wrappers of optax or not; `name`, settings and errors as in
-    `threshold`. Parameters that a mask keeps from it count as frozen: their rows and columns are zero, and the
+    `threshold`. Parameters that a mask keeps from it count as frozen: their rows and columns are zero, the
     rest is that of the trained ones. Before the first update P is NaN, and so are all products (where the
     state is traced, else ValueError).
 
