@@ -51,9 +51,9 @@ def step_multipliers(
     J acts on all that moves in parameters, model state and optimizer state together, so schedules, weight
     decay, momentum and a moving preconditioner are in it; settings are not (`analysis.stability.moves`).
     Products are forward derivatives of the step; Arnoldi (ARPACK) looks for the smallest real parts, the
-    largest imaginary parts and the largest moduli, `num` of each. States of at most 64 numbers are solved densely.
-    The spectral radius would be no criterion: each negative eigenvalue of the Hessian puts it above 1, each
-    flat direction at 1.
+    largest imaginary parts and the largest moduli, `num` of each. States of at most 64 numbers are solved
+    densely. The spectral radius would be no criterion: each negative eigenvalue of the Hessian puts it above
+    1, each flat direction at 1.
 
     Runs outside of compiled functions. `tol` is relative to the modulus. Where Arnoldi does not converge, the
     best values are returned and `converged` is False.
