@@ -98,7 +98,7 @@ def block(matvec: Matvec, params: Params) -> Matvec:
 @jax.jit
 def _preconditioned(matvec, preconditioner, vector):
     def scale(v):
-        return jax.tree.map(lambda x, p: x / jnp.sqrt(p), v, preconditioner)
+        return jax.tree.map(lambda p, x: jax.tree.map(lambda leaf: leaf / jnp.sqrt(p), x), preconditioner, v)
 
     return scale(matvec(scale(vector)))
 
@@ -106,7 +106,8 @@ def _preconditioned(matvec, preconditioner, vector):
 def preconditioned(matvec: Matvec, preconditioner: Params) -> Matvec:
     """Return P^(-1/2) H P^(-1/2) for a diagonal P, given as a pytree of positive numbers.
 
-    It has the spectrum of P^(-1) H, which decides on the stability of theta <- theta - eta P^(-1) g.
+    One number may stand for a whole layer. The spectrum is that of P^(-1) H, which decides on the stability
+    of theta <- theta - eta P^(-1) g.
 
     >>> preconditioned(lambda v: 3.0 * v, jnp.asarray([4.0, 16.0]))(jnp.ones(2)).tolist()
     [0.75, 0.1875]

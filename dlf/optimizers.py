@@ -152,16 +152,26 @@ def adam_preconditioner(
 
         P = sqrt(nu / (1 - b2^count) + eps_root) + eps        after `count` >= 1 updates
 
+    The state may lie in those of wrappers: injected hyper-parameters are read there, parameters that Adam
+    does not train have P = inf. Before the first update P is NaN where the count is traced.
+
     Raises ValueError unless there is the state of one Adam (AdamW and the like too) after an update.
 
     >>> state = optax.adam(0.1).init(jnp.ones(1))[0]._replace(count=jnp.asarray(1), nu=jnp.asarray([4.0]))
     >>> round(adam_preconditioner(state, b2=0.75).item(), 4)
     4.0
     """
-    count, _, nu = _only(optax.ScaleByAdamState, opt_state, "Adam")
-    if not isinstance(count, jax.core.Tracer) and count < 1:
-        raise ValueError("Adam's preconditioner needs at least one update, count is 0")
-    return jax.tree.map(lambda v: jnp.sqrt(v / (1 - b2 ** count.astype(v.dtype)) + eps_root) + eps, nu)
+    (count, _, nu), given = _only(
+        optax.ScaleByAdamState, opt_state, "Adam", {"b2": b2, "eps": eps, "eps_root": eps_root}
+    )
+    _check_updated(count >= 1, "Adam")
+
+    def scale(v):
+        b2, eps, eps_root = (_as(given[name], v) for name in ("b2", "eps", "eps_root"))
+        settled = jnp.where(count >= 1, 1 - b2 ** count.astype(v.dtype), jnp.nan)
+        return jnp.sqrt(v / settled + eps_root) + eps
+
+    return _of_all(scale, nu)
 
 
 def rmsprop_preconditioner(opt_state: PyTree, *, eps: float = 1e-8) -> Params:
@@ -169,20 +179,54 @@ def rmsprop_preconditioner(opt_state: PyTree, *, eps: float = 1e-8) -> Params:
 
         P = sqrt(nu + eps)        optax's default: eps_in_sqrt, not centred, no bias correction
 
-    Raises ValueError unless there is the state of one such RMSProp.
+    The state is found as by `adam_preconditioner`. P says nothing where all of nu is zero, as before the
+    first update: there it is NaN where nu is traced.
+
+    Raises ValueError unless there is the state of one such RMSProp, with a nu that is not all zero.
 
     >>> rmsprop = optax.rmsprop(0.1, decay=0.75)
     >>> _, state = rmsprop.update(jnp.asarray([2.0]), rmsprop.init(jnp.ones(1)))
     >>> rmsprop_preconditioner(state).round(4).tolist()
     [1.0]
     """
-    state = _only(optax.ScaleByRmsState, opt_state, "RMSProp")
-    return jax.tree.map(lambda v: jnp.sqrt(v + eps), state.nu)
+    (nu,), given = _only(optax.ScaleByRmsState, opt_state, "RMSProp", {"eps": eps})
+    updated = jnp.any(jnp.stack([jnp.any(v != 0) for v in jax.tree.leaves(nu)]))
+    _check_updated(updated, "RMSProp")
+    return _of_all(lambda v: jnp.where(updated, jnp.sqrt(v + _as(given["eps"], v)), jnp.nan), nu)
 
 
-def _only(kind, opt_state, name):
-    states = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
-    found = [state for state in states if isinstance(state, kind)]
+def _only(kind, opt_state, name, settings):
+    """Return the one state of a kind, and its settings, those injected in place of those given."""
+    injected = optax.InjectHyperparamsState | optax.InjectStatefulHyperparamsState
+
+    def find(tree, settings):
+        for node in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind | injected)):
+            if isinstance(node, injected):
+                own = {key: value for key, value in node.hyperparams.items() if key in settings}
+                yield from find(node.inner_state, settings | own)
+            elif isinstance(node, kind):
+                yield node, settings
+
+    found = [*find(opt_state, settings)]
     if len(found) != 1:
         raise ValueError(f"the optimizer's state must hold that of one {name}, found {len(found)}")
     return found[0]
+
+
+def _check_updated(updated, name):
+    if not isinstance(updated, jax.core.Tracer) and not updated:
+        raise ValueError(f"{name}'s preconditioner needs at least one update, its state is the first")
+
+
+def _as(setting, like):
+    """Return a number as it is, an injected array in the dtype of another."""
+    return setting.astype(like.dtype) if isinstance(setting, jax.Array) else setting
+
+
+def _of_all(scale, nu):
+    """Return P of each leaf, infinity for what a mask has taken out: a parameter that does not move."""
+    return jax.tree.map(
+        lambda v: jnp.asarray(jnp.inf) if isinstance(v, optax.MaskedNode) else scale(v),
+        nu,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )

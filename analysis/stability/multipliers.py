@@ -48,16 +48,18 @@ def step_multipliers(
 
         J = d(state after the step) / d(state before it),    J v = mu v        flip where Re mu < -1
 
-    J acts on parameters, model state and optimizer state together, so schedules, weight decay, momentum
-    and a moving preconditioner are in it. Products are forward derivatives of the step; Arnoldi (ARPACK)
-    looks for the smallest real parts, the largest imaginary parts and the largest moduli, `num` of each.
-    States of at most 64 numbers are solved densely. The spectral radius would be no criterion: each negative
-    eigenvalue of the Hessian puts it above 1, each flat direction at 1.
+    J acts on all that moves in parameters, model state and optimizer state together, so schedules, weight
+    decay, momentum and a moving preconditioner are in it; settings are not (`analysis.stability.moves`).
+    Products are forward derivatives of the step; Arnoldi (ARPACK) looks for the smallest real parts, the
+    largest imaginary parts and the largest moduli, `num` of each. States of at most 64 numbers are solved
+    densely. The spectral radius would be no criterion: each negative eigenvalue of the Hessian puts it above
+    1, each flat direction at 1.
 
     Runs outside of compiled functions. `tol` is relative to the modulus. Where Arnoldi does not converge, the
     best values are returned and `converged` is False.
 
-    Raises ValueError for `tol` outside (0, 1), `num` below 1, or a step without finite derivative at `state`.
+    Raises ValueError for `tol` outside (0, 1), `num` below 1, a step without finite derivative at `state`, or
+    an optimizer that moves at every k-th step only.
 
     Source: Lehoucq and Sorensen 1996 (ARPACK).
 

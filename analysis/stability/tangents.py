@@ -5,22 +5,30 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dlf.types import TrainState
 
 Advance = Callable[[TrainState], TrainState]
 
+_WRAPPERS = {  # what moves in states that hold settings, too: rates and sums of rates, which no step perturbs
+    optax.InjectHyperparamsState: ("inner_state",),
+    optax.InjectStatefulHyperparamsState: ("inner_state",),
+    optax.contrib.ScheduleFreeState: ("base_optimizer_state", "z"),
+}
+_REFUSED = optax.MultiStepsState | optax.ApplyEvery
+
 
 def flat_step(advance: Advance, state: TrainState) -> tuple[Callable, Float[Array, " size"]]:
     """Return a step as a map of one flat vector, and the state as such a vector.
 
-    The vector holds every floating array of parameters, model state and optimizer state; counters are frozen
-    at those of `state`, with the step's own number, so the map is that of this step.
+    The vector holds what moves (see `moves`); all else is frozen as it is in `state`, with the step's own
+    number, so the map is that of this step. A frozen parameter keeps its perturbation: its multiplier is 1.
     """
     leaves, structure = jax.tree.flatten(state)
-    moving = [jnp.isdtype(leaf.dtype, "real floating") for leaf in leaves]
+    moving = jax.tree.leaves(moves(state))
     flat, unravel = ravel_pytree([leaf for leaf, moves in zip(leaves, moving, strict=True) if moves])
 
     def step(vector):
@@ -32,10 +40,40 @@ def flat_step(advance: Advance, state: TrainState) -> tuple[Callable, Float[Arra
     return step, flat
 
 
-def first_tangents(state: TrainState, num: int, *, key: Array) -> Float[Array, "num size"]:
-    """Return `num` random orthonormal directions of what a step reads and writes.
+def moves(state: PyTree) -> PyTree[bool]:
+    """Return for every array of a state whether it moves, or is a setting of the step.
 
-    Raises ValueError for more directions than there are.
+    Floating arrays move; counters, masks, random keys and injected hyper-parameters are settings.
+
+    Raises ValueError for optax's MultiSteps and `apply_every`.
+
+    >>> optimizer = optax.inject_hyperparams(optax.trace)(decay=0.5)
+    >>> found = moves(optimizer.init(jnp.ones(2)))
+    >>> found.count, found.hyperparams, found.inner_state.trace
+    (False, {'decay': False}, True)
+    """
+
+    def is_known(node):
+        return isinstance(node, (*_WRAPPERS, _REFUSED))
+
+    def of(node):
+        if isinstance(node, _REFUSED):
+            raise ValueError(
+                f"{type(node).__name__}: the parameters change at every k-th step only: take the optimizer "
+                "inside, on batches k times as large"
+            )
+        if not is_known(node):
+            return bool(jnp.issubdtype(jnp.result_type(node), jnp.floating))
+        still = jax.tree.map(lambda leaf: False, node)
+        return still._replace(**{name: moves(getattr(node, name)) for name in _WRAPPERS[type(node)]})
+
+    return jax.tree.map(of, state, is_leaf=is_known)
+
+
+def first_tangents(state: TrainState, num: int, *, key: Array) -> Float[Array, "num size"]:
+    """Return `num` random orthonormal directions of what moves in a step.
+
+    Raises ValueError for more directions than there are, or as `moves`.
 
     >>> state = TrainState(jnp.asarray(0), jnp.ones(4), (), jnp.ones(4))
     >>> first_tangents(state, 2, key=jax.random.key(0)).shape
@@ -56,7 +94,7 @@ def log_growth(
 
     J is the derivative of the step at `state`, by forward differentiation: about one Hessian product each.
     Averaged along a run the growths are the finite-time Lyapunov exponents, the leading one first. A tangent
-    that a step maps to zero has growth -inf and goes on as some other direction.
+    that a step maps to zero has growth -inf and goes on as some other direction. Errors are those of `moves`.
 
     Source: Benettin et al. 1980 (Meccanica 15, 9).
 

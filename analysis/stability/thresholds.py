@@ -46,7 +46,8 @@ def threshold(
     the eigenvalue is that of P^(-1/2) H P^(-1/2), with the preconditioner P frozen (see `effective_hessian`).
     Beyond it the multiplier of the steepest direction is below -1: a flip. With a `step`, a learning rate
     that is an optax schedule is taken there, and the bias correction of Adam and of ema (`debias`)
-    multiplies by 1 - b^(step + 1), its factor in the next update; without one it has died out.
+    multiplies by 1 - b^(step + 1), its factor in the next update; without one it has died out. Where a rate
+    is zero, as at the start of a warm-up, nothing is unstable: infinity.
 
     Raises ValueError for an optimizer or a setting without a formula, for a schedule without a step, and for
     a learning rate that is not positive or a momentum outside of [0, 1) where they are known as numbers;
@@ -63,6 +64,9 @@ def threshold(
         if step is None:
             raise ValueError("a learning rate that is a schedule needs the step at which it is meant")
         learning_rate = learning_rate(step)
+        learning_rate = learning_rate if isinstance(learning_rate, Real) else jnp.asarray(learning_rate)
+    if isinstance(learning_rate, Real) and learning_rate == 0:  # a schedule's: no division, and no warning
+        return float("inf")
     if name in ("sgd", "rmsprop"):
         return 2 * (1 + decay) / ((1 + 2 * decay * bool(given["nesterov"])) * learning_rate)
     settled = 2 * (1 + decay) / ((1 - decay) * learning_rate)
@@ -108,8 +112,10 @@ def preconditioner(opt_state: PyTree, name: str, **settings: Any) -> Params | No
 def effective_hessian(matvec: Matvec, opt_state: PyTree, name: str, **settings: Any) -> Matvec:
     """Return the map whose largest eigenvalue `threshold` bounds: H, or P^(-1/2) H P^(-1/2).
 
-    `opt_state` is that of the optimizer; `name`, settings and errors as in `threshold`. Before the first
-    update P of Adam is NaN, and so are all products.
+    `opt_state` is that of the optimizer, in wrappers of optax or not; `name`, settings and errors as in
+    `threshold`. Parameters that a mask keeps from it count as frozen: their rows and columns are zero, the
+    rest is that of the trained ones. Before the first update P is NaN, and so are all products (where the
+    state is traced, else ValueError).
 
     >>> rmsprop = optax.rmsprop(0.1, decay=0.75)
     >>> _, opt_state = rmsprop.update(jnp.asarray([4.0]), rmsprop.init(jnp.ones(1)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -32,7 +33,7 @@ def save(folder: Path, step: int, state: Any) -> Checksums:
     refuse_links(folder.parent, folder)
     folder.mkdir(exist_ok=True)  # not its parents: a work folder that has vanished is not made anew
     try:
-        ocp.save(folder.resolve() / str(step), state, overwrite=True)
+        ocp.save(folder.resolve() / str(step), jax.tree.map(_data, state), overwrite=True)
     except (ValueError, RuntimeError) as error:
         # how tensorstore (CODE: what: cause) and the loop of orbax report a failing write
         words = re.sub("^[A-Z_]+: .*: ", "", str(error).split(" [")[0])
@@ -45,12 +46,47 @@ def save(folder: Path, step: int, state: Any) -> Checksums:
 
 
 def load(folder: Path, step: int, like: Any) -> Any:
-    """Read a checkpoint into the structure of `like`, placed on its devices."""
+    """Read a checkpoint into the structure of `like`, placed on its devices.
+
+    Raises StoreError that names the first leaf whose shape or dtype differs from that of `like`, or which one
+    of them lacks: orbax would cut, fill or round.
+    """
+    at = folder.resolve() / str(step)
     # as NumPy arrays first: orbax reads in threads of its own, which do not see the x64 setting
     # of a context and would round to float32
-    empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    arrays = ocp.load(folder.resolve() / str(step), empty)
-    return jax.tree.map(lambda array, leaf: jax.device_put(array, leaf.sharding), arrays, like)
+    empty = jax.tree.map(lambda leaf: np.empty(_data(leaf).shape, _data(leaf).dtype), like)
+    stored, wanted = _leaves(ocp.metadata(at).metadata), _leaves(empty)
+    for name in stored | wanted:
+        if stored.get(name) != wanted.get(name):
+            has, takes = stored.get(name, "no such array"), wanted.get(name, "none")
+            raise StoreError(
+                f"{folder / str(step)} does not match this run: {name} is {has}, expected {takes}"
+            )
+    arrays = ocp.load(at, empty)
+    return jax.tree.map(_place, arrays, like)
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    """Return what each leaf is, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(leaf: Any) -> Any:
+    """Return the bits of a random key, which orbax does not take, and any other leaf as it is."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _place(array: Any, leaf: Any) -> Any:
+    key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
+    return jax.device_put(key, leaf.sharding)
 
 
 def damaged_file(folder: Path, step: int, expected: Mapping[str, int]) -> str:
