@@ -2,6 +2,8 @@
 
 from dlf.data import images, synthetic
 from dlf.data.batches import full_batch as full_batch
+from dlf.data.batches import in_sequence as in_sequence
+from dlf.data.batches import minibatches as minibatches
 from dlf.data.images import *
 from dlf.data.synthetic import *
 

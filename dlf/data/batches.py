@@ -1,6 +1,18 @@
-"""What a step sees of a data set."""
+"""What a step sees of a data set: pure functions of the step, so that a resume sees the same."""
 
-from dlf.types import Batch, BatchFn
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from dlf.types import Batch, BatchFn, Inputs
+
+__all__ = ["full_batch", "minibatches"]
+
+_ROUNDS = 24  # of the network below: for large sets 8 are enough, orders of 7 examples want 20
 
 
 def full_batch(batch: Batch) -> BatchFn:
@@ -11,3 +23,161 @@ def full_batch(batch: Batch) -> BatchFn:
     (300,)
     """
     return lambda step: batch
+
+
+def minibatches(
+    train: Batch,
+    batch_size: int,
+    *,
+    drop_last: bool = False,
+    augment: Callable[[Array, Inputs], Inputs] | None = None,
+    key: Array,
+) -> BatchFn:
+    """Return `batch_size` examples a step, drawn without replacement, in another order every epoch.
+
+        step t sees examples pi_e(n mod P) of epoch e = n // P,   n = B t, ..., B t + B - 1
+
+    The orders pi_e are laid end to end, so that each epoch has each of the P examples exactly once and
+    all batches have B: where B does not divide P, the last batch of an epoch takes its rest from the next.
+    With `drop_last` the last P mod B examples of each order are left out instead, and no batch is of two
+    epochs. The order is no list: only the places of one batch are worked out, in O(B).
+
+    `augment(key, inputs) -> inputs` of the same shape and type is applied to the batch, with a key of its
+    own for each step. Of `key` alone depend both: replicas with other keys share one `train`.
+
+    Raises ValueError for a batch size that is no int from 1 to P, inputs and labels of different
+    numbers, or more than 2^30 examples; when it is called, for an augmentation of another shape or type.
+
+    >>> from dlf.data import spiral
+    >>> batch_fn = minibatches(spiral().train, 75, key=jax.random.key(0))
+    >>> jnp.bincount(jnp.concatenate([batch_fn(step).labels for step in range(4)])).tolist()
+    [100, 100, 100]
+    """
+    train = jax.tree.map(jnp.asarray, train)
+    numbers = {leaf.shape[:1] for leaf in jax.tree.leaves(train)}
+    if len(numbers) != 1 or () in numbers:
+        raise ValueError(f"inputs and labels must be of one number of examples, got {sorted(numbers)}")
+    ((num_examples,),) = numbers
+    if type(batch_size) is not int or not 1 <= batch_size <= num_examples <= 2**30:
+        raise ValueError(
+            f"batch_size must be an int from 1 to the number of examples, which is {num_examples} "
+            f"and may be 2**30, got {batch_size!r}"
+        )
+    length = num_examples - (num_examples % batch_size if drop_last else 0)
+    order_key, augment_key = jax.random.split(key)
+
+    def batch_fn(step) -> Batch:
+        step = jnp.asarray(step).astype(jnp.uint32)
+        epoch, place = _divmod_of_product(batch_size, step, length)
+        # one by one: a generator need not give the same numbers in a vmap
+        now, then = (_round_keys(jax.random.fold_in(order_key, epoch + i)) for i in (0, 1))
+        places = place + jnp.arange(batch_size, dtype=jnp.uint32)
+        is_next = places >= length
+        round_keys = [jnp.where(is_next, b, a) for a, b in zip(now, then, strict=True)]
+        rows = _permuted(round_keys, jnp.where(is_next, places - length, places), num_examples)
+        # in bounds, as a permutation is: nothing to check
+        batch = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), train)
+        if augment is None:
+            return batch
+        inputs = augment(jax.random.fold_in(augment_key, step), batch.inputs)
+        if (found := _type(lambda: inputs)) != (expected := _type(lambda: batch.inputs)):
+            raise ValueError(f"augment must return {expected}, as it is given, got {found}")
+        return batch._replace(inputs=inputs)
+
+    return batch_fn
+
+
+def in_sequence(tasks: Sequence[Batch | BatchFn], steps_per_task: int | tuple[int, ...]) -> BatchFn:
+    """Return the batches of one task after another, and from its turn on those of the last.
+
+    Each task counts its own steps: its first batch is that of its step 0. One that comes twice shows
+    the same batches twice, unless they are drawn with two keys. A task that is a Batch is copied at each
+    step: of a large one give `minibatches`.
+
+    Raises ValueError without tasks, for steps that are not a positive int (or a tuple, one a task), or
+    for batches of different shapes or types.
+
+    >>> from dlf.data import spiral
+    >>> train, test, _ = spiral()
+    >>> batch_fn = in_sequence([train, test], 100)
+    >>> [bool((batch_fn(step).inputs == test.inputs).all()) for step in (99, 100, 5000)]
+    [False, True, True]
+    """
+    batch_fns = [full_batch(task) if isinstance(task, Batch) else task for task in tasks]
+    steps = steps_per_task if isinstance(steps_per_task, tuple) else (steps_per_task,) * len(batch_fns)
+    wrong = any(type(n) is not int or n < 1 for n in steps) or sum(steps) >= 2**31
+    if wrong or not batch_fns or len(steps) != len(batch_fns):
+        raise ValueError(
+            "in_sequence needs tasks, and steps_per_task a positive int or a tuple of one for each, "
+            f"below 2**31 in all; got {len(batch_fns)} tasks and {steps_per_task!r}"
+        )
+    first, *others = (_type(batch_fn, jnp.zeros((), jnp.int32)) for batch_fn in batch_fns)
+    for other in others:
+        if other != first:
+            raise ValueError(f"tasks must have batches of one shape and type, got {first} and {other}")
+
+    def batch_fn(step) -> Batch:
+        step = jnp.asarray(step)
+        starts = jnp.asarray(list(accumulate((0, *steps[:-1]))), step.dtype)
+        task = (step >= starts).sum() - 1
+        return jax.lax.switch(task, batch_fns, step - starts[task])
+
+    return batch_fn
+
+
+def _type(function: Callable, *args: Array) -> str:
+    of = jax.eval_shape(function, *args)
+    return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", of))
+
+
+def _divmod_of_product(factor: int, step: Array, length: int) -> tuple[Array, Array]:
+    """Return divmod(factor * step, length) for factor <= length <= 2^30, where the product overflows."""
+    quotient = rest = jnp.zeros_like(step)
+    for bit in f"{factor:b}":  # long multiplication
+        carry, rest = jnp.divmod(2 * rest + int(bit) * step, length)
+        quotient = 2 * quotient + carry
+    return quotient, rest
+
+
+def _round_keys(key: Array) -> Array:
+    return jax.random.bits(key, (_ROUNDS,), jnp.uint32)
+
+
+def _permuted(round_keys: Sequence[Array], places: Array, size: int) -> Array:
+    """Map places in range(size) to examples, one to one for each choice of round keys [rounds, places].
+
+    A Feistel network on pairs (l, r) of range(a) x range(b): in turn l += f(r) mod a and r += f(l) mod b,
+    which can be undone whatever f. A result beyond `size` goes through it again, until it is inside.
+
+    Source: Black and Rogaway 2002, Ciphers with arbitrary finite domains (the generalised network, cycle
+    walking). f is the hash "lowbias32" of Chris Wellons' hash-prospector.
+    """
+    # the sides, within a factor of four of each other, of which the fewest pairs are beyond `size`
+    root = math.isqrt(size)
+    a = min(range(max(2, root // 2), max(2, root) + 1), key=lambda a: (-size % a, -a))
+    b = -(-size // a)
+
+    def through(pairs: Array) -> Array:
+        right, left = jnp.divmod(pairs, a)
+        for even, odd in zip(round_keys[::2], round_keys[1::2], strict=True):
+            left = _add(left, _hash(right + even), a)
+            right = _add(right, _hash(left + odd), b)
+        return left + a * right
+
+    def again(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        pairs, inside = carry
+        pairs = jnp.where(inside, pairs, through(pairs))
+        return pairs, pairs < size
+
+    return jax.lax.while_loop(lambda carry: ~carry[1].all(), again, (places, places < 0))[0]
+
+
+def _add(value: Array, words: Array, modulus: int) -> Array:
+    total = value + ((words >> 16) * modulus >> 16)  # a word scaled to range(modulus): no division
+    return jnp.where(total < modulus, total, total - modulus)
+
+
+def _hash(words: Array) -> Array:
+    words = (words ^ (words >> 16)) * 0x7FEB352D
+    words = (words ^ (words >> 15)) * jnp.uint32(0x846CA68B)
+    return words ^ (words >> 16)
