@@ -21,7 +21,7 @@ CONFIG_FILES = {
     "config.lerning_rate = 3": "has unknown lerning_rate",
     "del config.seed": "lacks seed",
     "config.loss = dict()": "config.loss must be dict(name=",
-    "config.loss = dict(name='dmse1', foo=1)": "config.loss takes a name only",
+    "config.loss = dict(name='dmse1', foo=1)": "loss dmse1: got an unexpected keyword argument 'foo'",
     "del config.dataset.name": "config.dataset must be dict(name=",
     "config.model.depth = 3": "depth",
     "config.probes.hessian = dict(every=-2, num=1, tol=0.1)": "every must be at least 1",
