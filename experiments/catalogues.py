@@ -38,8 +38,8 @@ def call(catalogue: Any, kind: str, section: Mapping[str, Any], *args: Any, **se
     given = {**settings, **resolved(section)}
     builder = find(catalogue, kind, section["name"])
     del given["name"]
-    check_kinds(kind, builder, given)
     with blaming(f"{kind} {section['name']}"):
+        check_kinds(kind, builder, given)
         return builder(*args, **given)
 
 
@@ -48,8 +48,8 @@ def bound(catalogue: Any, kind: str, section: Mapping[str, Any]) -> Callable[...
     given = resolved(section)
     function = find(catalogue, kind, section["name"])
     del given["name"]
-    check_kinds(kind, function, given)
     with blaming(f"{kind} {section['name']}"):
+        check_kinds(kind, function, given)
         inspect.signature(function).bind_partial(**given)
     return partial(function, **given) if given else function
 
