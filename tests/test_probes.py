@@ -19,9 +19,7 @@ def test_probes_measure_what_the_dense_matrices_say(float64):
     loss_fn = losses.make_loss(apply_fn, losses.cross_entropy, schedule)
     params, _ = model.init(jax.random.key(2), batch.inputs)
     sgd = dict(name="sgd", learning_rate=1.0)
-    problem = train.make_problem(
-        model, losses.cross_entropy, schedule, sgd, batch, key=jax.random.key(3)
-    )
+    problem = train.make_problem(model, losses.cross_entropy, schedule, sgd, batch, key=jax.random.key(3))
     state = train.init_state(params, problem.optimizer)
     state = state._replace(step=jnp.asarray(17, jnp.int32))
 
