@@ -61,7 +61,7 @@ def along(
         state = advance(state)
     steps, sharpness, residuals, class_curvature, num_matvecs = map(np.array, zip(*rows, strict=True))
     eigenvalues = np.stack([np.linalg.eigvalsh(dense(*of))[::-1] for of in maps.values()])
-    ntk = spectrum(empirical_ntk(problem.apply_fn, params, batch.inputs))
+    ntk = spectrum(empirical_ntk(network[0], params, batch.inputs))
     found = xr.Dataset(
         {
             "sharpness": ("step", sharpness, {"units": "nat"}),

@@ -269,8 +269,8 @@ def _measured_threshold(optimizer: optimizers.Optimizer) -> Callable[[TrainState
 def _probe(name: str, problem: Problem, given: Mapping[str, Any]) -> Probe:
     settings = dict(given)
     builder = find(probes, "probe", settings.pop("name", name))
-    check_kinds(f"probes.{name}", builder, settings)
     with blaming(f"probes.{name}"):
+        check_kinds(f"probes.{name}", builder, settings)
         return builder(problem, **settings)
 
 

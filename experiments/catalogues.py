@@ -7,6 +7,7 @@ that can be imported. It takes and returns what those of the catalogue do (see t
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
@@ -37,8 +38,8 @@ def call(catalogue: Any, kind: str, section: Mapping[str, Any], *args: Any, **se
     given = {**settings, **resolved(section)}
     builder = find(catalogue, kind, section["name"])
     del given["name"]
-    check_kinds(kind, builder, given)
     with blaming(f"{kind} {section['name']}"):
+        check_kinds(kind, builder, given)
         return builder(*args, **given)
 
 
@@ -47,7 +48,9 @@ def bound(catalogue: Any, kind: str, section: Mapping[str, Any]) -> Callable[...
     given = resolved(section)
     function = find(catalogue, kind, section["name"])
     del given["name"]
-    check_kinds(kind, function, given)
+    with blaming(f"{kind} {section['name']}"):
+        check_kinds(kind, function, given)
+        inspect.signature(function).bind_partial(**given)
     return partial(function, **given) if given else function
 
 

@@ -35,6 +35,7 @@ from analysis.density import spectral_density, trace
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import check_operator
 from analysis.ntk import empirical_ntk, spectrum
+from dlf.train import frozen, loss_of
 from experiments.build import build
 from experiments.configs import curvature, tiny
 
@@ -51,10 +52,11 @@ jax.config.update("jax_enable_x64", True)
 config = tiny.get_config()
 config.model.activation = "tanh"
 experiment = build(config)
-problem, params, step = experiment.problem, experiment.state.params, experiment.state.step
-batch = problem.batch_fn(step)
-matvec = operators.hessian(problem.loss_fn, params, batch, step, batch_size=7)
-check_operator(matvec, params, key=jax.random.key(0), loss=lambda p: problem.loss_fn(p, batch, step))
+problem, state = experiment.problem, experiment.state
+params, batch, step = state.params, problem.train, state.step
+loss_fn = loss_of(problem, state)
+matvec = operators.hessian(loss_fn, params, batch, step, batch_size=7)
+check_operator(matvec, params, key=jax.random.key(0), loss=lambda p: loss_fn(p, batch, step))
 
 # %% [markdown]
 # The self-check measured, relative to a product: how much two equal products differ, how far the
@@ -68,7 +70,7 @@ check_operator(matvec, params, key=jax.random.key(0), loss=lambda p: problem.los
 # %%
 pairs = top_eigenpairs(matvec, params, num=3, tol=1e-4, key=jax.random.key(1))
 moved = jax.tree.map(lambda p: 1.001 * p, params)
-nearby = operators.hessian(problem.loss_fn, moved, batch, step, batch_size=7)
+nearby = operators.hessian(loss_fn, moved, batch, step, batch_size=7)
 warm = top_eigenpairs(nearby, moved, num=3, tol=1e-4, start=pairs.vectors, key=jax.random.key(2))
 for name, found in (("cold", pairs), ("warm", warm)):
     print(name, found.values.round(4), "residuals", found.residuals.max(), "products", found.num_matvecs)
@@ -100,7 +102,7 @@ trace(matvec, params, num_matvecs=60, key=jax.random.key(4))
 # Its spectrum, on all training examples, traced over the logits and divided by their number.
 
 # %%
-spectrum(empirical_ntk(problem.apply_fn, params, batch.inputs))[:5]
+spectrum(empirical_ntk(frozen(problem, state), params, batch.inputs))[:5]
 
 # %% [markdown]
 # ## All of it on one figure

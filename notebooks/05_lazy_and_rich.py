@@ -56,7 +56,8 @@ for width in widths:
     model, reference = models.mlp(3, **network), infinite_ntk(**network)(inputs)
 
     def distance(key, model=model, reference=reference):
-        kernel = empirical_ntk(model.apply, model.init(key, inputs), inputs)
+        params, _ = model.init(key, inputs)
+        kernel = empirical_ntk(models.apply_fn(model), params, inputs)
         return relative_distance(kernel, reference)
 
     distances.append(jax.lax.map(distance, jax.random.split(jax.random.key(0), num_draws)))
@@ -93,8 +94,8 @@ for b_std in (None, 0.0):
 
 # %%
 model = models.mlp(3, (100,), activation="relu", initialization="original", use_bias=True)
-params = model.init(jax.random.key(0), dataset.train.inputs)
-linear = nt.linearize(model.apply, params)
+params, _ = model.init(jax.random.key(0), dataset.train.inputs)
+linear = nt.linearize(models.apply_fn(model), params)
 start = linear(params, dataset.train.inputs)
 flow = squared_loss_flow(full_ntk(linear, params, dataset.train.inputs), dataset.train.labels, start)
 loss_fn = losses.make_loss(linear, losses.dmse1, schedules.constant(3))

@@ -108,8 +108,8 @@ def test_solvers_are_measured_at_their_true_residual(float64):
 
 def test_the_networks_in_plain_operations_are_ours(float64):
     for words, (model, plain, inputs, _) in eigenpairs.networks().items():
-        params = model.init(jax.random.key(0), inputs)
-        found, expected = plain(params, inputs), model.apply(params, inputs)
+        params, model_state = model.init(jax.random.key(0), inputs)
+        found, expected = plain(params, inputs), model.apply(params, model_state, inputs)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12, err_msg=words)
 
 

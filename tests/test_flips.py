@@ -65,8 +65,8 @@ def test_a_singular_hessian_is_restricted_and_says_so(float64):
 def test_a_tanh_twin_of_the_spiral_network_has_the_two_cycle_that_is_predicted(float64, loss_name):
     batch = data.spiral(examples_per_class=20, num_turns=0.5).train
     model = models.mlp(3, (8,), activation="tanh", initialization="updated", use_bias=True)
-    loss_fn = losses.make_loss(model.apply, getattr(losses, loss_name), schedules.constant(3))
-    flat, unravel = ravel_pytree(model.init(jax.random.key(0), batch.inputs))
+    loss_fn = losses.make_loss(models.apply_fn(model), getattr(losses, loss_name), schedules.constant(3))
+    flat, unravel = ravel_pytree(model.init(jax.random.key(0), batch.inputs)[0])
 
     def loss(p):  # weight decay isolates the minimum and quickens the approach along soft directions
         return loss_fn(unravel(p), batch, jnp.asarray(0, jnp.int32)) + 2e-3 * jnp.sum(p**2)

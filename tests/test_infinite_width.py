@@ -38,7 +38,7 @@ def draws(widths, use_bias, inputs, num):
     model = models.mlp(3, widths, "relu", "original", use_bias)
 
     def kernel(key):
-        return empirical_ntk(model.apply, model.init(key, inputs), inputs)
+        return empirical_ntk(models.apply_fn(model), model.init(key, inputs)[0], inputs)
 
     return np.asarray(jax.jit(partial(jax.lax.map, kernel))(jax.random.split(jax.random.key(0), num)))
 
@@ -98,8 +98,8 @@ def linearised():
     """The tangent of a small network, its first parameters and a batch of three classes."""
     batch = Batch(jnp.asarray(POINTS), jnp.asarray([0, 1, 2, 0, 1, 2]))
     model = models.mlp(3, (40,), "relu", "original", True)
-    params = jax.jit(model.init)(jax.random.key(1), batch.inputs)
-    return load().linearize(model.apply, params), params, batch
+    params, _ = jax.jit(model.init)(jax.random.key(1), batch.inputs)
+    return load().linearize(models.apply_fn(model), params), params, batch
 
 
 def test_the_flow_solves_its_equation_through_the_dense_exponential(float64):

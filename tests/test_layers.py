@@ -9,7 +9,6 @@ from jax import lax
 
 from dlf import layers, models
 from dlf.data import digits
-from dlf.types import Model
 from experiments import build
 from experiments.configs import tiny
 
@@ -86,14 +85,15 @@ def test_flax_convolutions_are_warned_of_and_ours_are_not():
     with pytest.warns(UserWarning, match="12868"):
         layers.warn_of_convolutions(jax.jit(nn.Conv(2, (3, 3)).init), jax.random.key(0), images)
     model = models.myrtle(3, (2, 2), activation="relu")
-    params = jax.eval_shape(model.init, jax.random.key(0), images)
-    layers.warn_of_convolutions(jax.jit(jax.grad(lambda p: model.apply(p, images).sum())), params)
+    params, _ = jax.eval_shape(model.init, jax.random.key(0), images)
+    apply_fn = models.apply_fn(model)
+    layers.warn_of_convolutions(jax.jit(jax.grad(lambda p: apply_fn(p, images).sum())), params)
 
 
 def test_a_configuration_with_such_a_network_is_warned_of_before_it_trains(monkeypatch, float64):
     def foreign(num_classes):
         net = nn.Sequential([nn.Conv(num_classes, (3, 3), param_dtype=float), lambda h: h.mean((1, 2))])
-        return Model(net.init, net.apply)
+        return models.linen(net)
 
     monkeypatch.setattr(models, "foreign", foreign, raising=False)
     monkeypatch.setattr(models, "__all__", [*models.__all__, "foreign"])

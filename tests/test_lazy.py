@@ -13,6 +13,7 @@ from analysis.findings import kernel_limits, survival
 from analysis.infinite_width import infinite_ntk
 from dlf import store
 from dlf.store.cells import DIVERGED, DONE
+from dlf.train import frozen
 from experiments import build, figure, train
 from experiments.configs import kernel_width, lazy_rich
 
@@ -37,9 +38,10 @@ def test_a_linearised_run_is_gradient_descent_on_the_explicit_tangent(run, float
     experiment = build.build(config)
     flat, unravel = ravel_pytree(experiment.state.params)
     inputs, labels = experiment.replica.train
+    apply_fn = frozen(experiment.problem, experiment.state)
 
     def logits(p):
-        return experiment.problem.apply_fn(unravel(p), inputs)
+        return apply_fn(unravel(p), inputs)
 
     start, jacobian = np.asarray(logits(flat)), np.asarray(jax.jacobian(logits)(flat))
     one_hot, delta, losses = np.eye(3)[np.asarray(labels)], np.zeros(flat.size), []

@@ -17,17 +17,18 @@ from experiments.configs import tiny
 
 TINY = Path(tiny.__file__)
 
+RATE = "del config.optimizer.learning_rate; config.optimizer.learning_rate"
 CONFIG_FILES = {
     "config.lerning_rate = 3": "has unknown lerning_rate",
     "del config.seed": "lacks seed",
     "config.loss = dict()": "config.loss must be dict(name=",
-    "config.loss = dict(name='dmse1', foo=1)": "config.loss takes a name only",
+    "config.loss = dict(name='dmse1', foo=1)": "loss dmse1: got an unexpected keyword argument 'foo'",
     "del config.dataset.name": "config.dataset must be dict(name=",
     "config.model.depth = 3": "depth",
     "config.probes.hessian = dict(every=-2, num=1, tol=0.1)": "every must be at least 1",
     # here the shape checks of the tests speak first, and name the argument too
     "config.probes.hessian = dict(every=2.5, num=1, tol=0.1)": "every",
-    "config.probes.spectrum = dict(every=2)": "unknown probe 'spectrum': one of forecast, hessian",
+    "config.probes.spectrum = dict(every=2)": "unknown probe 'spectrum': one of batch_sharpness, evaluation",
     "1 / 0": "ZeroDivisionError",
     "config.seed = 1.5": "seed",
     "config.num_steps = None": "config.num_steps must be a whole number, got None",
@@ -39,6 +40,22 @@ CONFIG_FILES = {
     "del config.schedule.period; config.schedule.period = 3.5": "schedule.period must be a whole number",
     "config.schedule = dict(name='constant', period='x')": "give a setting of another kind another name",
     "del config.optimizer.learning_rate; config.optimizer.learning_rate = True": "rate must be a number",
+    # schedules of the rate, transformations before it, batches, functions of one's own
+    f"{RATE} = dict(name='moon')": "unknown schedule of the learning rate 'moon': one of constant_schedule",
+    f"{RATE} = dict(value=1.0)": "unknown schedule of the learning rate None",
+    f"{RATE} = dict(name='constant_schedule', values=1.0)": "got an unexpected keyword argument 'values'",
+    "config.optimizer.before = (dict(name='moon'),)": "before: 'moon' is no transformation of optax",
+    "config.batches = 3": "config.batches must be dict(",
+    "config.batches = dict(batch_size=3)": "config.batches must be dict(name=",
+    "config.loss.name = 'moon.py:loss'": "moon.py: there is no such file",
+    "config.loss = dict(name='builtins:dict')": "loss builtins:dict: no signature found",
+    "config.schedule = dict(name='moon:moon')": "moon: No module named 'moon'",
+    "config.model = dict(name='math:moon')": "math has no function 'moon'",
+    "config.optimizer.name = 'optax:constant_schedule'": "optimizer: constant_schedule() got an unexpected",
+    "config.probes.mine = dict(name='types:SimpleNamespace')": "probes.mine: no signature found",
+    "config.model.normalization = 'moon'": "unknown normalization 'moon': one of none, batch, group, layer",
+    "config.model.dropout = 1.0": "dropout must be at least 0 and below 1",
+    "config.model.update(linearized=True, normalization='batch')": "a network with statistics has no tangent",
 }
 
 

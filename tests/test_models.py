@@ -35,7 +35,7 @@ def authors_draw(key, shapes):
 
 def test_the_original_draw_is_the_authors_to_the_bit(float64):
     model = models.mlp(3, (100,), activation="relu", initialization="original", use_bias=True)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 2)))
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 2)))
     first, second = authors_draw(jax.random.PRNGKey(0), [(2, 100), (100, 3)])
     np.testing.assert_array_equal(params["Dense_0"]["kernel"], first)
     np.testing.assert_array_equal(params["Dense_1"]["kernel"], second)
@@ -48,7 +48,7 @@ def test_the_updated_draw_is_that_of_stax_to_the_bit(float64):
         init, _ = stax.serial(stax.Dense(100), stax.Relu, stax.Dense(3))
         _, (first, _, second) = init(jax.random.PRNGKey(0), (-1, 2))
     model = models.mlp(3, (100,), activation="relu", initialization="updated", use_bias=True)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 2)))
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 2)))
     for layer, (kernel, bias) in (("Dense_0", first), ("Dense_1", second)):
         np.testing.assert_array_equal(params[layer]["kernel"], kernel)
         np.testing.assert_array_equal(params[layer]["bias"], bias)
@@ -63,22 +63,23 @@ def test_the_logits_are_a_chain_of_matrix_products(float64, activation):
     }
     model = models.mlp(3, (7, 5), activation=activation, initialization="updated", use_bias=True)
     inputs = spiral().train.inputs
-    params = jax.jit(model.init)(jax.random.key(3), inputs)
+    params, model_state = jax.jit(model.init)(jax.random.key(3), inputs)
+    assert model_state == ()
     hidden = np.asarray(inputs)
     for depth in range(3):
         if depth:
             hidden = functions[activation](hidden)
         layer = params[f"Dense_{depth}"]
         hidden = hidden @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
-    logits = jax.jit(model.apply)(params, inputs)
+    logits = jax.jit(model.apply)(params, model_state, inputs)
     np.testing.assert_allclose(logits, hidden, rtol=1e-12, atol=1e-13)
 
 
 def test_without_biases_there_are_none(float64):
     model = models.mlp(3, (7,), activation="relu", initialization="original", use_bias=False)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2)))
+    params, _ = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2)))
     assert all(set(layer) == {"kernel"} for layer in params.values())
-    np.testing.assert_array_equal(model.apply(params, jnp.zeros((4, 2))), np.zeros((4, 3)))
+    np.testing.assert_array_equal(model.apply(params, (), jnp.zeros((4, 2))), np.zeros((4, 3)))
 
 
 def test_images_are_flattened_for_the_mlp(float64):
@@ -86,9 +87,9 @@ def test_images_are_flattened_for_the_mlp(float64):
     images = digits(num_train=20).train.inputs
     rows = images.reshape(20, 64)
     init = jax.jit(model.init)
-    params = init(jax.random.key(0), images)
-    jax.tree.map(np.testing.assert_array_equal, params, init(jax.random.key(0), rows))
-    np.testing.assert_array_equal(model.apply(params, images), model.apply(params, rows))
+    params, _ = init(jax.random.key(0), images)
+    jax.tree.map(np.testing.assert_array_equal, params, init(jax.random.key(0), rows)[0])
+    np.testing.assert_array_equal(model.apply(params, (), images), model.apply(params, (), rows))
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,8 @@ def test_impossible_settings_and_inputs_are_refused():
 def test_every_model_maps_inputs_to_logits_in_the_working_precision(x64, name):
     model = getattr(models, name)(3, **ARGUMENTS[name])
     inputs = digits(num_train=30).train.inputs
-    params = jax.jit(model.init)(jax.random.key(0), inputs)
-    apply = jax.jit(model.apply)
+    params, _ = jax.jit(model.init)(jax.random.key(0), inputs)
+    apply = jax.jit(models.apply_fn(model))
     logits = apply(params, inputs)
     assert logits.shape == (30, 3)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, logits))} == {inputs.dtype}
@@ -132,7 +133,7 @@ def test_four_convolutions_make_myrtle5_of_cifar_images(float64):
     model = models.myrtle(10, (4, 8, 8, 16), activation="relu")
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(2, 32, 32, 3)))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes, _ = jax.eval_shape(model.init, jax.random.key(0), images)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes)
 
     ours = iter(params[name] for name in ("Conv_0", "Conv_1", "Conv_2", "Conv_3", "Dense_0"))
@@ -142,7 +143,7 @@ def test_four_convolutions_make_myrtle5_of_cifar_images(float64):
         theirs.append((layer["kernel"], layer["bias"].reshape(leaves[1].shape)) if leaves else ())
     with jax.numpy_rank_promotion("allow"):
         expected = jax.jit(apply)(theirs, images)
-    np.testing.assert_allclose(jax.jit(model.apply)(params, images), expected, rtol=1e-11)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, (), images), expected, rtol=1e-11)
 
 
 def convolved(x, kernel):
@@ -152,26 +153,26 @@ def convolved(x, kernel):
 def test_pooling_leaves_an_odd_last_row_and_column_out(float64):
     rng = np.random.default_rng(0)
     model, images = models.myrtle(3, (2, 4), activation="tanh"), jnp.asarray(rng.normal(size=(3, 5, 7, 1)))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes, _ = jax.eval_shape(model.init, jax.random.key(0), images)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes)
     first, second, last = (params[name] for name in ("Conv_0", "Conv_1", "Dense_0"))
     hidden = np.tanh(convolved(images, first["kernel"]) + first["bias"][None, None, None])
     hidden = np.tanh(convolved(hidden, second["kernel"]) + second["bias"][None, None, None])
     # the mean of the means of the squares of 2x2 pixels
     logits = hidden[:, :4, :6].mean(axis=(1, 2)) @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
-    np.testing.assert_allclose(jax.jit(model.apply)(params, images), logits, rtol=1e-11)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, (), images), logits, rtol=1e-11)
 
 
 def test_the_signal_keeps_its_size_at_the_start_of_myrtle():
     model = models.myrtle(10, (64, 64), activation="relu")
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    params, _ = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     assert float(params["Conv_1"]["kernel"].var()) == pytest.approx(2 / (9 * 64), rel=0.05)
     assert float(params["Dense_0"]["kernel"].var()) == pytest.approx(1 / 64, rel=0.15)
     assert not any(layer["bias"].any() for layer in params.values())
 
 
 class Noisy(nn.Module):
-    """A network with all that a mode must be stated for."""
+    """A network with all that differs between training and evaluation."""
 
     width: int = 8
 
@@ -181,6 +182,9 @@ class Noisy(nn.Module):
         x = nn.BatchNorm(not train, param_dtype=x.dtype, force_float32_reductions=False)(x)
         x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
         return nn.Dense(3, param_dtype=x.dtype)(x)
+
+
+MODES = dict(training={"train": True}, evaluation={"train": False})
 
 
 @pytest.fixture
@@ -194,10 +198,24 @@ def noisy(float64):
     return module, variables["params"], state, inputs
 
 
+def test_the_functions_of_a_module_are_its_calls_in_both_modes(noisy):
+    module, params, state, inputs = noisy
+    model, key = models.linen(module, **MODES), jax.random.key(1)
+    drawn, first = jax.jit(model.init)(jax.random.key(0), inputs)
+    jax.tree.map(np.testing.assert_array_equal, drawn, params)
+    assert not first["batch_stats"]["BatchNorm_0"]["mean"].any()
+    logits, moved = jax.jit(model.train)(params, first, inputs, key)
+    jax.tree.map(np.testing.assert_array_equal, moved, dict(state))
+    expected, _ = jax.jit(partial(module.apply, train=True, mutable=["batch_stats"]))(
+        {"params": params, **first}, inputs, rngs={"dropout": key}
+    )
+    np.testing.assert_array_equal(logits, expected)
+
+
 def test_a_frozen_network_is_a_function_of_parameters_and_single_examples(noisy):
     module, params, state, inputs = noisy
     before = jax.tree.map(np.array, state)
-    apply_fn = models.frozen(module, state, train=False)
+    apply_fn = models.apply_fn(models.linen(module, **MODES), state)
     logits = apply_fn(params, inputs)
     np.testing.assert_array_equal(logits, module.apply({"params": params, **state}, inputs, train=False))
     np.testing.assert_array_equal(logits, apply_fn(params, inputs))
@@ -215,26 +233,25 @@ def test_a_frozen_network_is_an_argument_that_compiles_once(noisy):
         traced.append(None)
         return apply_fn(params, inputs)
 
-    first = compiled(models.frozen(module, state, train=False), params)
+    first = compiled(models.apply_fn(models.linen(module, **MODES), state), params)
     others = jax.tree.map(lambda leaf: leaf + 1, state)
-    second = compiled(models.frozen(Noisy(), others, train=False), params)
+    second = compiled(models.apply_fn(models.linen(Noisy(), **MODES), others), params)
     assert len(traced) == 1
     assert not np.array_equal(first, second)
 
 
 def test_a_fixed_key_makes_a_fixed_dropout_mask(float64):
-    module, ones = nn.Dropout(0.5), jnp.ones((4, 16))
-    apply_fns = [
-        models.frozen(module, {}, rngs={"dropout": jax.random.key(seed)}, deterministic=False)
-        for seed in (0, 0, 1)
-    ]
-    first, same, other = (apply_fn({}, ones) for apply_fn in apply_fns)
+    modes, ones = (dict(deterministic=False), dict(deterministic=True)), jnp.ones((4, 16))
+    model = models.linen(nn.Dropout(0.5), training=modes[0], evaluation=modes[1])
+    first, same, other = (model.train({}, (), ones, jax.random.key(seed))[0] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, same)
     assert not np.array_equal(first, other)
+    assert model.init(jax.random.key(0), ones) == ({}, ())
+    np.testing.assert_array_equal(model.apply({}, (), ones), ones)
 
 
-def test_a_mode_that_would_change_the_state_is_refused(noisy):
+def test_an_evaluation_that_would_change_the_state_is_refused(noisy):
     module, params, state, inputs = noisy
-    training = models.frozen(module, state, rngs={"dropout": jax.random.key(0)}, train=True)
+    apply_fn = models.apply_fn(models.linen(module, evaluation={"train": True}), state)
     with pytest.raises(ModifyScopeVariableError):
-        training(params, inputs)
+        apply_fn(params, inputs)

@@ -225,7 +225,7 @@ def ours(request, float64):
     """(apply_fn, params, inputs) of one of our networks."""
     model, shape = NETWORKS[request.param]
     inputs = draw(0, 5, *shape)
-    return model.apply, jax.jit(model.init)(jax.random.PRNGKey(0), inputs), inputs
+    return models.apply_fn(model), jax.jit(model.init)(jax.random.PRNGKey(0), inputs)[0], inputs
 
 
 def close(found, expected):

@@ -10,7 +10,7 @@ import pytest
 from analysis import operators, probes, tracking
 from analysis.linear_maps import dense
 from dlf import data, losses, models, optimizers, schedules, train
-from dlf.types import Batch
+from dlf.types import Batch, Model
 
 KEY = jax.random.key(0)
 SGD = dict(name="sgd", learning_rate=0.5)
@@ -20,12 +20,9 @@ def a_problem(optimizer=SGD, amplitude=20.0, period=60, width=9):
     batch = data.spiral(examples_per_class=10, num_turns=0.5).train
     model = models.mlp(3, (width,), activation="tanh", initialization="updated", use_bias=True)
     schedule = schedules.triangular(3, amplitude=amplitude, period=period)
-    problem = train.make_problem(
-        model.apply, losses.cross_entropy, schedule, data.full_batch(batch), optimizer, batch, KEY
-    )
-    return problem, train.init_state(
-        jax.jit(model.init)(KEY, batch.inputs), optimizers.make_optimizer(**optimizer)
-    )
+    problem = train.make_problem(model, losses.cross_entropy, schedule, optimizer, batch, key=KEY)
+    params, _ = jax.jit(model.init)(KEY, batch.inputs)
+    return problem, train.init_state(params, problem.optimizer)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -34,30 +31,30 @@ def _advanced(advance, state, num_steps):
 
 
 def advanced(problem, state, num_steps):
-    return _advanced(problem.advance, state, num_steps)
+    step_fn = train.problem_step(problem)
+    return _advanced(lambda state: step_fn(state)[0], state, num_steps)
 
 
-def loop_of(problem, optimizer, chosen):
-    step_fn = train.make_step(problem.loss_fn, problem.batch_fn, optimizers.make_optimizer(**optimizer))
-    return train.make_loop(step_fn, chosen)
+def loop_of(problem, chosen):
+    return train.make_loop(train.problem_step(problem), chosen)
 
 
 def dense_hessian(problem, state):
-    matvec = operators.hessian(problem.loss_fn, state.params, problem.batch_fn(state.step), state.step)
+    matvec = operators.hessian(train.loss_of(problem, state), state.params, problem.train, state.step)
     return np.asarray(dense(matvec, state.params))
 
 
 def test_the_tracked_pairs_parts_and_split_are_those_of_dense_matrices(float64):
     problem, start = a_problem(period=600)
     probe = probes.tracker(problem, every=1, num=3, tol=1e-8)
-    _, _, series = loop_of(problem, SGD, {"tracker": probe})(start, {"tracker": probe.init(start)}, 41)
+    _, _, series = loop_of(problem, {"tracker": probe})(start, {"tracker": probe.init(start)}, 41)
     state = advanced(problem, start, 40)
     row = {name: np.asarray(series[name])[40] for name in probe.series}
     values, vectors = np.linalg.eigh(dense_hessian(problem, state))
     np.testing.assert_allclose(row["tracked_eigenvalues"], values[::-1][:3], rtol=1e-7)
     weights, u = problem.schedule(state.step), vectors[:, -1]
-    class_losses = losses.make_class_losses(problem.apply_fn, problem.weighted_loss)
-    batch = problem.batch_fn(state.step)
+    apply_fn, batch = train.frozen(problem, state), problem.train
+    class_losses = losses.make_class_losses(apply_fn, problem.weighted_loss)
     for label in range(3):
         matvec = operators.class_hessian(class_losses, state.params, batch, jnp.asarray(label))
         matrix = dense(matvec, state.params)
@@ -66,7 +63,7 @@ def test_the_tracked_pairs_parts_and_split_are_those_of_dense_matrices(float64):
     logits_loss = losses.make_loss(lambda logits, _: logits, problem.weighted_loss, problem.schedule)
     parts = dict(tracked_gauss_newton=operators.ggn, tracked_residual_part=operators.residual)
     for name, part in parts.items():
-        matvec = part(problem.apply_fn, logits_loss, state.params, batch, state.step)
+        matvec = part(apply_fn, logits_loss, state.params, batch, state.step)
         matrix = np.asarray(dense(matvec, state.params))
         assert row[name][0] == pytest.approx(u @ matrix @ u, rel=1e-5, abs=1e-8)
     distances = np.abs(np.subtract.outer(values[::-1][:3], values[::-1][:3])) + np.diag([np.inf] * 3)
@@ -92,7 +89,7 @@ def test_of_adaptive_optimizers_the_preconditioned_hessian_is_tracked(float64, o
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam
         probe = probes.tracker(problem, every=1, num=2, tol=1e-6)
         ratio = probes.stability(problem, every=1, tol=1e-6)
-        loop = loop_of(problem, settings, {"tracker": probe, "ratio": ratio})
+        loop = loop_of(problem, {"tracker": probe, "ratio": ratio})
         carries = {"tracker": probe.init(state), "ratio": ratio.init(state)}
         _, _, series = loop(state, carries, 12)
         state = advanced(problem, state, 10)
@@ -119,7 +116,7 @@ def test_a_resumed_tracker_goes_on_with_the_same_bits(float64):
         "lyapunov": probes.lyapunov(problem, num=2),
         "forecast": probes.forecast(problem, every=20, num=2, tol=1e-3),
     }
-    loop = loop_of(problem, SGD, chosen)
+    loop = loop_of(problem, chosen)
     carries = train.init_carries(chosen, state)
     _, _, whole = loop(state, carries, 120)
     parts = []
@@ -135,17 +132,24 @@ def test_a_resumed_tracker_goes_on_with_the_same_bits(float64):
 def _track(curvatures, weights):
     size = len(curvatures)
     batch = Batch(curvatures, jnp.zeros(size, jnp.int32))
+
+    def logits(params, inputs):
+        return inputs * params[:, None] ** 2 * (size / 2)
+
     problem = train.make_problem(
-        lambda params, inputs: inputs * params[:, None] ** 2 * (size / 2),
+        Model(
+            lambda key, inputs: (jnp.ones(size), ()),
+            lambda params, model_state, inputs: logits(params, inputs),
+            lambda params, model_state, inputs, key: (logits(params, inputs), model_state),
+        ),
         lambda logits, labels, weights: logits @ weights,
         lambda step: weights[step],
-        lambda step: batch,
         SGD,
         batch,
-        KEY,
+        key=KEY,
     )
     probe = probes.tracker(problem, every=1, num=3, tol=1e-6)
-    state = train.init_state(jnp.ones(size), optimizers.make_optimizer(**SGD))
+    state = train.init_state(jnp.ones(size), problem.optimizer)
 
     def body(carry, step):
         return probe.measure(carry, state._replace(step=step))
@@ -221,6 +225,6 @@ def test_bad_settings_get_one_line():
         probes.tracker(problem, every=0, num=2, tol=1e-3)
     with pytest.raises(ValueError, match="tol must be positive"):
         probes.stability(problem, every=1, tol=0.0)
-    lion = problem._replace(optimizer=dict(name="lion", learning_rate=0.1))
+    lion = problem._replace(optimizer=optimizers.make_optimizer("lion", learning_rate=0.1))
     with pytest.raises(ValueError, match="step_multipliers needs no formula"):
         probes.tracker(lion, every=1, num=2, tol=1e-3)

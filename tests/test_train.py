@@ -18,16 +18,10 @@ def setup(use_bias=True, width=100, learning_rate=1.0, **schedule):
     dataset = data.spiral()
     model = models.mlp(3, (width,), activation="relu", initialization="original", use_bias=use_bias)
     gamma = schedules.triangular(3, **(SCHEDULE | schedule))
-    loss_fn = losses.make_loss(model.apply, losses.cross_entropy, gamma)
-    batch_fn = data.full_batch(dataset.train)
-    optimizer = optimizers.make_optimizer("sgd", learning_rate=learning_rate)
-    metrics_fn = train.make_metrics(model.apply, losses.cross_entropy, gamma, batch_fn)
-    state = train.init_state(jax.jit(model.init)(jax.random.key(0), dataset.train.inputs), optimizer)
-    problem = train.make_problem(
-        model.apply, losses.cross_entropy, gamma, batch_fn,
-        dict(name="sgd", learning_rate=learning_rate), dataset.test, jax.random.key(1),
-    )  # fmt: skip
-    return state, train.make_step(loss_fn, batch_fn, optimizer, metrics_fn), problem
+    sgd, key = dict(name="sgd", learning_rate=learning_rate), jax.random.key(1)
+    problem = train.make_problem(model, losses.cross_entropy, gamma, sgd, dataset.train, key=key)
+    params, _ = jax.jit(model.init)(jax.random.key(0), dataset.train.inputs)
+    return train.init_state(params, problem.optimizer), train.problem_step(problem), problem
 
 
 def numpy_run(params, num_steps, amplitude, period):
@@ -68,6 +62,7 @@ def test_the_first_steps_are_those_of_an_independent_implementation(float64):
     np.testing.assert_allclose(series["static_loss"], expected[:, 1], rtol=1e-9)
     np.testing.assert_allclose(series["accuracy"], expected[:, 2], rtol=1e-12)
     np.testing.assert_allclose(series["class_weights"], expected[:, 3:], rtol=1e-12)
+    np.testing.assert_array_equal(series["learning_rate"], np.ones(300))
 
 
 def test_all_series_and_states_keep_the_working_precision(x64):
@@ -86,11 +81,11 @@ def test_all_series_and_states_keep_the_working_precision(x64):
 def test_a_row_holds_what_was_true_before_its_update(float64):
     state, step_fn, problem = setup(width=8)
     _, _, series = train.make_loop(step_fn)(state, {}, 3)
+    loss_fn, advance = jax.jit(train.loss_of(problem, state)), jax.jit(lambda state: step_fn(state)[0])
     for step in range(3):
-        batch = problem.batch_fn(state.step)
-        loss = jax.jit(problem.loss_fn)(state.params, batch, state.step)
+        loss = loss_fn(state.params, problem.train, state.step)
         np.testing.assert_allclose(series["loss"][step], loss)
-        state = jax.jit(problem.advance)(state)
+        state = advance(state)
 
 
 def measured(problem, hessian_every, ntk_every):
@@ -201,17 +196,33 @@ def test_two_series_of_one_name_are_refused(float64):
 def test_a_loop_of_ones_own_may_call_its_series_as_it_likes(float64):
     optimizer = optimizers.make_optimizer("sgd", learning_rate=0.25)
     state = train.init_state(jnp.ones(2), optimizer)
+    descend = train.make_step(lambda w, batch, step: jnp.sum(w**2), lambda step: None, optimizer)
 
-    def metrics_fn(state):
-        return {"gradient": 2 * state.params}
+    def step_fn(state):
+        after, series = descend(state)
+        return after, series | {"gradient": 2 * state.params}
 
-    step_fn = train.make_step(lambda w, batch, step: jnp.sum(w**2), lambda step: None, optimizer, metrics_fn)
     own = Probe(1, lambda state: (), lambda carry, state: (carry, {"accuracy": state.params[0]}), {})
     series = train.make_loop(step_fn, {"own": own})(state, {"own": ()}, 2)[2]
     assert series["accuracy"].tolist() == [1.0, 0.5]
     described = train.step_series(step_fn, state)
     assert list(described) == ["loss", "gradient"]
     assert described["gradient"].dims == ("gradient_0",) and described["gradient"].shape == (2,)
+
+
+def test_a_step_of_a_problem_records_what_it_descends_and_what_is_added(float64):
+    state, _, problem = setup(width=8, learning_rate=0.3)
+    step_fn = train.problem_step(problem, lambda state: {"doubled": 2 * state.params["Dense_1"]["bias"]})
+    described = train.step_series(step_fn, state)
+    assert set(described) == set(train.SERIES) - {"threshold"} | {"doubled"}
+    assert described["class_weights"].dims == ("class",) and described["doubled"].dims == ("doubled_0",)
+    after, rows = jax.jit(step_fn)(state)
+    np.testing.assert_array_equal(rows["learning_rate"], 0.3)
+    _, rows = jax.jit(step_fn)(after)
+    np.testing.assert_array_equal(rows["doubled"], 2 * after.params["Dense_1"]["bias"])
+    unknown = problem._replace(optimizer=optimizers.as_optimizer(optax.sgd(0.3)))
+    series = train.step_series(train.problem_step(unknown), state)
+    assert set(series) == set(train.SERIES) - {"threshold", "learning_rate"}  # only its owner knows it
 
 
 def test_a_loop_that_runs_again_does_not_compile_again(float64):

@@ -269,7 +269,8 @@ def compare_ntk(name: str, dtype: str, repeats: int) -> list[Record]:
     """Compare the time of the traced NTK with the three ways of neural-tangents, where it is installed."""
     model, plain, inputs, target = networks()[name]
     inputs = inputs.astype(dtype)
-    params, runs = model.init(KEY, inputs), {"ours": jax.jit(partial(empirical_ntk, model.apply))}
+    params, _ = model.init(KEY, inputs)
+    runs = {"ours": jax.jit(partial(empirical_ntk, models.apply_fn(model)))}
     try:
         library = neural_tangents_import.load()
     except ImportError:
