@@ -1,27 +1,91 @@
 """Dynamical loss functions: F(params, batch, step) with the step as an argument.
 
-`__all__` is the catalogue that a config names a loss from. Each entry maps (logits, labels,
-weights) to unreduced losses [examples] and is linear in the weights; weights of one give the
-ordinary loss. Linearity carries over to every derivative: the Hessian is sum_i Gamma_i(t) H_i.
+`__all__` is the catalogue that a config names a loss from. Each entry maps (logits [examples, classes],
+labels [examples], weights [classes]) to unreduced losses [examples] and is linear in the weights; weights
+of one give the ordinary loss. Linearity carries over to every derivative: the Hessian is
+sum_i Gamma_i(t) H_i.
+
+Other shapes and types are refused with ValueError while tracing. So are labels outside 0..C-1 where they are
+known; where they are not, they make all losses of their batch NaN. With bfloat16 or float16 logits, losses
+and accuracy are in the default float.
+
+A loss of one's own takes (logits, labels, weights), too, but labels and outputs of any kind, weights in any
+number (groups of examples), settings by keyword, and may have an attribute `are_right` (see `rightness_of`).
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from dlf.schedules import as_step
 from dlf.types import ApplyFn, Batch, Labels, Logits, Losses, LossFn, WeightedLoss, Weights, WeightSchedule
 
 __all__ = ["cross_entropy", "dmse1", "dmse2"]
 
 
-def _one_hot(logits: Logits, labels: Labels) -> Logits:
-    return jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
+def _wide(values):
+    return values if jnp.finfo(values.dtype).bits >= 32 else values.astype(float)
+
+
+def _kind(value):
+    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+
+
+def _are(kind, values, shape):
+    return getattr(values, "shape", None) == shape and jnp.issubdtype(values.dtype, kind)
+
+
+def _checked(logits, labels):
+    """Return logits to compute with, labels, and which of them are classes."""
+    num_examples, num_classes = logits.shape if jnp.ndim(logits) == 2 else (0, 0)
+    if num_classes < 2 or not _are(jnp.floating, logits, logits.shape):
+        raise ValueError(
+            f"logits must be real [examples, classes] with two classes or more, got {_kind(logits)}: "
+            "make one logit f two, (0, f), or give a loss of your own"
+        )
+    if not _are(jnp.integer, labels, (num_examples,)):
+        raise ValueError(
+            f"labels must be integers [{num_examples}], one for each example, got {_kind(labels)}: take "
+            "labels.argmax(1) of one-hot rows, labels[:, 0] of a column"
+        )
+    if not isinstance(labels, jax.core.Tracer):
+        values = np.asarray(labels)
+        wrong = values[(values < 0) | (values >= num_classes)]
+        if wrong.size:
+            raise ValueError(
+                f"labels must be from 0 to {num_classes - 1} for {num_classes} logits, got {wrong[0]}: "
+                "number the classes from 0, and leave out examples without a label"
+            )
+    labels = jnp.asarray(labels).astype(int)  # a short type cannot count many classes
+    return _wide(logits), labels, (labels >= 0) & (labels < num_classes)
+
+
+def _terms(logits, labels, weights):
+    """Return logits to compute with, one-hot labels, and weights: NaN if a label is no class."""
+    logits, labels, is_class = _checked(logits, labels)
+    if not _are(jnp.floating, weights, logits.shape[1:]):
+        raise ValueError(
+            f"weights must be real [{logits.shape[1]}], one for each logit, got {_kind(weights)}: build the "
+            f"schedule for {logits.shape[1]} classes, or give a loss of your own"
+        )
+    # NaN by the few weights: among the one-hot rows it would change the rounding of the Hessian of sound data
+    weights = jnp.where(jnp.all(is_class), weights.astype(logits.dtype), jnp.nan)
+    labels = jnp.where(is_class, labels, 0)  # a row of zeros would have a loss of zero, whatever the weights
+    return logits, jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), weights
 
 
 def cross_entropy(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     """Weigh each example's cross-entropy by its class.
 
         l_j = -Gamma_{y_j} log softmax(f(x_j))_{y_j}        in nats, raw logits f
+
+    A logit of -inf makes its class impossible: the loss is that over the other classes.
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), the dynamical cross-entropy.
 
@@ -30,10 +94,12 @@ def cross_entropy(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     >>> [round(float(l), 4) for l in cross_entropy(logits, labels, jnp.asarray([2.0, 0.5, 0.5]))]
     [2.1972, 0.5493]
     """
+    logits, one_hot, weights = _terms(logits, labels, weights)
     # A product with one-hot rows, not a gather: its gradient is a product too, not a scatter.
     # Classes lead, so that on CPU the sums over the few classes run along the examples.
-    weighted = _one_hot(logits, labels).T * weights[:, None]
-    return -jnp.sum(weighted * jax.nn.log_softmax(logits.T, axis=0), axis=0)
+    weighted = one_hot.T * weights[:, None]
+    # zero where the product is, since it is NaN for an impossible class
+    return -jnp.sum(weighted * jnp.where(one_hot.T == 0, 0, jax.nn.log_softmax(logits.T, axis=0)), axis=0)
 
 
 def dmse1(logits: Logits, labels: Labels, weights: Weights) -> Losses:
@@ -46,7 +112,7 @@ def dmse1(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     >>> dmse1(jnp.zeros((1, 2)), jnp.asarray([1]), jnp.asarray([0.5, 1.5])).tolist()
     [1.5]
     """
-    one_hot = _one_hot(logits, labels)
+    logits, one_hot, weights = _terms(logits, labels, weights)
     return jnp.sum(one_hot * weights[None, :], axis=1) * jnp.sum((logits - one_hot) ** 2, axis=1)
 
 
@@ -60,7 +126,20 @@ def dmse2(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     >>> dmse2(jnp.ones((1, 2)), jnp.asarray([1]), jnp.asarray([0.5, 1.5])).tolist()
     [0.5]
     """
-    return jnp.sum(weights[None, :] * (logits - _one_hot(logits, labels)) ** 2, axis=1)
+    logits, one_hot, weights = _terms(logits, labels, weights)
+    return jnp.sum(weights[None, :] * (logits - one_hot) ** 2, axis=1)
+
+
+def _mean(losses, logits):
+    """Return the mean of losses [examples]."""
+    if not jnp.ndim(logits) or not _are(jnp.floating, losses, logits.shape[:1]):
+        raise ValueError(
+            f"a loss must return one real number for each example, got {_kind(losses)} for outputs "
+            f"{_kind(logits)}: sum over outputs, not over examples, of which the mean is taken here"
+        )
+    if not losses.size:
+        raise ValueError("the batch is empty: a mean needs an example")
+    return jnp.mean(_wide(losses))
 
 
 def make_loss(apply_fn: ApplyFn, weighted_loss: WeightedLoss, schedule: WeightSchedule) -> LossFn:
@@ -70,48 +149,138 @@ def make_loss(apply_fn: ApplyFn, weighted_loss: WeightedLoss, schedule: WeightSc
 
     The step is an argument, so that gradient and Hessian at frozen time are one compiled function.
 
+    Raises ValueError, when it is called or traced, for an empty batch, a step that is no whole number, or a
+    loss that does not return [examples].
+
     >>> from dlf.schedules import triangular
     >>> F = make_loss(lambda w, x: x @ w, cross_entropy, triangular(2, amplitude=3.0, period=4))
     >>> batch = Batch(jnp.ones((1, 1)), jnp.asarray([0]))
-    >>> [round(float(F(jnp.zeros((1, 2)), batch, jnp.asarray(t))), 4) for t in (0, 2, 6)]
+    >>> [round(float(F(jnp.zeros((1, 2)), batch, t)), 4) for t in (0, 2, 6)]
     [0.6931, 1.0397, 0.3466]
     """
 
-    def loss_fn(params, batch: Batch, step):
-        logits = apply_fn(params, batch.inputs)
-        weights = schedule(step).astype(logits.dtype)
-        return jnp.mean(weighted_loss(logits, batch.labels, weights))
-
-    return loss_fn
+    return Partial(_Loss(weighted_loss, schedule), _as_partial(apply_fn))
 
 
-def make_class_losses(apply_fn: ApplyFn, weighted_loss: WeightedLoss, num_classes=None):
+def _as_partial(fn):
+    return fn if isinstance(fn, Partial) else Partial(fn)
+
+
+class _Loss(NamedTuple):
+    """F as a function that is equal for equal losses and schedules: what takes it is compiled once."""
+
+    weighted_loss: WeightedLoss
+    schedule: WeightSchedule
+
+    def __call__(self, apply_fn, params, batch: Batch, step):
+        logits = _wide(apply_fn(params, batch.inputs))
+        weights = self.schedule(as_step(step)).astype(logits.dtype)
+        return _mean(self.weighted_loss(logits, batch.labels, weights), logits)
+
+
+def make_class_losses(apply_fn: ApplyFn, weighted_loss: WeightedLoss, num_classes: int | None = None):
     """Return (params, batch) -> class losses [classes], so that F = Gamma(step) . l.
 
         l_c = dF/dGamma_c        with the factor 1/P of F, so the sum over c is the static loss
+
+    `num_classes` is the number of weights. The catalogue's losses have one for each logit; of a loss of your
+    own it must be said. Raises ValueError as F does, and without that number.
 
     >>> l = make_class_losses(lambda w, x: x @ w, cross_entropy)
     >>> batch = Batch(jnp.ones((4, 1)), jnp.asarray([0, 0, 0, 1]))
     >>> [round(float(c), 4) for c in l(jnp.zeros((1, 2)), batch)]
     [0.5199, 0.1733]
     """
+    if num_classes is None and not _is_ours(weighted_loss):
+        raise ValueError("num_classes must be the number of weights: a loss of your own does not tell it")
 
-    def class_losses(params, batch: Batch):
-        logits = apply_fn(params, batch.inputs)
-        units = jnp.eye(logits.shape[1], dtype=logits.dtype)
-        return jax.vmap(lambda e: jnp.mean(weighted_loss(logits, batch.labels, e)))(units)
+    return Partial(_ClassLosses(weighted_loss, num_classes), _as_partial(apply_fn))
 
-    return class_losses
+
+class _ClassLosses(NamedTuple):
+    """The class losses as a function, as in `_Loss`."""
+
+    weighted_loss: WeightedLoss
+    num_classes: int | None
+
+    def __call__(self, apply_fn, params, batch: Batch):
+        logits = _wide(apply_fn(params, batch.inputs))
+        units = jnp.eye(self.num_classes or logits.shape[-1], dtype=logits.dtype)
+        return jax.vmap(lambda e: _mean(self.weighted_loss(logits, batch.labels, e), logits))(units)
+
+
+def are_right(logits: Logits, labels: Labels) -> Losses:
+    """Return 1 where the largest logit is that of the label, else 0; NaN if that cannot be told.
+
+    It cannot with a NaN or +inf among the logits, none that is finite, or a label that is no class.
+
+    >>> are_right(jnp.asarray([[1.0, 0.0], [1.0, 0.0], [jnp.nan, 0.0]]), jnp.asarray([0, 1, 0])).tolist()
+    [1.0, 0.0, nan]
+    """
+    logits, labels, is_class = _checked(logits, labels)
+    right = (jnp.argmax(logits, axis=1) == labels).astype(logits.dtype)
+    return jnp.where(is_class & jnp.isfinite(jnp.max(logits, axis=1)), right, jnp.nan)
 
 
 def accuracy(logits: Logits, labels: Labels) -> Float[Array, ""]:
-    """Return the fraction of examples whose largest logit is that of their label.
+    """Return the fraction of examples that are right, NaN if one of them cannot be told (see `are_right`).
 
     >>> float(accuracy(jnp.asarray([[1.0, 0.0], [1.0, 0.0]]), jnp.asarray([0, 1])))
     0.5
     """
-    return jnp.mean(jnp.argmax(logits, axis=1) == labels, dtype=logits.dtype)
+    return _mean(are_right(logits, labels), logits)
 
 
-def rightness_of(weighted_loss):
-    return lambda logits, labels: (jnp.argmax(logits, axis=1) == labels).astype(logits.dtype)
+def _is_ours(weighted_loss):
+    while isinstance(weighted_loss, partial):
+        weighted_loss = weighted_loss.func
+    return weighted_loss in [globals()[name] for name in __all__]
+
+
+def rightness_of(weighted_loss: WeightedLoss) -> Callable[[Logits, Labels], Losses] | None:
+    """Return what tells the right examples under a loss, (logits, labels) -> [examples], or None.
+
+    `are_right` for the catalogue's losses, else the loss's own attribute of that name: regression has none.
+    Settings that `functools.partial` has bound change nothing.
+
+    >>> def distance(outputs, labels, weights):
+    ...     return weights[0] * jnp.abs(outputs - labels)
+    >>> rightness_of(cross_entropy) is are_right, rightness_of(distance)
+    (True, None)
+    >>> distance.are_right = lambda outputs, labels: (jnp.abs(outputs - labels) < 0.1).astype(outputs.dtype)
+    >>> rightness_of(partial(distance))(jnp.zeros(2), jnp.asarray([0.0, 1.0])).tolist()
+    [1.0, 0.0]
+    """
+    while isinstance(weighted_loss, partial) and not hasattr(weighted_loss, "are_right"):
+        weighted_loss = weighted_loss.func
+    return are_right if _is_ours(weighted_loss) else getattr(weighted_loss, "are_right", None)
+
+
+def check_loss(weighted_loss: WeightedLoss, logits: Array, labels: Array, num_classes: int) -> None:
+    """Try a loss on a few examples: is it a mean over examples and linear in so many weights?
+
+    Raises ValueError if it is not, up to a thousand roundings. Nothing may be traced.
+
+    >>> def squared(logits, labels, weights):
+    ...     return cross_entropy(logits, labels, weights**2)
+    >>> check_loss(squared, jnp.zeros((2, 2)), jnp.asarray([0, 1]), num_classes=2)
+    Traceback (most recent call last):
+    ValueError: the loss is not linear in its weights: multiply with them, as in weights[labels] * losses
+    """
+    logits = _wide(logits)
+    up = 1 + jnp.arange(num_classes, dtype=logits.dtype)
+
+    def losses(weights, num):
+        found = weighted_loss(logits[:num], labels[:num], weights)
+        _mean(found, logits[:num])
+        return np.asarray(found)
+
+    one, other, both = (losses(weights, len(logits)) for weights in (up, up[::-1], up + up[::-1]))
+    rounding = 1e3 * float(jnp.finfo(both.dtype).eps)
+    near = partial(np.allclose, rtol=rounding, atol=rounding * np.abs(both).max(), equal_nan=True)
+    if not near(one + other, both):
+        raise ValueError(
+            "the loss is not linear in its weights: multiply with them, as in weights[labels] * losses"
+        )
+    if not near(losses(up, 1), one[:1]):
+        raise ValueError("the loss of an example depends on others of its batch: give each a loss of its own")

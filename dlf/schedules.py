@@ -4,13 +4,31 @@
 `num_classes` at every step, so that weights of one are the ordinary loss.
 """
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from dlf.types import Step, WeightSchedule
 
 __all__ = ["constant", "triangular"]
+
+
+def as_step(step: ArrayLike) -> Step:
+    """Return a step as the array that training counts in, from a number of Python's or NumPy's, too.
+
+    Raises ValueError for what is no whole number, or known to be negative or above an int32.
+
+    >>> as_step(7).dtype.name
+    'int32'
+    """
+    known = not isinstance(step, Array)  # a jax.Array may be traced
+    is_count = jnp.ndim(step) == 0 and jnp.issubdtype(jnp.result_type(step), jnp.integer)
+    if not is_count or (known and not 0 <= step < 2**31):
+        raise ValueError(f"step must be a whole number from 0 to 2^31 - 1, not an array, got {step!r}")
+    return jnp.asarray(step, jnp.int32) if known or step.dtype.itemsize < 4 else step
 
 
 def steps_per_turn(period: int | Array, hold_step: bool = False) -> int | Array:
@@ -72,7 +90,8 @@ def triangular(
         if not (2 <= steps < most and steps.is_integer()):
             raise ValueError(f"period must be at least 2 steps, a whole number below 2^31 - 1, got {period}")
 
-    def weights(step: Step):
+    def weights(step: ArrayLike):
+        step = as_step(step)
         ones = jnp.ones(num_classes)
         peak = jnp.asarray(amplitude, ones.dtype)
         steps_in_turn = steps_per_turn(jnp.asarray(period, step.dtype), hold_step)
@@ -96,8 +115,38 @@ def stop_after(schedule: WeightSchedule, num_steps: int | Array) -> WeightSchedu
     [[1.0, 1.0], [1.3333333730697632, 0.6666666865348816], [1.0, 1.0]]
     """
 
-    def weights(step: Step):
+    def weights(step: ArrayLike):
+        step = as_step(step)
         moving = schedule(step)
         return jnp.where(step < num_steps, moving, jnp.ones_like(moving))
 
     return weights
+
+
+def check_schedule(schedule: WeightSchedule, num_classes: int, num_steps: int = 1_000) -> None:
+    """Raise ValueError for weights that are not positive, or do not sum to `num_classes`.
+
+    At no more than a thousand of the first `num_steps` steps. While tracing only shape and type are known.
+
+    >>> check_schedule(lambda step: jnp.asarray([3.0, -1.0]), 2)
+    Traceback (most recent call last):
+    ValueError: schedule: weights must be positive and sum to their number, 2, got [3.0, -1.0] at step 0
+    """
+    row = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
+    shape, dtype = getattr(row, "shape", None), getattr(row, "dtype", None)
+    if shape != (num_classes,) or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"schedule: weights must be a real floating array [{num_classes}], one for each class, got "
+            f"{type(row).__name__ if shape is None else f'{dtype}{list(shape)}'}"
+        )
+    steps = jnp.asarray(np.unique(np.linspace(0, num_steps - 1, 1_000).astype(int)), jnp.int32)
+    if isinstance(steps, Tracer):
+        return
+    weights = np.asarray(jax.vmap(schedule)(steps))
+    sound = (weights > 0).all(1) & (np.abs(weights.sum(1) / num_classes - 1) < 1e-4)  # NaN is neither
+    if not sound.all():
+        first = sound.argmin()
+        raise ValueError(
+            f"schedule: weights must be positive and sum to their number, {num_classes}, got "
+            f"{weights[first].tolist()} at step {steps[first]}"
+        )

@@ -16,9 +16,9 @@ from jaxtyping import Array
 
 from dlf import models
 from dlf.data.batches import full_batch
-from dlf.losses import accuracy, make_loss
+from dlf.losses import check_loss, make_loss, rightness_of
 from dlf.optimizers import as_optimizer
-from dlf.schedules import constant
+from dlf.schedules import check_schedule, constant
 from dlf.types import (
     ApplyFn,
     Batch,
@@ -49,6 +49,7 @@ SERIES = {
     "threshold": Series((), "nat", "sharpness above which the optimizer is unstable"),
 }
 
+_FEW = 8  # examples, on which a loss is tried
 _TRAINING = 2**31 - 1  # no step has this number, so no probe draws from the key of it
 
 # By this mark XLA keeps a loop that it knows to turn once. Else it takes such a loop apart and compiles the
@@ -150,11 +151,14 @@ def problem_step(problem: Problem, metrics_fn: Callable[[TrainState], Rows] = la
     class weights and learning rate (where the optimizer tells it), and what `metrics_fn(state)` adds.
     """
 
+    right_fn = rightness_of(problem.weighted_loss)
+
     def metrics(state: TrainState, batch: Batch, logits) -> Rows:
         weights = problem.schedule(state.step)
         static = problem._replace(schedule=constant(len(weights)))
         rows = {"static_loss": _logits_loss(static)(logits, batch, state.step), "class_weights": weights}
-        rows["accuracy"] = accuracy(logits, batch.labels)
+        if right_fn is not None:
+            rows["accuracy"] = jnp.mean(right_fn(logits, batch.labels))
         if problem.optimizer.rate is not None:
             rows["learning_rate"] = problem.optimizer.rate(state.step)
         return rows | metrics_fn(state)
@@ -178,18 +182,21 @@ def make_problem(
     `optimizer` is one of `make_optimizer`, what that takes as a mapping, or any transformation of optax.
     Without a `batch_fn` each step sees all of `train`; without a `key` what is drawn comes from key 0.
 
-    Raises ValueError or TypeError as `make_optimizer` does.
+    Outside of a program, loss and schedule are tried (`check_loss`, `check_schedule`).
+
+    Raises ValueError or TypeError as these and `make_optimizer` do.
     """
-    return Problem(
-        model,
-        weighted_loss,
-        schedule,
-        full_batch(train) if batch_fn is None else batch_fn,
-        train,
-        dict(tests),
-        as_optimizer(optimizer),
-        jax.random.key(0) if key is None else key,
-    )
+    batch_fn = full_batch(train) if batch_fn is None else batch_fn
+    key = jax.random.key(0) if key is None else key
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((train, key))):
+        num_classes = len(jax.eval_shape(schedule, jnp.zeros((), jnp.int32)))
+        check_schedule(schedule, num_classes)
+        few = jax.tree.map(lambda x: x[:: -(-len(x) // _FEW)], train)
+        variables = jax.eval_shape(model.init, key, few.inputs)
+        like = jax.eval_shape(model.apply, *variables, few.inputs)
+        check_loss(weighted_loss, jax.random.normal(key, like.shape, like.dtype), few.labels, num_classes)
+    optimizer = as_optimizer(optimizer)
+    return Problem(model, weighted_loss, schedule, batch_fn, train, dict(tests), optimizer, key)
 
 
 def missing(shape: tuple[int, ...], dtype: Any) -> Array:
