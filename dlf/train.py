@@ -193,7 +193,7 @@ def make_problem(
         check_schedule(schedule, num_classes)
         few = jax.tree.map(lambda x: x[:: -(-len(x) // _FEW)], train)
         variables = jax.eval_shape(model.init, key, few.inputs)
-        like = jax.eval_shape(model.apply, *variables, few.inputs)
+        like = jax.eval_shape(lambda *args: model.apply(*args), *variables, few.inputs)
         check_loss(weighted_loss, jax.random.normal(key, like.shape, like.dtype), few.labels, num_classes)
     optimizer = as_optimizer(optimizer)
     return Problem(model, weighted_loss, schedule, batch_fn, train, dict(tests), optimizer, key)
