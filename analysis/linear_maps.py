@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
+from analysis.derivatives import hvp
 from dlf.types import Matvec, Params
 
 
@@ -27,12 +28,6 @@ def as_pytree(fn: Callable) -> Partial:
     over is part of the program that is compiled for it.
     """
     return fn if isinstance(fn, Partial) else Partial(fn)  # a Partial of a Partial would be static
-
-
-def check_batch_size(value: int | None, num_examples: int) -> None:
-    """Raise ValueError unless there is no batch size or one from 1 to the number of examples."""
-    if value is not None and not (type(value) is int and 1 <= value <= num_examples):
-        raise ValueError(f"batch_size must be from 1 to {num_examples}, the number of examples, got {value}")
 
 
 def dense(matvec: Matvec, like: Params) -> Float[Array, "size size"]:
@@ -115,25 +110,38 @@ def preconditioned(matvec: Matvec, preconditioner: Params) -> Matvec:
     return Partial(_preconditioned, as_pytree(matvec), preconditioner)
 
 
+_KINKED = 0.1  # of a difference: more than third derivatives make of one well beyond its limit
+
+
 class OperatorCheck(NamedTuple):
     """What `check_operator` measured, each relative to the size of the products."""
 
     nondeterminism: float  # |H x - H x|, computed twice
     asymmetry: float  # |x . H y - y . H x|
-    difference: float | None  # |H x - (g(theta + h x) - g(theta - h x)) / 2h|, None without a loss
+    difference: float | None  # |H x - D|, D = (g(theta + h x) - g(theta - h x)) / 2h, None without a loss
+    kinks: float | None  # share of a difference beyond the limit that comes from kinks, None within it
 
 
+@precise
 def check_operator(
     matvec: Matvec, params: Params, *, key: Array, loss: Callable[[Params], Float[Array, ""]] | None = None
 ) -> OperatorCheck:
     """Check that a map is deterministic, symmetric and, given the loss, its Hessian at `params`.
 
-    Two random directions x, y of unit length. Central differences of the gradient g of `loss` use
+    Two random directions x, y of unit length. Central differences D of the gradient g of `loss` use
     h = eps^(1/3) max(1, |theta|). Accepted are 100 eps between two equal products, sqrt(n) times that
     between x . H y and y . H x, and 10 eps^(1/3) to central differences (1e-4 of the product in
-    float64, 0.05 in float32; a kink between the two points, as of a ReLU, may exceed it).
+    float64, 0.05 in float32).
 
-    Raises ValueError that says which of the three failed and by how much.
+    A kink between the two points, as of a ReLU where an input and a bias are zero, exceeds the last however
+    right the product. It shows in differences on one side: of a smooth loss they are those on both.
+
+        D+ = (g(theta + h x) - g(theta + h x / 2)) / (h / 2),  D- with -h
+        kinks = max |D+- - D| / |H x - D|, at most 1        above 0.1 there are some
+
+    Then the product is accepted if it is that of automatic differentiation of `loss`, to 100 eps sqrt(n).
+
+    Raises ValueError that says what is not finite, or which of these failed and by how much.
 
     >>> check_operator(lambda v: 2 * v, jnp.ones(3), key=jax.random.key(0), loss=lambda p: p @ p).asymmetry
     0.0
@@ -146,20 +154,43 @@ def check_operator(
     def product(v):
         return ravel_pytree(matvec(unravel(v)))[0]
 
-    hx, hy = product(x), product(y)
+    def gradient(side):
+        return finite(ravel_pytree(jax.grad(loss)(unravel(flat + side * x)))[0], "the gradient of the loss")
+
+    def finite(vector, name):
+        if not bool(jnp.all(jnp.isfinite(vector))):
+            raise ValueError(f"{name} is not finite: look for NaN or infinity in an example or a parameter")
+        return vector
+
+    def check(value, limit, fault):
+        if not value <= limit:  # NaN fails, too
+            raise ValueError(
+                f"the operator is {fault} differ by {value:.1e} of the product (limit {limit:.1e})"
+            )
+        return value
+
+    hx, hy = (finite(product(v), "the product with the operator") for v in (x, y))
     size = float(jnp.maximum(jnp.linalg.norm(hx), jnp.linalg.norm(hy))) or 1.0
-    found = [float(jnp.linalg.norm(product(x) - hx)) / size, abs(float(x @ hy - y @ hx)) / size, None]
-    if loss is not None:
-        h = eps ** (1 / 3) * max(1.0, float(jnp.linalg.norm(flat)))
-        up, down = (ravel_pytree(jax.grad(loss)(unravel(flat + sign * h * x)))[0] for sign in (1, -1))
-        found[2] = float(jnp.linalg.norm(hx - (up - down) / (2 * h))) / size
-    limits = {
-        "not deterministic, two equal products": 100 * eps,
-        "not symmetric, x . H y and y . H x": 100 * eps * flat.size**0.5,
-        "not the Hessian of this loss, product and central differences": 10 * eps ** (1 / 3),
-    }
-    for (fault, limit), value in zip(limits.items(), found, strict=True):
-        if value is not None and not value <= limit:  # NaN fails, too
-            amount = f"{value:.1e} of the product (limit {limit:.1e})"
-            raise ValueError(f"the operator is {fault} differ by {amount}")
-    return OperatorCheck(*found)
+
+    def apart(a, b):
+        return float(jnp.linalg.norm(a - b)) / size
+
+    nondeterminism = check(apart(product(x), hx), 100 * eps, "not deterministic, two equal products")
+    rounding = 100 * eps * flat.size**0.5
+    asymmetry = check(abs(float(x @ hy - y @ hx)) / size, rounding, "not symmetric, x . H y and y . H x")
+    if loss is None:
+        return OperatorCheck(nondeterminism, asymmetry, None, None)
+
+    h, limit = eps ** (1 / 3) * max(1.0, float(jnp.linalg.norm(flat))), 10 * eps ** (1 / 3)
+    up, down = gradient(h), gradient(-h)
+    slope, kinks = (up - down) / (2 * h), None
+    difference = apart(hx, slope)
+    if difference > limit:
+        exact = ravel_pytree(hvp(loss, params, unravel(x)))[0]
+        not_this = "not the Hessian of this loss, product and"
+        check(apart(hx, exact), rounding, f"{not_this} automatic differentiation")
+        one_sided = [(end - gradient(side)) / side for end, side in ((up, h / 2), (down, -h / 2))]
+        kinks = min(1.0, max(apart(side, slope) for side in one_sided) / difference)
+        if kinks < _KINKED:
+            check(difference, limit, f"{not_this} central differences, without a kink,")
+    return OperatorCheck(nondeterminism, asymmetry, difference, kinks)

@@ -2,92 +2,38 @@
 
 Each builder returns a `jax.tree_util.Partial`: its functions are static, parameters, data and step are
 arrays. A compiled function that takes such a matvec as an argument is compiled once for all parameters and
-steps. All raise ValueError for an empty data set, or a batch size below 1 or above the number of examples.
+steps. All raise ValueError for an empty data set, or a batch size below 1 or above the number of examples;
+with a batch size also for a loss that is no mean over examples, or a network that couples them, as a trial on
+a few examples tells (`parts`), unless something is traced.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from analysis.linear_maps import as_pytree, check_batch_size, precise
-from dlf.types import ApplyFn, Batch, LossFn, Matvec, Params, Step
+from analysis.derivatives import curvature_along, hvp, tangent
+from analysis.linear_maps import as_pytree, precise
+from analysis.parts import BatchSize, accumulate, check_network, checked_logits, checked_size, share
+from dlf.types import ApplyFn, Batch, LossFn, Matvec, Params
 
 ClassLosses = Callable[[Params, Batch], Float[Array, " classes"]]  # as `make_class_losses` gives them
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class _BatchSize:
-    value: int | None
-
-
-def _batch_size(batch: Batch, value: int | None) -> _BatchSize:
-    if not hasattr(batch, "inputs"):
-        raise ValueError(f"the data must be a Batch, such as dataset.train, got {type(batch).__name__}")
-    num_examples = len(batch.inputs)
-    if num_examples == 0:
-        raise ValueError("the data set is empty: curvature is a mean over its examples")
-    if len(batch.labels) != num_examples:
-        raise ValueError(f"need a label for each input, got {num_examples} and {len(batch.labels)}")
-    check_batch_size(value, num_examples)
-    return _BatchSize(value)
-
-
-def _accumulate(product, like, batch, batch_size):
-    """Sum product(part, mask, P) over parts of the batch; a single part has no mask."""
-    num_examples, size = len(batch.inputs), batch_size.value
-    if size is None:
-        return product(batch, None, num_examples)
-    num_parts = -(-num_examples // size)
-    padding = num_parts * size - num_examples
-
-    def split(x):
-        # Part i is every num_parts-th example, so that an array sharded over its examples stays so.
-        # Padding repeats a real example: whatever is masked is then as finite as the data.
-        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-        return x.reshape(size, num_parts, *x.shape[1:])
-
-    columns = jax.tree.map(split, batch)
-    mask = jnp.arange(size * num_parts).reshape(size, num_parts) < num_examples
-
-    def add(total, index):
-        part, part_mask = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False), (columns, mask)
-        )
-        return jax.tree.map(jnp.add, total, product(part, part_mask, num_examples)), None
-
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), jnp.arange(num_parts))[0]
-
-
-def _share(loss_fn, part, mask, num_examples, step, axis=None):
-    """Return the part's share of the mean loss, as a function of what has that batch axis."""
-    if mask is None:
-        return lambda p: loss_fn(p, part, step)
-    singles = jax.tree.map(lambda x: x[:, None], part)
-    losses = jax.vmap(lambda p, example: loss_fn(p, example, step), in_axes=(axis, 0))
-    lift = (lambda p: p) if axis is None else (lambda p: p[:, None])
-    return lambda p: jnp.sum(jnp.where(mask, losses(lift(p), singles), 0)) / num_examples
-
-
-def _hvp(scalar_fn, point, vector):
-    return jax.jvp(jax.grad(scalar_fn), (point,), (vector,))[1]
 
 
 @jax.jit
 @precise
 def _hessian(loss_fn, params, batch, step, batch_size, vector):
     def product(part, mask, num_examples):
-        return _hvp(_share(loss_fn, part, mask, num_examples, step), params, vector)
+        return hvp(share(loss_fn, part, mask, num_examples, step), params, vector)
 
-    return _accumulate(product, params, batch, batch_size)
+    return accumulate(product, params, batch, batch_size)
 
 
 def hessian(
-    loss_fn: LossFn, params: Params, batch: Batch, step: Step, *, batch_size: int | None = None
+    loss_fn: LossFn, params: Params, batch: Batch, step: ArrayLike, *, batch_size: int | None = None
 ) -> Matvec:
     """Return the Hessian of the loss at frozen time as a map of vectors shaped as the parameters.
 
@@ -103,19 +49,49 @@ def hessian(
     >>> matvec(jnp.ones(2)).tolist()
     [3.0, 6.0]
     """
-    return Partial(_hessian, as_pytree(loss_fn), params, batch, step, _batch_size(batch, batch_size))
+    loss_fn, step = as_pytree(loss_fn), jnp.asarray(step)
+    size = checked_size(loss_fn, params, batch, step, batch_size)
+    return Partial(_hessian, loss_fn, params, batch, step, size)
 
 
 @jax.jit
 @precise
 def _ggn(apply_fn, logits_loss, params, batch, step, batch_size, vector):
     def product(part, mask, num_examples):
-        logits, pullback = jax.vjp(lambda p: apply_fn(p, part.inputs), params)
-        tangent = jax.jvp(lambda p: apply_fn(p, part.inputs), (params,), (vector,))[1]
-        share = _share(logits_loss, part, mask, num_examples, step, axis=0)
-        return pullback(_hvp(share, logits, tangent))[0]
+        def network(p):
+            return checked_logits(apply_fn, p, part.inputs)
 
-    return _accumulate(product, params, batch, batch_size)
+        logits, pullback = jax.vjp(network, params)
+        of_logits = share(logits_loss, part, mask, num_examples, step, axis=0)
+        return pullback(hvp(of_logits, logits, tangent(network, params, vector)[1]))[0]
+
+    return accumulate(product, params, batch, batch_size)
+
+
+def composed(apply_fn: ApplyFn, logits_loss: LossFn) -> LossFn:
+    """Return the loss of the parameters from that of the logits."""
+    return Partial(_composed, as_pytree(apply_fn), as_pytree(logits_loss))
+
+
+def _composed(apply_fn, logits_loss, params, batch, step):
+    return logits_loss(checked_logits(apply_fn, params, batch.inputs), batch, step)
+
+
+def of_network(
+    product: Callable,
+    apply_fn: ApplyFn,
+    logits_loss: LossFn,
+    params: Params,
+    batch: Batch,
+    step: ArrayLike,
+    batch_size: int | None,
+) -> Partial:
+    """Return product(apply_fn, logits_loss, params, batch, step, size, vector) of the vector, checked."""
+    apply_fn, logits_loss, step = as_pytree(apply_fn), as_pytree(logits_loss), jnp.asarray(step)
+    size = checked_size(composed(apply_fn, logits_loss), params, batch, step, batch_size)
+    if batch_size is not None:
+        check_network(apply_fn, params, batch.inputs)
+    return Partial(product, apply_fn, logits_loss, params, batch, step, size)
 
 
 def ggn(
@@ -123,7 +99,7 @@ def ggn(
     logits_loss: LossFn,
     params: Params,
     batch: Batch,
-    step: Step,
+    step: ArrayLike,
     *,
     batch_size: int | None = None,
 ) -> Matvec:
@@ -141,19 +117,18 @@ def ggn(
     >>> ggn(lambda w, x: x * w, square, jnp.asarray(7.0), batch, jnp.asarray(0))(jnp.asarray(1.0)).item()
     10.0
     """
-    size = _batch_size(batch, batch_size)
-    return Partial(_ggn, as_pytree(apply_fn), as_pytree(logits_loss), params, batch, step, size)
+    return of_network(_ggn, apply_fn, logits_loss, params, batch, step, batch_size)
 
 
 @jax.jit
 @precise
 def _residual(apply_fn, logits_loss, params, batch, step, batch_size, vector):
     def product(part, mask, num_examples):
-        logits = apply_fn(params, part.inputs)
-        slopes = jax.grad(_share(logits_loss, part, mask, num_examples, step, axis=0))(logits)
-        return _hvp(lambda p: jnp.vdot(slopes, apply_fn(p, part.inputs)), params, vector)
+        logits = checked_logits(apply_fn, params, part.inputs)
+        slopes = jax.grad(share(logits_loss, part, mask, num_examples, step, axis=0))(logits)
+        return hvp(lambda p: jnp.vdot(slopes, apply_fn(p, part.inputs)), params, vector)
 
-    return _accumulate(product, params, batch, batch_size)
+    return accumulate(product, params, batch, batch_size)
 
 
 def residual(
@@ -161,7 +136,7 @@ def residual(
     logits_loss: LossFn,
     params: Params,
     batch: Batch,
-    step: Step,
+    step: ArrayLike,
     *,
     batch_size: int | None = None,
 ) -> Matvec:
@@ -177,19 +152,34 @@ def residual(
     >>> matvec(jnp.asarray(1.0)).item()
     4.0
     """
-    size = _batch_size(batch, batch_size)
-    return Partial(_residual, as_pytree(apply_fn), as_pytree(logits_loss), params, batch, step, size)
+    return of_network(_residual, apply_fn, logits_loss, params, batch, step, batch_size)
 
 
-def _class_loss(class_losses, params, batch, label):
-    return class_losses(params, batch)[label]
+def _of_classes(class_losses, params, batch, step):
+    losses = class_losses(params, batch)
+    if losses.ndim != 1:
+        raise ValueError(f"class losses must be [classes], got the shape {losses.shape}")
+    return losses
+
+
+def _of_class(class_losses, params, batch, label):
+    return _of_classes(class_losses, params, batch, None)[label]
+
+
+def checked_classes(
+    class_losses: ClassLosses, params: Params, batch: Batch, batch_size: int | None
+) -> tuple[LossFn, BatchSize, int]:
+    """Return the class losses as a loss of any step, the checked size of the parts, and how many they are."""
+    losses = Partial(_of_classes, as_pytree(class_losses))
+    size = checked_size(losses, params, batch, None, batch_size)
+    return losses, size, len(jax.eval_shape(losses, params, batch, None))
 
 
 def class_hessian(
     class_losses: ClassLosses,
     params: Params,
     batch: Batch,
-    label: Int[Array, ""],
+    label: Int[Array, ""] | int,
     *,
     batch_size: int | None = None,
 ) -> Matvec:
@@ -202,16 +192,15 @@ def class_hessian(
 
     Raises ValueError for a label that is no class.
     """
-    (num_classes,) = jax.eval_shape(class_losses, params, batch).shape
+    _, size, num_classes = checked_classes(class_losses, params, batch, batch_size)
     if not isinstance(label, jax.core.Tracer) and not 0 <= label < num_classes:
         raise ValueError(f"label must be from 0 to {num_classes - 1}, got {label}")
-    loss_fn = Partial(_class_loss, as_pytree(class_losses))
-    return hessian(loss_fn, params, batch, label, batch_size=batch_size)
+    loss_fn = Partial(_of_class, as_pytree(class_losses))
+    return Partial(_hessian, loss_fn, params, batch, jnp.asarray(label), size)
 
 
-@precise
 def class_curvatures(
-    class_losses: ClassLosses, params: Params, batch: Batch, vector: Params
+    class_losses: ClassLosses, params: Params, batch: Batch, vector: Params, *, batch_size: int | None = None
 ) -> Float[Array, " classes"]:
     """Return u . H_c u of every class c along one vector u, in one pass.
 
@@ -222,8 +211,14 @@ def class_curvatures(
     >>> class_curvatures(class_losses, jnp.asarray(2.0), batch, jnp.asarray(1.0)).tolist()
     [2.0, 12.0]
     """
+    losses, size, _ = checked_classes(class_losses, params, batch, batch_size)
+    return _class_curvatures(losses, params, batch, size, vector)
 
-    def slopes(p):
-        return jax.jvp(lambda q: class_losses(q, batch), (p,), (vector,))[1]
 
-    return jax.jvp(slopes, (params,), (vector,))[1]
+@jax.jit
+@precise
+def _class_curvatures(losses, params, batch, batch_size, vector):
+    def product(part, mask, num_examples):
+        return curvature_along(share(losses, part, mask, num_examples, None), params, vector)
+
+    return accumulate(product, jax.eval_shape(losses, params, batch, None), batch, batch_size)

@@ -1,17 +1,20 @@
 """Follow the largest eigenvalues of a moving Hessian: who is who, what moved them, where they will go."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from analysis import operators
+from analysis.derivatives import curvature_along, forward_or, tangent
 from analysis.lanczos import top_eigenpairs
-from dlf.types import Batch, LossFn, Params, Step
+from analysis.linear_maps import precise
+from analysis.parts import accumulate, checked_logits, share
+from dlf.types import ApplyFn, Batch, LossFn, Params
 
 _SAME = 0.5**0.5  # of a unit vector's length: of orthogonal vectors only one can have more
 
@@ -104,11 +107,18 @@ def split_change(
 
 
 def gauss_newton_curvature(
-    apply_fn: Callable, logits_loss: LossFn, params: Params, batch: Batch, step: Step, vector: Params
+    apply_fn: ApplyFn,
+    logits_loss: LossFn,
+    params: Params,
+    batch: Batch,
+    step: ArrayLike,
+    vector: Params,
+    *,
+    batch_size: int | None = None,
 ) -> Float[Array, ""]:
     """Return u . G u, the part of u . H u from the loss's own curvature, in one forward pass.
 
-    `logits_loss` as in `operators.ggn`.
+    `logits_loss`, `batch_size` and errors as in `operators.ggn`.
 
     >>> square = lambda logits, batch, step: jnp.mean(logits**2)
     >>> batch = Batch(jnp.asarray([[1.0], [3.0]]), jnp.zeros(2, int))
@@ -116,16 +126,32 @@ def gauss_newton_curvature(
     >>> gauss_newton_curvature(lambda w, x: x * w**2, square, 2 * u, batch, jnp.asarray(0), u).item()
     160.0
     """
-    logits, tangent = jax.jvp(lambda p: apply_fn(p, batch.inputs), (params,), (vector,))
+    return operators.of_network(_gauss_newton, apply_fn, logits_loss, params, batch, step, batch_size)(vector)
 
-    def slope(f):
-        return jax.jvp(lambda g: logits_loss(g, batch, step), (f,), (tangent,))[1]
 
-    return jax.jvp(slope, (logits,), (tangent,))[1]
+@jax.jit
+@precise
+def _gauss_newton(apply_fn, logits_loss, params, batch, step, batch_size, vector):
+    def product(part, mask, num_examples):
+        def network(p):
+            return checked_logits(apply_fn, p, part.inputs)
+
+        of_logits = share(logits_loss, part, mask, num_examples, step, axis=0)
+        return curvature_along(of_logits, *tangent(network, params, vector))
+
+    like = jax.eval_shape(operators.composed(apply_fn, logits_loss), params, batch, step)
+    return accumulate(product, like, batch, batch_size)
 
 
 def class_subspace(
-    class_losses: operators.ClassLosses, params: Params, batch: Batch, *, num: int, tol: float, key: Array
+    class_losses: operators.ClassLosses,
+    params: Params,
+    batch: Batch,
+    *,
+    num: int,
+    tol: float,
+    batch_size: int | None = None,
+    key: Array,
 ) -> Float[Array, "classes basis basis"]:
     """Return the Hessian of every class within the space of the `num` top eigenvectors of each of them.
 
@@ -133,11 +159,11 @@ def class_subspace(
 
     For `forecast`: lambda_max(sum_c Gamma_c(t') B_c) <= lambda_max(H(t')) for every t' at these parameters.
     """
-    (num_classes,) = jax.eval_shape(class_losses, params, batch).shape
+    losses, size, num_classes = operators.checked_classes(class_losses, params, batch, batch_size)
     _, unravel = ravel_pytree(params)
 
     def top(label):
-        matvec = operators.class_hessian(class_losses, params, batch, label)
+        matvec = operators.class_hessian(class_losses, params, batch, label, batch_size=batch_size)
         pairs = top_eigenpairs(matvec, params, num=num, tol=tol, key=jax.random.fold_in(key, label))
         return jax.vmap(lambda vector: ravel_pytree(vector)[0])(pairs.vectors)
 
@@ -145,7 +171,17 @@ def class_subspace(
     basis = jnp.linalg.qr(vectors.reshape(num_classes * num, -1).T)[0]
 
     def images(column):
-        tangents = jax.jvp(jax.jacrev(lambda p: class_losses(p, batch)), (params,), (unravel(column),))[1]
+        vector = unravel(column)
+
+        def product(part, mask, num_examples):
+            of_part = share(losses, part, mask, num_examples, None)
+            return forward_or(
+                lambda: jax.jvp(jax.jacrev(of_part), (params,), (vector,))[1],
+                lambda: jax.jacrev(lambda p: tangent(of_part, p, vector)[1])(params),
+            )
+
+        like = jax.tree.map(lambda p: jnp.zeros((num_classes, *p.shape), p.dtype), params)
+        tangents = accumulate(product, like, batch, size)
         return jax.vmap(lambda tangent: ravel_pytree(tangent)[0])(tangents)
 
     products = jax.lax.map(images, basis.T)  # [basis, classes, size]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state, jaxpr_as_fun
 from jaxtyping import Array, Float
 
+from analysis.parts import checked_logits
 from dlf.layers import Dense
 from dlf.types import ApplyFn, Params
 
@@ -36,8 +37,8 @@ def jacobian_factors(apply_fn: ApplyFn, params: Params, inputs: Float[Array, "ex
 
 
 def rooted_logits(apply_fn, params, example, root):
-    """Return the logits of one example alone, times the root of its weight or weights if there is one."""
-    logits = apply_fn(params, example[None])[0]
+    """Return the logits [outputs] of one example alone, times the root of its weight or weights if any."""
+    logits = checked_logits(apply_fn, params, example[None]).reshape(-1)
     return logits if root is None else root * logits
 
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from analysis.linear_maps import as_pytree, check_batch_size, precise
+from analysis.derivatives import tangent
+from analysis.linear_maps import as_pytree, precise
 from analysis.ntk.factors import jacobian_factors, rooted_logits
+from analysis.parts import check_batch_size, check_network, checked_logits
 from dlf.types import ApplyFn, Inputs, Matvec, Params
 
 Gamma = Float[Array, "examples ..."] | None  # the weight of each example, or of each of its outputs
@@ -112,7 +114,7 @@ def diagonal_ntk(
 def ntk_operator(
     apply_fn: ApplyFn, params: Params, inputs: Inputs, *, weights: Gamma = None, batch_size: int | None = None
 ) -> Matvec:
-    """Return the full kernel as a map of vectors [examples, classes], for `top_eigenpairs`.
+    """Return the full kernel as a map of vectors shaped as the logits, for `top_eigenpairs`.
 
         v -> W^{1/2} J J^T W^{1/2} v        one vjp and one jvp: neither kernel nor Jacobian
 
@@ -132,7 +134,8 @@ def ntk_operator(
 @precise
 def _product(apply_fn, params, blocks, v):
     num_blocks, size = blocks[0].shape[:2]
-    padded = jnp.pad(v, ((0, num_blocks * size - len(v)), (0, 0)))  # zeros add nothing to J^T v
+    rows = v.reshape(len(v), -1)
+    padded = jnp.pad(rows, ((0, num_blocks * size - len(v)), (0, 0)))  # zeros add nothing to J^T v
 
     def logits(block):
         return lambda p: jax.vmap(partial(rooted_logits, apply_fn, p))(*block)
@@ -143,8 +146,8 @@ def _product(apply_fn, params, blocks, v):
 
     parts = padded.reshape(num_blocks, size, -1)
     u, _ = jax.lax.scan(pull, jax.tree.map(jnp.zeros_like, params), (blocks, parts))
-    images = jax.lax.map(lambda block: jax.jvp(logits(block), (params,), (u,))[1], blocks)
-    return images.reshape(padded.shape)[: len(v)]
+    images = jax.lax.map(lambda block: tangent(logits(block), params, u)[1], blocks)
+    return images.reshape(padded.shape)[: len(v)].reshape(v.shape)
 
 
 def _checked_roots(apply_fn, params, inputs, weights, batch_size, per_output):
@@ -153,11 +156,13 @@ def _checked_roots(apply_fn, params, inputs, weights, batch_size, per_output):
     if num_examples == 0:
         raise ValueError("inputs are empty: a kernel needs at least one example")
     check_batch_size(batch_size, num_examples)
+    logits = jax.eval_shape(partial(checked_logits, apply_fn), params, inputs[:1])
+    check_network(apply_fn, params, inputs)
     if weights is None:
         return None
     shapes, hint = [(num_examples,)], "; weights per output need the full or the per-class kernel"
     if per_output:
-        shapes.append((num_examples, *jax.eval_shape(apply_fn, params, inputs[:1]).shape[1:]))
+        shapes.append((num_examples, logits.size))
         hint = ""
     if weights.shape not in shapes:
         shape = " or ".join(map(str, shapes))

@@ -1,16 +1,20 @@
 """What kernels are compared by: their spectrum, the labels, and the GGN with the same spectrum."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from analysis.derivatives import hvp
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import precise
 from analysis.ntk.kernels import full_ntk
-from analysis.operators import ggn
-from dlf.types import ApplyFn, Batch, Labels, LossFn, Params, Step
+from analysis.operators import composed, ggn
+from analysis.parts import check_network, check_parts, checked_logits
+from dlf.types import ApplyFn, Batch, Labels, LossFn, Params
 
 
 def spectrum(kernel: Float[Array, "size size"]) -> Float[Array, " size"]:
@@ -77,7 +81,7 @@ def ggn_ntk_duality(
     logits_loss: LossFn,
     params: Params,
     batch: Batch,
-    step: Step,
+    step: ArrayLike,
     *,
     num: int,
     tol: float,
@@ -102,16 +106,24 @@ def ggn_ntk_duality(
     >>> found.ggn_eigenvalues.round(4).tolist(), found.ntk_eigenvalues.round(4).tolist()
     ([9.0], [9.0])
     """
-    logits = apply_fn(params, batch.inputs)
+    logits, step = checked_logits(apply_fn, params, batch.inputs), jnp.asarray(step)
+    check_network(apply_fn, params, batch.inputs)
+    check_parts(composed(apply_fn, logits_loss), params, batch, step)
     if num > logits.size:
         raise ValueError(f"num must be at most {logits.size}, the number of logits, got {num}")
 
-    def loss(logits, inputs, label):
-        return logits_loss(logits[None], Batch(inputs[None], label[None]), step) / len(batch.inputs)
+    rows = logits.reshape(len(logits), -1)
 
-    values, vectors = jnp.linalg.eigh(jax.vmap(jax.hessian(loss))(logits, *batch))
+    def curvature(row, example):
+        def loss(row):
+            return logits_loss(row.reshape(1, *logits.shape[1:]), example, step) / len(logits)
+
+        return jax.vmap(partial(hvp, loss, row))(jnp.eye(row.size, dtype=row.dtype))
+
+    examples = jax.tree.map(lambda x: x[:, None], batch)
+    values, vectors = jnp.linalg.eigh(jax.vmap(curvature)(rows, examples))
     roots = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None, :] @ vectors.mT  # [P, C, C]
-    kernel = full_ntk(apply_fn, params, batch.inputs).reshape(2 * logits.shape)
+    kernel = full_ntk(apply_fn, params, batch.inputs).reshape(2 * rows.shape)
     kernel = jnp.einsum("pab,pbqc,qcd->paqd", roots, kernel, roots).reshape(logits.size, logits.size)
     ntk_eigenvalues = spectrum(kernel)[:num]
     matvec = ggn(apply_fn, logits_loss, params, batch, step)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from analysis.linear_maps import precise
-from analysis.parts import accumulate, check_batch_size
+from analysis.parts import BatchSize, accumulate, check_batch_size, masked_sum
 from analysis.probes.measures import check_settings
 from dlf.losses import rightness_of
 from dlf.models import apply_fn
@@ -70,7 +70,9 @@ def evaluation(
             size = None if batch_size is None else min(batch_size, len(batch.inputs))
             sums = partial(_sums, network, problem.weighted_loss, right_fn, ones, state.params)
             like = jax.eval_shape(sums, batch, None, len(batch.inputs))
-            total = accumulate(sums, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), batch, size)
+            total = accumulate(
+                sums, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), batch, BatchSize(size)
+            )
             rows[f"{name}_loss"] = total["loss"] / len(batch.inputs)
             if right_fn is not None:
                 rows[f"{name}_accuracy"] = total["right"].sum() / len(batch.inputs)
