@@ -63,7 +63,9 @@ def moves(state: PyTree) -> PyTree[bool]:
                 "inside, on batches k times as large"
             )
         if not is_known(node):
-            return bool(jnp.issubdtype(jnp.result_type(node), jnp.floating))
+            dtype = jnp.result_type(node)
+            is_key = jnp.issubdtype(dtype, jax.dtypes.extended)  # of which `isdtype` does not know
+            return not is_key and jnp.isdtype(dtype, "real floating")
         still = jax.tree.map(lambda leaf: False, node)
         return still._replace(**{name: moves(getattr(node, name)) for name in _WRAPPERS[type(node)]})
 
