@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from analysis.linear_maps import precise
-from analysis.parts import BatchSize, accumulate, check_batch_size, masked_sum
+from analysis.parts import BatchSize, accumulate, check_batch_size
 from analysis.probes.measures import check_settings
 from dlf.losses import rightness_of
 from dlf.models import apply_fn
