@@ -121,7 +121,12 @@ def _batch_norm(x, train):
 
 
 def _group_norm(x, train):
-    return nn.GroupNorm(num_groups=math.gcd(x.shape[-1], 8), param_dtype=x.dtype)(x)
+    num_groups = math.gcd(x.shape[-1], 8)
+    return nn.GroupNorm(num_groups, param_dtype=x.dtype, force_float32_reductions=False)(x)
+
+
+def _layer_norm(x, train):
+    return nn.LayerNorm(param_dtype=x.dtype, force_float32_reductions=False)(x)
 
 
 # What a network may have between a layer and its activation, as functions (x, train) -> x inside a module, by
@@ -131,7 +136,7 @@ NORMALIZATIONS = {
     "none": lambda x, train: x,
     "batch": _batch_norm,
     "group": _group_norm,
-    "layer": lambda x, train: nn.LayerNorm(param_dtype=x.dtype)(x),
+    "layer": _layer_norm,
 }
 
 
