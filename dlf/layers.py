@@ -121,8 +121,8 @@ def _batch_norm(x, train):
 
 
 def _group_norm(x, train):
-    groups = math.gcd(x.shape[-1], 8)
-    return nn.GroupNorm(num_groups=groups, param_dtype=x.dtype, force_float32_reductions=False)(x)
+    num_groups = math.gcd(x.shape[-1], 8)
+    return nn.GroupNorm(num_groups, param_dtype=x.dtype, force_float32_reductions=False)(x)
 
 
 def _layer_norm(x, train):
