@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from analysis import neural_tangents_import
 from analysis.ntk import full_ntk
-from dlf import data, losses, optimizers, schedules, train
-from dlf.types import ApplyFn, Batch, Labels, Logits, Params
+from dlf import data, losses, models, optimizers, schedules, train
+from dlf.types import ApplyFn, Batch, Labels, Logits, Model, ModelState, Params
 
 
 def infinite_ntk(
@@ -56,6 +56,21 @@ def infinite_ntk(
         return jnp.where(zero[:, None] | zero[None, :], jnp.full_like(theta, float(use_bias)), theta)
 
     return kernel
+
+
+def linearized(model: Model, params: Params, model_state: ModelState = ()) -> Model:
+    """Return a network's tangent at these parameters, f(theta_0) + J (theta - theta_0), as a network.
+
+    Raises ValueError for a network with statistics.
+    """
+    if jax.tree.leaves(model_state):
+        raise ValueError("a network with statistics has no tangent here: take group or layer norm")
+    apply = neural_tangents_import.load().linearize(models.apply_fn(model, model_state), params)
+    return Model(
+        model.init,
+        lambda params, model_state, inputs: apply(params, inputs),
+        lambda params, model_state, inputs, key: (apply(params, inputs), model_state),
+    )
 
 
 def squared_loss_flow(

@@ -13,7 +13,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-from dlf.train import StepFn, init_carries, make_loop, missing
+from dlf.recording import StepFn, missing
+from dlf.train import init_carries, make_loop
 from dlf.types import Probe, Series, TrainState
 
 RECORDS = ("final", "series")
@@ -52,7 +53,8 @@ def make_ensemble(
     `vectorized` says otherwise.
 
     >>> import optax
-    >>> from dlf.train import init_state, make_step, step_series
+    >>> from dlf.recording import step_series
+    >>> from dlf.train import init_state, make_step
     >>> def assemble(learning_rate):
     ...     sgd = optax.sgd(learning_rate)
     ...     step_fn = make_step(lambda w, batch, step: w**2, lambda step: None, sgd)

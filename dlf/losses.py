@@ -38,18 +38,18 @@ def _kind(value):
 
 
 def _are(kind, values, shape):
-    return getattr(values, "shape", None) == shape and jnp.issubdtype(values.dtype, kind)
+    return getattr(values, "shape", None) == shape and jnp.isdtype(values.dtype, kind)
 
 
 def _checked(logits, labels):
     """Return logits to compute with, labels, and which of them are classes."""
     num_examples, num_classes = logits.shape if jnp.ndim(logits) == 2 else (0, 0)
-    if num_classes < 2 or not _are(jnp.floating, logits, logits.shape):
+    if num_classes < 2 or not _are("real floating", logits, logits.shape):
         raise ValueError(
             f"logits must be real [examples, classes] with two classes or more, got {_kind(logits)}: "
             "make one logit f two, (0, f), or give a loss of your own"
         )
-    if not _are(jnp.integer, labels, (num_examples,)):
+    if not _are("integral", labels, (num_examples,)):
         raise ValueError(
             f"labels must be integers [{num_examples}], one for each example, got {_kind(labels)}: take "
             "labels.argmax(1) of one-hot rows, labels[:, 0] of a column"
@@ -69,7 +69,7 @@ def _checked(logits, labels):
 def _terms(logits, labels, weights):
     """Return logits to compute with, one-hot labels, and weights: NaN if a label is no class."""
     logits, labels, is_class = _checked(logits, labels)
-    if not _are(jnp.floating, weights, logits.shape[1:]):
+    if not _are("real floating", weights, logits.shape[1:]):
         raise ValueError(
             f"weights must be real [{logits.shape[1]}], one for each logit, got {_kind(weights)}: build the "
             f"schedule for {logits.shape[1]} classes, or give a loss of your own"
@@ -132,7 +132,7 @@ def dmse2(logits: Logits, labels: Labels, weights: Weights) -> Losses:
 
 def _mean(losses, logits):
     """Return the mean of losses [examples]."""
-    if not jnp.ndim(logits) or not _are(jnp.floating, losses, logits.shape[:1]):
+    if not jnp.ndim(logits) or not _are("real floating", losses, logits.shape[:1]):
         raise ValueError(
             f"a loss must return one real number for each example, got {_kind(losses)} for outputs "
             f"{_kind(logits)}: sum over outputs, not over examples, of which the mean is taken here"

@@ -134,7 +134,7 @@ def check_schedule(schedule: WeightSchedule, num_classes: int, num_steps: int = 
     """
     row = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
     shape, dtype = getattr(row, "shape", None), getattr(row, "dtype", None)
-    if shape != (num_classes,) or not jnp.issubdtype(dtype, jnp.floating):
+    if shape != (num_classes,) or not jnp.isdtype(dtype, "real floating"):
         raise ValueError(
             f"schedule: weights must be a real floating array [{num_classes}], one for each class, got "
             f"{type(row).__name__ if shape is None else f'{dtype}{list(shape)}'}"

@@ -18,9 +18,10 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from analysis import neural_tangents_import, probes
+from analysis import probes
+from analysis.infinite_width import linearized
 from analysis.stability import threshold
-from dlf import data, losses, models, optimizers, schedules
+from dlf import data, losses, models, optimizers, recording, schedules
 from dlf import train as training
 from dlf.ensembles import Run
 from dlf.layers import warn_of_convolutions
@@ -78,10 +79,10 @@ def build(config: ConfigDict) -> Experiment:
     with blaming("optimizer.learning_rate"):
         optimizers.check_rate(problem.optimizer, config.num_steps)
     with blaming("the training step"):
-        series = training.step_series(run.step_fn, run.state)
+        series = recording.step_series(run.step_fn, run.state)
     for name, probe in run.probes.items():
         with blaming(f"probes.{name}"):
-            found = training.probe_series(name, probe, run.state)
+            found = recording.probe_series(name, probe, run.state)
             if twice := series.keys() & found.keys():
                 raise ValueError(f"another one measures {', '.join(sorted(twice))}, too")
             series |= found
@@ -206,21 +207,6 @@ def _model(section: Mapping[str, Any], num_classes: int) -> Model:
     return found
 
 
-def _linearized(model: Model, params: Params, model_state: ModelState) -> Model:
-    """Return the tangent of a network at its first parameters."""
-    if jax.tree.leaves(model_state):
-        raise ValueError(
-            "a network with statistics has no tangent here: normalization='group' or 'layer' has"
-        )
-    linearize = neural_tangents_import.load().linearize
-    apply = linearize(lambda params, inputs: model.apply(params, model_state, inputs), params)
-    return Model(
-        model.init,
-        lambda params, model_state, inputs: apply(params, inputs),
-        lambda params, model_state, inputs, key: (apply(params, inputs), model_state),
-    )
-
-
 def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
     """Turn a program, with the arrays of a replica, into functions and a first state."""
     config = json.loads(static, object_hook=tuples)
@@ -231,7 +217,7 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
     model = _model(config["model"], num_classes)
     if config["model"].get("linearized", False):
         with blaming("model.linearized"):
-            model = _linearized(model, replica.params, replica.model_state)
+            model = linearized(model, replica.params, replica.model_state)
     moving = call(schedules, "schedule", config["schedule"], num_classes=num_classes)
     settings = dict(tests=replica.tests, key=replica.key)
     if "batches" in config:

@@ -11,7 +11,8 @@ import xarray as xr
 from ml_collections import ConfigDict
 
 from dlf import store
-from dlf.train import SERIES, init_carries
+from dlf.recording import SERIES
+from dlf.train import init_carries
 from experiments.build import Experiment, build, make_loop, ready_loop
 from experiments.command_line import ConfigError
 

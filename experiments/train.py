@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from dlf import store
 from dlf import train as training
+from dlf.recording import with_gaps
 from dlf.store import files
 from experiments import command_line, records
 from experiments.build import Experiment, build, make_loop
@@ -78,7 +79,7 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
             record("running")
             num_rows = min(config.steps_per_chunk, config.num_steps - step)
             state, carries, series = jax.block_until_ready(loop(experiment.replica, state, carries, num_rows))
-            series = training.with_gaps(series)
+            series = with_gaps(series)
             broken = np.flatnonzero(~np.isfinite(series["loss"]))
             if len(broken):
                 series = {name: rows[: broken[0] + 1] for name, rows in series.items()}

@@ -10,7 +10,8 @@ import pytest
 
 from dlf import ensembles
 from dlf.optimizers import make_optimizer
-from dlf.train import init_carries, init_state, make_step, probe_series
+from dlf.recording import probe_series
+from dlf.train import init_carries, init_state, make_step
 from dlf.types import Probe, Series
 from experiments import build
 from experiments.configs import tiny

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from analysis import probes
 from analysis.probes.evaluations import recomputed_state
-from dlf import losses, models, schedules, train
+from dlf import losses, models, recording, schedules, train
 from dlf.types import Batch, Model
 
 KEY, RNG = jax.random.key(0), np.random.RandomState(0)
@@ -46,7 +46,7 @@ def a_problem(loss=losses.cross_entropy, hidden_widths=(7, 5), size=20, **settin
 def measured(probe, state):
     _, rows = jax.jit(probe.measure)(probe.init(state), state)
     assert set(rows) == set(probe.series)
-    assert train.probe_series("probe", probe, state).keys() == rows.keys()
+    assert recording.probe_series("probe", probe, state).keys() == rows.keys()
     return jax.tree.map(np.asarray, rows)
 
 

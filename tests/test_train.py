@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from analysis import probes
-from dlf import data, losses, models, optimizers, schedules, train
+from dlf import data, losses, models, optimizers, recording, schedules, train
 from dlf.types import Probe
 
 SCHEDULE = dict(amplitude=70.0, period=60, hold_step=True)
@@ -205,7 +205,7 @@ def test_a_loop_of_ones_own_may_call_its_series_as_it_likes(float64):
     own = Probe(1, lambda state: (), lambda carry, state: (carry, {"accuracy": state.params[0]}), {})
     series = train.make_loop(step_fn, {"own": own})(state, {"own": ()}, 2)[2]
     assert series["accuracy"].tolist() == [1.0, 0.5]
-    described = train.step_series(step_fn, state)
+    described = recording.step_series(step_fn, state)
     assert list(described) == ["loss", "gradient"]
     assert described["gradient"].dims == ("gradient_0",) and described["gradient"].shape == (2,)
 
@@ -213,16 +213,16 @@ def test_a_loop_of_ones_own_may_call_its_series_as_it_likes(float64):
 def test_a_step_of_a_problem_records_what_it_descends_and_what_is_added(float64):
     state, _, problem = setup(width=8, learning_rate=0.3)
     step_fn = train.problem_step(problem, lambda state: {"doubled": 2 * state.params["Dense_1"]["bias"]})
-    described = train.step_series(step_fn, state)
-    assert set(described) == set(train.SERIES) - {"threshold"} | {"doubled"}
+    described = recording.step_series(step_fn, state)
+    assert set(described) == set(recording.SERIES) - {"threshold"} | {"doubled"}
     assert described["class_weights"].dims == ("class",) and described["doubled"].dims == ("doubled_0",)
     after, rows = jax.jit(step_fn)(state)
     np.testing.assert_array_equal(rows["learning_rate"], 0.3)
     _, rows = jax.jit(step_fn)(after)
     np.testing.assert_array_equal(rows["doubled"], 2 * after.params["Dense_1"]["bias"])
     unknown = problem._replace(optimizer=optimizers.as_optimizer(optax.sgd(0.3)))
-    series = train.step_series(train.problem_step(unknown), state)
-    assert set(series) == set(train.SERIES) - {"threshold", "learning_rate"}  # only its owner knows it
+    series = recording.step_series(train.problem_step(unknown), state)
+    assert set(series) == set(recording.SERIES) - {"threshold", "learning_rate"}  # only its owner knows it
 
 
 def test_a_loop_that_runs_again_does_not_compile_again(float64):

@@ -117,21 +117,21 @@ def recomputed_state(problem: Problem, state: TrainState, batch_size: int | None
 
     def after(value, part):
         start = jax.tree.map(
-            lambda x: jnp.full_like(x, value) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+            lambda x: jnp.full_like(x, value) if jnp.isdtype(x.dtype, "real floating") else x,
             state.model_state,
         )
         return problem.model.train(state.params, start, part, key)[1]
 
     def statistics(part):
         def limit(zero, one, old):
-            is_mean = jnp.issubdtype(old.dtype, jnp.floating)
+            is_mean = jnp.isdtype(old.dtype, "real floating")
             return zero / (1 - (one - zero)) if is_mean else old
 
         return jax.tree.map(limit, after(0, part), after(1, part), state.model_state)
 
     found = jax.lax.map(statistics, parts)
     return jax.tree.map(
-        lambda x: jnp.mean(x, axis=0) if jnp.issubdtype(x.dtype, jnp.floating) else x[0], found
+        lambda x: jnp.mean(x, axis=0) if jnp.isdtype(x.dtype, "real floating") else x[0], found
     )
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dlf.ensembles import Outcome, is_vectorized, make_ensemble, spread
+from dlf.recording import with_gaps
 from dlf.store import files
 from dlf.store.cells import DIVERGED, DONE, INVALID, NOT_RUN, Block, Store
-from dlf.train import with_gaps
 from dlf.types import Series
 from experiments import build
 from experiments.command_line import ConfigError
