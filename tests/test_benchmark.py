@@ -35,6 +35,7 @@ def test_fig4_measures_every_row_and_the_implementations_agree(tmp_path, monkeyp
     probes = {f"{words} {name}" for words in ("with", "cost of") for name in ("hessian", "ntk", "all probes")}
     programs = {f"{words}, {name}" for words in ("compile", "memory") for name in ("no probes", "all probes")}
     assert {("float64", name) for name in probes | programs} <= taken
+    assert ("float32", "minibatches of 128 of 50,000: share of 1 ms") in taken
 
 
 def test_all_cases_run_in_turn_and_the_first_time_is_not_counted():

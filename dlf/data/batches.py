@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 
 import jax
@@ -68,13 +69,7 @@ def minibatches(
 
     def batch_fn(step) -> Batch:
         step = jnp.asarray(step).astype(jnp.uint32)
-        epoch, place = _divmod_of_product(batch_size, step, length)
-        # one by one: a generator need not give the same numbers in a vmap
-        now, then = (_round_keys(jax.random.fold_in(order_key, epoch + i)) for i in (0, 1))
-        places = place + jnp.arange(batch_size, dtype=jnp.uint32)
-        is_next = places >= length
-        round_keys = [jnp.where(is_next, b, a) for a, b in zip(now, then, strict=True)]
-        rows = _permuted(round_keys, jnp.where(is_next, places - length, places), num_examples)
+        rows = _rows(order_key, step, batch_size, length, num_examples)
         # in bounds, as a permutation is: nothing to check
         batch = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), train)
         if augment is None:
@@ -139,8 +134,17 @@ def _divmod_of_product(factor: int, step: Array, length: int) -> tuple[Array, Ar
     return quotient, rest
 
 
-def _round_keys(key: Array) -> Array:
-    return jax.random.bits(key, (_ROUNDS,), jnp.uint32)
+@partial(jax.jit, static_argnums=(2, 3, 4))  # or each call from Python would compile it anew
+def _rows(key: Array, step: Array, batch_size: int, length: int, num_examples: int) -> Array:
+    """Return the examples of one step, of orders of which `length` places are used."""
+    epoch, place = _divmod_of_product(batch_size, step, length)
+    # one by one: a generator need not give the same numbers in a vmap
+    keys = (jax.random.fold_in(key, epoch + i) for i in (0, 1))
+    now, then = (jax.random.bits(key, (_ROUNDS,), jnp.uint32) for key in keys)
+    places = place + jnp.arange(batch_size, dtype=jnp.uint32)
+    is_next = places >= length
+    round_keys = [jnp.where(is_next, b, a) for a, b in zip(now, then, strict=True)]
+    return _permuted(round_keys, jnp.where(is_next, places - length, places), num_examples)
 
 
 def _permuted(round_keys: Sequence[Array], places: Array, size: int) -> Array:
