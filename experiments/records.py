@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from dlf import schedules, store
 from dlf.store import cells, run
 from dlf.store.files import LEDGER, StoreError, check_metadata, read_json, read_meta
+from experiments import threads
 from experiments.command_line import ConfigError, note
 
 
@@ -28,13 +29,16 @@ def provenance() -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "python": sys.version.split()[0],
         "devices": [str(device) for device in jax.devices()],
+        "threads": threads.used(),
     }
 
 
 def resumed(meta: dict[str, Any]) -> dict[str, Any]:
     """Note who goes on with a run, and warn if the code or the machine is another."""
     now = provenance()
-    changed = [key for key in ("commit", "versions", "devices") if meta[key] != now[key]]
+    changed = [
+        key for key in ("commit", "versions", "devices", "threads") if meta.get(key, now[key]) != now[key]
+    ]
     if changed:
         note(f"resumed with another {' and '.join(changed)}: the bits may differ")
     kept = {key: value for key, value in meta.items() if key != "diverged_step"}
