@@ -36,9 +36,8 @@ def provenance() -> dict[str, Any]:
 def resumed(meta: dict[str, Any]) -> dict[str, Any]:
     """Note who goes on with a run, and warn if the code or the machine is another."""
     now = provenance()
-    changed = [
-        key for key in ("commit", "versions", "devices", "threads") if meta.get(key, now[key]) != now[key]
-    ]
+    kinds = ("commit", "versions", "devices", "threads")  # older runs lack the last
+    changed = [key for key in kinds if meta.get(key, now[key]) != now[key]]
     if changed:
         note(f"resumed with another {' and '.join(changed)}: the bits may differ")
     kept = {key: value for key, value in meta.items() if key != "diverged_step"}
