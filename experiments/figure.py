@@ -35,11 +35,11 @@ from rich.table import Table
 from analysis import figures, neural_tangents_import
 from analysis.figures.style import save
 from dlf.store.files import StoreError, digest, read_json, refuse_links, write_json
-from experiments import command_line, config_files, records, second_pass, train
+from experiments import command_line, config_files, records, second_pass, threads, train
 from experiments.command_line import ConfigError, Told, note
 from experiments.config_files import CONFIGS, NAMES, configuration, declare, find
 from experiments.sweep import fill
-from experiments.sweep.axes import make_sweep
+from experiments.sweep.axes import Sweep, make_sweep
 from experiments.sweep.fill import Settings, add_options, settings
 
 DEFAULT = "small"  # the scale whose numbers are compared
@@ -126,34 +126,40 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     return ok
 
 
+def asked(figure: Plan) -> dict[str, ConfigDict | Sweep]:
+    """Return the runs and the sweeps of a figure by name."""
+    _, module, config, scale, _ = figure
+    declared, runs = config_files.sweeps_of(module), getattr(module, "RUNS", {})
+    of = {name: configuration(name, get_config, scale) for name, get_config in runs.items()}
+    of |= {name: make_sweep(config, name, declare(sweep, scale)) for name, sweep in declared.items()}
+    return of if hasattr(module, "RUNS") else of or {"run": config}
+
+
 def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
     """Run what is missing of a figure's runs, sweeps and measurements, and open them by name.
 
     Without `RUNS` and `sweep` that is one run, in the folder itself. What is interrupted ends the program
     with one line, which says how to go on.
     """
-    _, module, config, scale, folder = figure
+    _, module, config, _, folder = figure
     if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
         raise ConfigError(f"cannot use {folder}: {file} is no folder")
-    results, runs, declared = {}, {}, config_files.sweeps_of(module)
-    sweeps = {name: make_sweep(config, name, declare(of, scale)) for name, of in declared.items()}
-    for name, get_config in getattr(module, "RUNS", {}).items():
-        runs[name] = configuration(name, get_config, scale), folder / name
-    if not hasattr(module, "RUNS") and not declared:
-        runs["run"] = config, folder  # where `train` looks before it builds, and makes it
-    for name, (of_run, workdir) in runs.items():
-        command_line.use_precision(of_run)
-        if "tracker" in of_run.probes and not (workdir / "meta.json").exists():
-            note(f"{name}: the tracker takes {second_pass.estimate_cost(of_run)}")
-        meta = train.train(of_run, workdir, resume=True)
-        if meta["status"] != "done":
-            command_line.report(meta, workdir)
+    results, is_one = {}, not hasattr(module, "RUNS")
+    for name, of in asked(figure).items():
+        workdir = folder / name
+        if isinstance(of, Sweep):
+            command_line.use_precision(of.config)
+            note(f"sweep {name!r}: {workdir}")
+            command_line.report(fill.run(of, workdir, how), workdir)
+        else:
+            workdir = folder if is_one else workdir  # where `train` looks before it builds, and makes it
+            command_line.use_precision(of)
+            if "tracker" in of.probes and not (workdir / "meta.json").exists():
+                note(f"{name}: the tracker takes {second_pass.estimate_cost(of)}")
+            meta = train.train(of, workdir, resume=True)
+            if meta["status"] != "done":
+                command_line.report(meta, workdir)
         results[name] = records.load(workdir)
-    for name, sweep in sweeps.items():
-        command_line.use_precision(sweep.config)
-        note(f"sweep {name!r}: {folder / name}")
-        command_line.report(fill.run(sweep, folder / name, how), folder / name)
-        results[name] = records.load(folder / name)
     command_line.use_precision(config)
     if hasattr(module, "measure"):
         results["measured"] = _measured(figure, results)
@@ -266,6 +272,8 @@ def _main() -> int:
     has_sweeps = not options.shipped and any(config_files.sweeps_of(figure.module) for figure in made)
     if not has_sweeps and (options.launcher != "here" or options.jobs or options.slurm):
         raise ConfigError("no sweep is to be filled: leave --launcher, --jobs and --slurm out")
+    if not options.shipped:
+        threads.choose(of for figure in made for of in asked(figure).values())
     for figure in made:
         try:
             ok &= make(figure, options.shipped, how)

@@ -19,6 +19,7 @@ from analysis.stability import threshold
 from dlf import schedules, store
 from dlf.store import cells, run
 from dlf.store.files import LEDGER, StoreError, check_metadata, read_json, read_meta
+from experiments import threads
 from experiments.catalogues import own_sources
 from experiments.command_line import ConfigError, note
 
@@ -39,6 +40,7 @@ def provenance(config: Mapping[str, Any] = {}) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "python": sys.version.split()[0],
         "devices": [str(device) for device in jax.devices()],
+        "threads": threads.used(),
         "sources": own_sources(config),
     }
 
@@ -46,7 +48,8 @@ def provenance(config: Mapping[str, Any] = {}) -> dict[str, Any]:
 def resumed(meta: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Note who goes on with a run, and warn if the code or the machine is another."""
     now = provenance(config)
-    changed = [key for key in ("commit", "versions", "devices") if meta[key] != now[key]]
+    kinds = ("commit", "versions", "devices", "threads")  # older runs lack the last
+    changed = [key for key in kinds if meta.get(key, now[key]) != now[key]]
     was = meta.get("sources", {})
     changed += [f"version of {place}" for place in now["sources"] if was.get(place) != now["sources"][place]]
     if changed:

@@ -18,7 +18,7 @@ from dlf import store
 from dlf import train as training
 from dlf.recording import with_gaps
 from dlf.store import files
-from experiments import command_line, records
+from experiments import command_line, records, threads
 from experiments.build import Experiment, build, make_loop
 from experiments.command_line import ConfigError, interrupts, note, progress, report
 from experiments.settings import checked
@@ -105,6 +105,7 @@ def _main() -> int:
     asked = command_line.parse(sys.argv, __doc__)
     config = checked(asked.config)
     command_line.use_precision(config)
+    threads.choose([config])
     meta = train(config, asked.workdir, asked.resume)
     return report(meta, asked.workdir, go_on="the same command with --resume")
 

@@ -28,7 +28,9 @@ def test_fig4_measures_every_row_and_the_implementations_agree(tmp_path, monkeyp
     assert len({row["id"] for row in found}) == len(found)
     taken = {(row["case"], row["quantity"]) for row in found if row["median"] is not None}
     for precision in ("float64", "float32"):
-        names = {one_run.COMPILED, one_run.NOTEBOOK, timing.MATMUL, "compiled : bound"}
+        names = {one_run.COMPILED, one_run.NOTEBOOK}
+        for of in ("one core", "all cores"):
+            names |= {f"{timing.MATMUL}, {of}", f"compiled : bound of {of}"}
         if importlib.util.find_spec("torch"):
             names |= {*one_run.PYTORCH.values(), "compiled : PyTorch"}
         assert {(precision, name) for name in names} <= taken
@@ -47,7 +49,8 @@ def test_all_cases_run_in_turn_and_the_first_time_is_not_counted():
 
 
 def test_without_pytorch_its_rows_say_so():
-    taken = {name: np.ones(1) for name in (one_run.COMPILED, one_run.NOTEBOOK, timing.MATMUL)}
+    products = [f"{timing.MATMUL}, {name}" for name in one_run.BOUNDS]
+    taken = {name: np.ones(1) for name in (one_run.COMPILED, one_run.NOTEBOOK, *products)}
     rows = one_run.speed_rows(False, taken, config_fig4.get_config())
     found = {row["quantity"]: row for row in rows}
     assert found["PyTorch: not installed"]["median"] is None

@@ -7,7 +7,8 @@ the same problem. Each precision has a process of its own, with JAX's x64 flag a
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from contextlib import ExitStack
+from functools import cache, partial
 from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 from analysis import cascades
 from dlf import data, losses, schedules, train
 from dlf.types import Batch
-from experiments import build, command_line, second_pass
+from experiments import build, command_line, second_pass, threads
 from experiments.benchmark import timing
 from experiments.benchmark.timing import MATMUL, Record, fastest, in_fresh_process, measure, row, timed
 from experiments.configs import cascades as config_cascades
@@ -32,6 +33,7 @@ COMPILED, NOTEBOOK = "compiled program", "notebook loop"
 PYTORCH = {n: f"PyTorch, {n} thread{'s' * (n > 1)}" for n in sorted({1, 2, os.cpu_count() or 1})}
 # in the matrix products of a step, 300 points, 2-100-3: forward, gradients of weights and hidden layer
 STEP_FLOPS = 2 * 300 * (2 * (2 * 100 + 100 * 3) + 100 * 3)
+BOUNDS = {"one core": 1, "all cores": threads.num_cpus()}  # and their threads
 _FEW_STEPS = 20  # long before the first instability, where any rounding would grow
 
 
@@ -85,9 +87,22 @@ def check_agreement(series_of: Mapping[str, Mapping[str, Any]], rtol: float) -> 
             np.testing.assert_allclose(found, reference, rtol, err_msg=f"{variable}: {name}")
 
 
+@cache
+def _product(num_threads: int, float64: bool) -> Callable[[], float]:
+    os.environ["PJRT_NPROC"] = str(num_threads)
+    jax.config.update("jax_enable_x64", float64)
+    return timed(*timing.matrix_product())
+
+
+def product_seconds(num_threads: int, float64: bool) -> float:
+    """Return the seconds a floating-point operation of a matrix product; for a process of its own."""
+    return _product(num_threads, float64)()
+
+
 def time_runs(float64: bool, repeats: int, num_steps: int) -> dict[str, np.ndarray]:
     """Return the seconds a step of each run in each repeat; for a fresh process."""
     config, few = fig4.get_config(), -(-num_steps // 4)  # on a busy machine PyTorch's threads are very slow
+    threads.choose([config])  # as a run does
     experiment = prepare(config, float64=float64)
     runs = {COMPILED: compiled(experiment, (), num_steps), NOTEBOOK: notebook(experiment, num_steps)}
     if find_spec("torch"):
@@ -101,22 +116,32 @@ def time_runs(float64: bool, repeats: int, num_steps: int) -> dict[str, np.ndarr
         sets = {name: (name,) for name in config.probes} | {"all probes": tuple(config.probes)}
         runs |= {f"with {name}": compiled(experiment, names, num_steps) for name, names in sets.items()}
     cases = {name: timed(run, few if name in PYTORCH.values() else num_steps) for name, run in runs.items()}
-    return measure(cases | {MATMUL: timed(*timing.matrix_product())}, repeats)
+    with ExitStack() as stack:
+        for name, num_threads in BOUNDS.items():
+            submit = stack.enter_context(timing.fresh_process()).submit
+            cases[f"{MATMUL}, {name}"] = lambda submit=submit, num_threads=num_threads: submit(
+                product_seconds, num_threads, float64
+            ).result()
+        return measure(cases, repeats)
 
 
 def speed_rows(float64: bool, taken: Mapping[str, np.ndarray], config: ConfigDict) -> list[Record]:
     """Derive the rows of one precision from the seconds a step of each run; `a : b` compares speeds."""
-    compiled, product = taken[COMPILED], taken[MATMUL]
+    compiled = taken[COMPILED]
     pytorch = {name: taken[name] for name in PYTORCH.values() if name in taken}
     found = [(name, "steps/s", 1 / taken[name]) for name in (COMPILED, NOTEBOOK, *pytorch)]
     found += [
         *([] if pytorch else [("PyTorch: not installed", "steps/s")]),
         ("compiled : PyTorch", "times", fastest(pytorch.values()) / compiled, (">=", 5 if float64 else 12)),
         ("compiled : notebook", "times", taken[NOTEBOOK] / compiled),
-        (MATMUL, "Gflop/s", 1e-9 / product),
-        (f"bound, {STEP_FLOPS / 1e3:.0f} kflop/step", "steps/s", 1 / product / STEP_FLOPS),
-        ("compiled : bound", "%", 100 * STEP_FLOPS * product / compiled, (">=", 25)),
     ]
+    for name, num_threads in BOUNDS.items():
+        product, target = taken[f"{MATMUL}, {name}"], (">=", 30) if name == "one core" else None
+        found += [
+            (f"{MATMUL}, {name}", "Gflop/s", 1e-9 / product),
+            (f"bound of {name}, {STEP_FLOPS / 1e3:.0f} kflop/step", "steps/s", 1 / product / STEP_FLOPS),
+            (f"compiled : bound of {name}", "%", 100 * STEP_FLOPS * product / compiled, target),
+        ]
     for name in (name.removeprefix("with ") for name in taken if name.startswith("with ")):
         extra, target = taken[f"with {name}"] - compiled, ("<=", 30) if name == "all probes" else None
         found.append((f"with {name}", "steps/s", 1 / taken[f"with {name}"]))

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dlf.store.cells import NOT_RUN, Store
-from experiments import command_line
+from experiments import command_line, threads
 from experiments.build import build
 from experiments.command_line import ConfigError
 from experiments.config_files import SCALES, configuration, declare, load_config_file, named_sweeps
@@ -94,6 +94,7 @@ def _main() -> int:
     asked = command_line.parse([sys.argv[0], *others], __doc__, config=config)
     sweep = make_sweep(asked.config, options.sweep, declare(declared[options.sweep], options.scale))
     command_line.use_precision(sweep.config)
+    threads.choose([sweep])
     workdir, settings = Path(asked.workdir), fill.settings(options)
     if options.dry_run:
         dry_run(sweep, workdir, settings)

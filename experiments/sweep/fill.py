@@ -17,7 +17,7 @@ import numpy as np
 
 from dlf.store import cells, exclusive, files
 from dlf.store.cells import MEANINGS, NOT_RUN, STORE, Store
-from experiments import records
+from experiments import records, threads
 from experiments.build import check_precision
 from experiments.command_line import ConfigError, interrupts, note, progress
 from experiments.sweep.axes import Sweep
@@ -25,6 +25,7 @@ from experiments.sweep.blocks import LOCKS, Plan, plan, too_small, work
 
 _JOBS = "jobs"  # the folder of submitit's files and logs
 _STOP = "stop"  # the file that asks local workers to end
+_CAN_PIN = hasattr(os, "sched_setaffinity")  # Linux
 
 
 class Settings(NamedTuple):
@@ -80,6 +81,8 @@ def run(sweep: Sweep, workdir: str | Path, settings: Settings = Settings()) -> d
         meta = existing(sweep, workdir, settings.memory)
         if not meta:
             meta = create(sweep, workdir, planned or plan(sweep, settings.memory), check_same)
+        if settings.launcher == "local" and _CAN_PIN:
+            meta["threads"] = threads.used(1)  # of a worker
         for name in (_JOBS, _STOP, LOCKS):
             files.refuse_links(workdir, workdir / name)
         store, failed = Store(workdir), []
@@ -155,11 +158,12 @@ class Worker(NamedTuple):
     def __call__(self) -> int:
         """Run blocks and return the number of cells."""
         is_local = self.settings.launcher == "local"
-        if is_local and hasattr(os, "sched_setaffinity"):  # Linux
+        if is_local and _CAN_PIN:
             # before JAX starts its threads; a small network gains nothing from a second one
             cpus = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cpus[self.number % len(cpus)]})
         jax.config.update("jax_enable_x64", self.sweep.config.float64)
+        threads.choose([self.sweep])
         first = self.number / self.settings.num_jobs
 
         def stop() -> bool:
