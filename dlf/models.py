@@ -5,7 +5,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -181,7 +182,8 @@ def _model(module: nn.Module) -> Model:
     return linen(module, training={"train": True}, evaluation={"train": False})
 
 
-class _Apply(NamedTuple):
+@dataclass(frozen=True)
+class _Apply:
     """The network in evaluation, equal for equal modules and modes."""
 
     module: nn.Module
@@ -191,7 +193,8 @@ class _Apply(NamedTuple):
         return self.module.apply({"params": params, **dict(model_state)}, inputs, **dict(self.mode))
 
 
-class _Train(NamedTuple):
+@dataclass(frozen=True)
+class _Train:
     """The network in training: all of its state may move, masks come from the key."""
 
     module: nn.Module
@@ -234,7 +237,8 @@ def linen(
     return Model(init, _Apply(module, next(modes)), _Train(module, next(modes)))
 
 
-class _Frozen(NamedTuple):
+@dataclass(frozen=True)
+class _Frozen:
     apply: Callable
 
     def __call__(self, model_state, params, inputs):
