@@ -2,7 +2,7 @@
 
 `experiments.figure cascade_rates --launcher=local`, 5 minutes on two cores. The first paper says that the
 threshold depends on the learning rate and not on the width [text]. Widths, rates, seeds, and three turns of
-the run of Fig. 4 in float32 are [ours].
+the run of Fig. 4 are [ours].
 """
 
 from analysis.findings import first_onsets
@@ -23,10 +23,10 @@ _SIZES = {
 
 
 def get_config(scale="small"):
-    """Return three turns of the run of Fig. 4 in float32, with the stability ratio along them."""
+    """Return three turns of the run of Fig. 4, with the stability ratio along them."""
     *_, period, every, examples = _SIZES[scale]
     config = fig4.get_config(num_turns=3, period=period)
-    config.float64, config.steps_per_chunk, config.stop_after = False, 1_000, config.num_steps
+    config.steps_per_chunk, config.stop_after = 1_000, config.num_steps
     config.dataset.examples_per_class = examples
     config.probes = dict(stability=dict(every=every, tol=1e-3))
     return config
@@ -38,4 +38,4 @@ def sweep(scale):
     yield axis("width", widths, lambda width: {"model.hidden_widths": (width,)})
     yield axis("learning_rate", rates, "optimizer.learning_rate")
     yield axis("seed", range(num_seeds), "seed", "dataset.seed")
-    yield record("series", "loss", "sharpness", "stability_ratio")
+    yield record("series", "loss", "class_weights", "sharpness", "stability_ratio")
