@@ -81,7 +81,7 @@ def test_maps_of_two_values_have_no_ghosts_after_restarts(x64, which):
 def test_the_copies_of_softmax_regression_at_zero_weights_are_found(float64):
     """Its Hessian is (I / C - 1 / C^2) times the covariance: each eigenvalue C - 1 times."""
     classes, features = 4, 6
-    inputs = jax.random.normal(jax.random.key(0), (40, features)) * jnp.arange(1.0, features + 1)
+    inputs = jax.random.normal(jax.random.key(0), (40, features)) * jnp.arange(1.0, features + 1)[None]
     labels = jnp.arange(40) % classes
     loss = losses.make_loss(
         lambda w, x: x @ w, losses.cross_entropy, schedules.triangular(classes, amplitude=1.0, period=10)

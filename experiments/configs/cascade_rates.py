@@ -11,8 +11,10 @@ from experiments.sweep.axes import axis, record
 
 FIGURE, reduce, in_words = "threshold_rate", first_onsets.reduce, first_onsets.in_words
 EXPECTED = (
-    ("least_ratio", {}, 0.929, 0.88, 1.0, "[ours], P1 [text]: 1"),
-    ("largest_ratio", {}, 1.02, 0.98, 1.07, "[ours], P1 [text]: 1"),
+    ("least_ratio", {}, 0.848, 0.8, 0.92, "[ours], P1 [text]: 1"),
+    ("largest_ratio", {}, 1.011, 0.95, 1.07, "[ours], P1 [text]: 1"),
+    ("largest_visible_ratio", {}, 1.159, 1.04, 1.3, "[ours], P1 [text]: 1"),
+    ("least_visible_ratio", {}, 1.014, 0.96, 1.06, "[ours], P1 [text]: 1"),
 )
 # scale: widths, learning rates, seeds, steps of a turn, steps between two measurements, examples per class
 _SIZES = {
