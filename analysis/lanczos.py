@@ -148,9 +148,7 @@ def certify(
     size, dtype = check_like(like)
     shapes = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], pairs.vectors)
     if shapes != jax.tree.map(jnp.shape, like):
-        raise ValueError(
-            f"pairs.vectors must be like the parameters with a leading axis, got {shapes} behind"
-        )
+        raise ValueError(f"pairs.vectors must be like the parameters behind an axis of pairs, got {shapes}")
     if not pairs.converged:
         return pairs
     matvec, unravel = as_pytree(matvec), ravel_pytree(like)[1]
@@ -175,15 +173,17 @@ def certify(
             if found.nonfinite_matvec:
                 converged, broken = False, spent + int(found.nonfinite_matvec)
             spent += int(found.num_matvecs)
-            if broken or not missed:
+            if not (converged and missed):
                 break
             new = _joined(matvec, vectors, jax.tree.map(lambda leaf: leaf[0], found.vectors))
             order, at, spent = np.arange(len(values)), ends[-1], spent + 1
             values[at], residuals[at], vectors = new[0], new[1], vectors.at[at].set(new[2])
-            converged &= residuals[at] <= limit
             order[ends] = ends[np.argsort(-sign * values[ends], kind="stable")]
+            converged = residuals[at] <= limit
             values, residuals, vectors = values[order], residuals[order], vectors[order]
-        if not broken:
+            if not converged:
+                break
+        if converged:
             above = np.maximum(sign * values[ends] - np.array([[top], [bottom]]), np.finfo(dtype).tiny)
             chance = 3.3 * size**0.5 * np.exp(-(2 * _LOOKED - 1) * np.sqrt(above[0] / (2 * above[1])))
             doubt[ends] = np.minimum(chance, 1)
