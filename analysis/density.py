@@ -42,7 +42,10 @@ def _density(matvec, like, width, key, *, num_probes, order, num_points):
 
     nodes, weights = jax.lax.map(quadrature, jnp.arange(num_probes))
     least, largest = jnp.min(nodes), jnp.max(nodes)
-    width = width * jnp.where(largest > least, largest - least, jnp.maximum(jnp.abs(largest), 1))
+    scale = jnp.maximum(jnp.abs(least), jnp.abs(largest))
+    # below, the points would fall together in this dtype
+    resolved = jnp.maximum(width * (largest - least), 2 * num_points * jnp.finfo(nodes.dtype).eps * scale)
+    width = jnp.where(scale > 0, resolved, width)
     values = jnp.linspace(least - 4 * width, largest + 4 * width, num_points)
     kernel = jax.scipy.stats.norm.pdf(values[:, None, None], nodes[None], width)
     densities = jnp.sum(kernel * weights[None], axis=2)
@@ -66,13 +69,15 @@ def spectral_density(
 
     theta_k are the eigenvalues of the tridiagonal T of `order` Lanczos steps from a random unit
     vector, w_k the squares of the first components of its eigenvectors, s is `width` times the range
-    of the nodes. The basis is orthogonalised twice, and an exhausted Krylov space goes on from a
+    of the nodes, but at least what the dtype resolves, 2 eps times the largest |node| and the number
+    of points. The basis is orthogonalised twice, and an exhausted Krylov space goes on from a
     random vector with weight zero, so that nothing is invented. The standard error over probes tells
     the noise of the probes, not the smoothing. Cost: `num_probes * order` products; memory `order`
-    vectors; `order` is at most the dimension. Products that are not finite make the result NaN.
+    vectors; `order` is at most the dimension. Products that are not finite make the result NaN, and so do
+    eigenvalues whose squares the dtype cannot hold.
 
-    Raises ValueError for fewer than two probes or points, an order or a width that is not positive, or
-    leaves not all of one real floating dtype of 32 or 64 bits.
+    Raises ValueError for fewer than two probes, an order or a width that is not positive, fewer points than
+    the width needs, or leaves not all of one real floating dtype of 32 or 64 bits.
 
     Source: Ubaru, Chen and Saad 2017; Ghorbani, Krishnan and Xiao 2019 (arXiv 1901.10159).
 
@@ -88,6 +93,8 @@ def spectral_density(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not width > 0:
         raise ValueError(f"width must be positive, got {width}")
+    if num_points - 1 < (1 + 8 * width) / (1.5 * width):  # a point for 1.5 s, over the range and 4 s more
+        raise ValueError(f"{num_points} points are too few to resolve a width of {width}: take more of one")
     size, _ = check_like(like)
     settings = dict(num_probes=num_probes, order=min(order, size), num_points=num_points)
     return _density(as_pytree(matvec), like, width, key, **settings)

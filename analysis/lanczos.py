@@ -1,5 +1,6 @@
 """Extreme eigenpairs of a symmetric linear map on pytrees, with their proof of convergence."""
 
+import itertools
 import warnings
 from functools import partial
 from typing import Literal, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from analysis.krylov import Basis, check_like, expand, first_basis, flatten, rotate
@@ -16,6 +18,7 @@ from dlf.types import Matvec
 
 _LEAST_WARM = 8  # products after a warm start, in which a new direction can outgrow the old ones
 _RANDOM_PART = 0.1  # of a warm start's length
+_LOOKED = 16  # products from a random vector, for copies that are missing
 
 
 class Eigenpairs(NamedTuple):
@@ -27,6 +30,9 @@ class Eigenpairs(NamedTuple):
     converged: Bool[Array, ""]  # all residuals within the tolerance
     num_matvecs: Int[Array, ""]
     nonfinite_matvec: Int[Array, ""]  # the product, counted from 1, that was not finite; 0 if none
+    # What `converged` does not prove: a bound on the chance that one more eigenvalue at or beyond each value
+    # is missing, such as a further copy of it. NaN where it was not looked for, see `certify`.
+    doubt: Float[Array, " num"]
 
 
 def top_eigenpairs(
@@ -56,7 +62,8 @@ def top_eigenpairs(
     holds them, makes a warm start: from their sum and a random part, with at least 8 products, since at once
     a residual would certify an old direction while a new one has grown larger. Still it can miss one: measure
     cold from time to time. All zeros, or NaN, stand for a cold start. Where the Krylov space is exhausted,
-    random vectors go on, at least as many as are wanted. Of a multiple eigenvalue one copy is sure.
+    random vectors go on, at least as many as are wanted. Of a multiple eigenvalue one copy is sure, whatever
+    `converged` says: `certify` looks for the others.
 
     It never raises for what it finds: without convergence within `max_matvecs`, `converged` is False beside
     the best values; a product that is not finite ends the search, and `nonfinite_matvec` says which. A map
@@ -101,12 +108,124 @@ def top_eigenpairs(
     return _solve(as_pytree(matvec), like, start, tol, max_matvecs, key, num=num, which=which, rows=rows)
 
 
-@partial(jax.jit, static_argnames=("num", "which", "rows"))
+def certify(
+    pairs: Eigenpairs,
+    matvec: Matvec,
+    like: PyTree,
+    *,
+    tol: float,
+    which: Literal["largest", "smallest", "both"] = "largest",
+    max_matvecs: int = 1000,
+    key: Array,
+) -> Eigenpairs:
+    """Look for eigenvalues that no search from one vector can see, further copies of multiple ones; add them.
+
+        D = P H P + s U U^T,    P = I - U U^T,    s = last value - max |value|
+        doubt = min(1, 3.3 sqrt(n) exp(-31 sqrt(e))),    e = (value - theta) / (2 (value - theta_min))
+
+    theta and theta_min are the extreme Ritz values of D after 16 products from a new random vector. While
+    theta is above the last of the wanted values by more than the tolerance, its pair takes that one's place.
+    `doubt` bounds the chance of such a theta although D has an eigenvalue at or above the value; it is small
+    where a gap lies below the value, and 1 where a next one follows too closely for 16 products to tell.
+
+    Cost: 16 products at each end, for every pair that was missed at least 17 more; memory: of the basis and
+    `pairs.vectors` twice. `tol` and `which` are those of the search. Pairs that have not converged are
+    returned as they are. Not to be traced.
+
+    Raises ValueError for a `tol` outside (0, 1), or vectors that are not like `like`.
+
+    Source: Kuczynski and Wozniakowski 1992 (the bound: Lanczos from a random vector).
+
+    >>> diagonal = jnp.asarray([5.0] * 3 + [1.0] * 40)
+    >>> search = dict(tol=1e-3, key=jax.random.key(0))
+    >>> pairs = top_eigenpairs(lambda v: diagonal * v, diagonal, num=4, **search)
+    >>> pairs = certify(pairs, lambda v: diagonal * v, diagonal, **search)
+    >>> [round(float(value), 3) for value in pairs.values], bool(pairs.doubt[0] < 1e-4)
+    ([5.0, 5.0, 5.0, 1.0], True)
+    """
+    if not 0 < tol < 1:
+        raise ValueError(f"tol must be between 0 and 1, relative to the largest value, got {tol}")
+    size, dtype = check_like(like)
+    shapes = jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], pairs.vectors)
+    if shapes != jax.tree.map(jnp.shape, like):
+        raise ValueError(f"pairs.vectors must be like the parameters behind an axis of pairs, got {shapes}")
+    if not pairs.converged:
+        return pairs
+    matvec, unravel = as_pytree(matvec), ravel_pytree(like)[1]
+    key = jax.random.fold_in(key, np.iinfo(np.int32).max)  # else a search with this key saw the same vector
+    values, residuals, doubt = (np.array(x) for x in (pairs.values, pairs.residuals, pairs.doubt))
+    vectors = jax.vmap(lambda vector: ravel_pytree(vector)[0])(pairs.vectors)
+    converged, spent, broken = True, int(pairs.num_matvecs), 0
+    for sign, ends in _ends(which, len(values)):
+        for turn in itertools.count():
+            last, scale = sign * values[ends[-1]], np.abs(values).max()
+            limit = max(tol * scale, residuals.max())
+            deflated = Partial(_deflated, matvec, vectors, *jnp.asarray([sign, last - scale], dtype))
+            search = partial(
+                _solve, deflated, like, None, key=jax.random.fold_in(key, turn), num=1, rows=min(size, 24),
+                fewest=_LOOKED,
+            )  # fmt: skip
+            found = search(0.0, _LOOKED, which="both")
+            top, bottom = (float(value) for value in found.values)
+            missed = top > last + limit
+            if missed and found.residuals[0] > limit:
+                spent, found = spent + _LOOKED, search(tol, max_matvecs, which="largest")
+            if found.nonfinite_matvec:
+                converged, broken = False, spent + int(found.nonfinite_matvec)
+            spent += int(found.num_matvecs)
+            if not (converged and missed):
+                break
+            new = _joined(matvec, vectors, jax.tree.map(lambda leaf: leaf[0], found.vectors))
+            order, at, spent = np.arange(len(values)), ends[-1], spent + 1
+            values[at], residuals[at], vectors = new[0], new[1], vectors.at[at].set(new[2])
+            order[ends] = ends[np.argsort(-sign * values[ends], kind="stable")]
+            converged = residuals[at] <= limit
+            values, residuals, vectors = values[order], residuals[order], vectors[order]
+            if not converged:
+                break
+        if converged:
+            above = np.maximum(sign * values[ends] - np.array([[top], [bottom]]), np.finfo(dtype).tiny)
+            chance = 3.3 * size**0.5 * np.exp(-(2 * _LOOKED - 1) * np.sqrt(above[0] / (2 * above[1])))
+            doubt[ends] = np.minimum(chance, 1)
+    found = (jnp.asarray(x) for x in (residuals, converged, spent, broken, doubt))
+    return Eigenpairs(jnp.asarray(values), jax.vmap(unravel)(vectors), *found)
+
+
+def _ends(which, num):
+    """Return of each end its sign, and where its pairs stand from the outermost inwards."""
+    places = np.arange(num)
+    if which == "both":
+        return (1, places[: num // 2]), (-1, places[: num // 2 - 1 : -1])
+    return ((1, places) if which == "largest" else (-1, places[::-1]),)
+
+
+def _deflated(matvec, vectors, sign, shift, vector):
+    """Multiply by sign P H P + shift U U^T."""
+    flat, unravel = ravel_pytree(vector)
+    along = vectors @ flat
+    image, _ = ravel_pytree(matvec(unravel(flat - along @ vectors)))
+    return unravel(sign * (image - (vectors @ image) @ vectors) + shift * along @ vectors)
+
+
+@jax.jit
 @precise
-def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
+def _joined(matvec, vectors, new):
+    """Return the Rayleigh quotient, the residual, and what a vector leaves beside others, of unit length."""
+    flat, unravel = ravel_pytree(new)
+    flat = flat - (vectors @ flat) @ vectors
+    flat = flat / jnp.linalg.norm(flat)
+    image, _ = ravel_pytree(matvec(unravel(flat)))
+    value = flat @ image
+    rounding = jnp.finfo(flat.dtype).eps * jnp.abs(value)
+    return value, jnp.maximum(jnp.linalg.norm(image - value * flat), rounding), flat
+
+
+@partial(jax.jit, static_argnames=("num", "which", "rows", "fewest"))
+@precise
+def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows, fewest=0):
     product, random, unflatten, size = flatten(matvec, like, key)
     wanted = 2 * num if which == "both" else num
-    first, least_warm = _first_vector(start, like, random)
+    first, least_warm = _first_vector(start, like, random, fewest)
     eps, tiny, huge = (getattr(jnp.finfo(first.dtype), name) for name in ("eps", "tiny", "max"))
 
     def grow(search):
@@ -128,7 +247,7 @@ def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
         explored = (count >= jnp.maximum(least, least_warm)) | (basis.size == size)
         converged = enough & finite & explored & in_range & jnp.all(residuals <= limit)
         values, residuals = (jnp.where(enough, x, jnp.nan) for x in (values, residuals))
-        found = Eigenpairs(values, None, residuals, converged, count, jnp.where(finite, 0, count))
+        found = Eigenpairs(values, None, residuals, converged, count, jnp.where(finite, 0, count), None)
         ended = converged | (count >= max_matvecs) | ~finite | (basis.size == size)
         # at the end, too: the wanted Ritz vectors are then the first rows
         basis = _restart(basis, ritz_vectors, num, which, wanted, due=ended | (basis.size == rows))
@@ -136,18 +255,18 @@ def _solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows):
 
     nothing = jnp.full(wanted, jnp.nan, first.dtype)
     zero = jnp.zeros((), int)
-    found = Eigenpairs(nothing, None, nothing, zero > 0, zero, zero)
+    found = Eigenpairs(nothing, None, nothing, zero > 0, zero, zero, None)
     # the third is how many products it must have at least, -1 until a Krylov space is exhausted
     search = first_basis(first, rows), found, zero - 1, zero > 0
     basis, found, _, _ = jax.lax.while_loop(lambda search: ~search[-1], grow, search)
-    return found._replace(vectors=jax.vmap(unflatten)(basis.vectors[:wanted]))
+    return found._replace(vectors=jax.vmap(unflatten)(basis.vectors[:wanted]), doubt=nothing)
 
 
-def _first_vector(start, like, random):
+def _first_vector(start, like, random, fewest):
     """Return the first vector of the search, and how many products it must have at least."""
     cold = random(0)
     if start is None:
-        return cold, 0
+        return cold, fewest
     total, _ = ravel_pytree(jax.tree.map(lambda leaf, _: jnp.sum(leaf, axis=0), start, like))
     norm = jnp.linalg.norm(total)
     known = norm > 0

@@ -42,6 +42,32 @@ def test_an_exhausted_krylov_space_invents_nothing(x64):
         assert near.mean() == pytest.approx(share, abs=float(near.std(ddof=1)))
 
 
+FLAT = {  # spectra that have no width of their own, or less than the dtype resolves
+    "multiple of identity": np.full(40, 2.5),
+    "large multiple": np.full(40, -3.3e6),
+    "one parameter": np.array([7e5]),
+    "zero": np.zeros(40),
+    "a spread of 1e-3 on 1e6": 1e6 + 1e-3 * np.linspace(0, 1, 40),
+    "a spread of 1e-3 on 1": -1 + 1e-3 * np.linspace(0, 1, 40),
+    "ordinary": np.linspace(-1, 3, 40),
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_the_density_integrates_to_one_for_any_spectrum_and_key(x64, name):
+    values = jnp.asarray(FLAT[name])
+    for seed in range(4):
+        found = spectral_density(matvec(values), values, num_probes=2, order=12, key=jax.random.key(seed))
+        assert np.trapezoid(np.asarray(found.density, float), np.asarray(found.values, float)) == (
+            pytest.approx(1, abs=2e-4)
+        )
+        assert (np.diff(found.values) > 0).all()
+        mean = float(jnp.sum(found.nodes * found.weights, axis=1).mean())
+        assert mean == pytest.approx(float(values.mean()), rel=1e-5, abs=1)
+    if name == "a spread of 1e-3 on 1e6" and x64:  # which float64 still tells apart
+        assert float(found.width) < 1e-4
+
+
 def test_the_quadrature_agrees_with_matfree(float64):
     order, diagonal = 12, jnp.asarray(VALUES)
     found = spectral_density(matvec(VALUES), diagonal, num_probes=64, order=order, key=KEY)
@@ -79,6 +105,7 @@ def test_products_that_are_not_finite_show():
         (dict(num_probes=1), "num_probes must be at least 2"),
         (dict(order=0), "order must be at least 1"),
         (dict(width=0.0), "width must be positive"),
+        (dict(width=1e-4), "1024 points are too few to resolve a width of 0.0001"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

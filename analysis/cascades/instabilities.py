@@ -6,25 +6,39 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from analysis.cascades.periods import CHAOS, GROWING, IRREGULAR, UNDEFINED, Windows, alternating_part, name
+from analysis.cascades.periods import (
+    CATAPULT,
+    CHAOS,
+    GROWING,
+    IRREGULAR,
+    UNDEFINED,
+    Windows,
+    alternating_part,
+    name,
+)
 
 _MERGED = 2  # quiet windows between two parts of one instability
 _BLOCK = 8  # steps over which an amplitude is averaged
 _OUTGROWN = 10.0  # times what an alternation was before: it grows by itself
 _VISIBLE = 0.01  # of the loss: the end of the growth
+_RAISED = 2.0  # times the least before its peak: the loss in a catapult
 # in the order of a cascade
-_DEPTHS = (1, GROWING, IRREGULAR, 2, 4, 8, 16, CHAOS)
+_DEPTHS = (1, GROWING, CATAPULT, IRREGULAR, 2, 4, 8, 16, CHAOS)
 
 
 class Instability(NamedTuple):
     """One departure from period 1 and the return to it.
 
     Since the sharpness alternates with the loss, its mean over two consecutive steps is taken throughout, NaN
-    where it was not measured. The budget is less than the growth where an alternation is driven, and rises
-    with the sharpness before it grows by itself.
+    where it was not measured. What an alternation is ten times of may be rounding, so that the onset depends
+    on the precision; where it is visible does not. A catapult has none: its onset is where the loss is twice
+    its least before the peak, its growth, up to the peak, half that of the loss, which is quadratic in what
+    grows. The budget is less than the growth where an alternation is driven, and rises with the sharpness
+    before it grows by itself.
     """
 
-    onset: int  # step at which the alternation is ten times what was there before
+    onset: int  # step at which the alternation is ten times what was there before, or see above
+    visible: int  # step at which the alternation is a hundredth of the loss, -1 if it never is
     end: int  # step of the return
     emphasised: int  # class with the largest weight at the onset, -1 if all are alike
     phase: float  # the part of its turn that has gone at the onset, 0 to 1
@@ -89,11 +103,24 @@ def table(
         budget = np.nan
         if learning_rate is not None and peak > onset:
             budget = float(np.sum(np.log(np.abs(1 - learning_rate * known[onset:peak]))))
-        growth = peak - onset, _log_ratio(loss, onset, peak), budget
+        is_catapult = windows.labels[part.start] == CATAPULT
+        growth = peak - onset, _log_ratio(loss, onset, peak, is_catapult), budget
         before, after = (max(onset - width, 0), onset), (end, end + width)
         drop = np.nan if ntk is None else 1 - _mean(ntk, *after) / _mean(ntk, *before)
         accuracies = _mean(run["accuracy"], *before), _mean(run["accuracy"], *after)
-        rows.append(Instability(onset, end, *at_onset, crossing, deepest, *growth, drop, *accuracies))
+        rows.append(
+            Instability(
+                onset,
+                _visible(loss, windows, part),
+                end,
+                *at_onset,
+                crossing,
+                deepest,
+                *growth,
+                drop,
+                *accuracies,
+            )
+        )
     return rows
 
 
@@ -102,9 +129,24 @@ def onsets(loss: Float[np.ndarray, " steps"], windows: Windows) -> list[int]:
     return [_onset(loss, windows, part)[0] for part in find(windows)]
 
 
+def visible_onsets(loss: Float[np.ndarray, " steps"], windows: Windows) -> list[int]:
+    """Return the step at which the alternation of every instability is a hundredth of the loss.
+
+    -1 where it never is; in the order of `find`. Unlike the onset it does not depend on the rounding of the
+    precision.
+
+    >>> from analysis.cascades.periods import label
+    >>> n = np.arange(1024)
+    >>> loss = 1.0 + np.minimum(1e-9 * np.exp(0.04 * n), 0.1) * (-1.0) ** n
+    >>> visible_onsets(loss, label(loss))  # 1e-9 exp(0.04 n) is a hundredth at n = 403
+    [402]
+    """
+    return [_visible(loss, windows, part) for part in find(windows)]
+
+
 def onset_windows(windows: Windows, part: slice) -> slice:
     """Return those windows of an instability, at least the first, in which it grows out of period 1."""
-    growing = windows.labels[part] == GROWING
+    growing = np.isin(windows.labels[part], (GROWING, CATAPULT))
     num = len(growing) if growing.all() else max(int(np.argmin(growing)), 1)
     return slice(part.start, part.start + num)
 
@@ -118,23 +160,44 @@ def _onset(loss, windows, part):
     """
     first, width = onset_windows(windows, part), windows.width
     start, stop = (int(windows.first_step[0]) + width * i for i in (first.start, first.stop))
+    if windows.labels[first.start] == CATAPULT:
+        first = max(start - width, 0)
+        peak = start + int(np.argmax(loss[start:stop]))
+        least = first + int(np.argmin(loss[first : peak + 1]))
+        return least + int(np.argmax(loss[least : peak + 1] > _RAISED * loss[least])), peak
     if windows.labels[first.start] != GROWING:  # a burst, which may have begun in the window before
         start -= width
     first = max(start - width, 2)
-    size = np.abs(alternating_part(loss[first - 2 : stop + 2]))
-    num = len(size) // _BLOCK
-    blocks = np.nan_to_num(size[: num * _BLOCK].reshape(num, _BLOCK).mean(axis=1))
-    level = loss[first : first + num * _BLOCK].reshape(num, _BLOCK).mean(axis=1)
-    visible = np.flatnonzero(blocks > _VISIBLE * np.abs(level))
+    blocks, is_visible = _blocks(loss, first, stop)
+    visible = np.flatnonzero(is_visible)
     end = int(visible[0]) if len(visible) else int(np.argmax(blocks))
     small = np.flatnonzero(blocks[: end + 1] <= _OUTGROWN * np.median(blocks[: width // _BLOCK]))
     onset = int(small[-1]) + 1 if len(small) else 0
     return first + min(onset, end) * _BLOCK, first + end * _BLOCK
 
 
-def _log_ratio(loss, onset, peak):
+def _visible(loss, windows, part):
+    """Return the step at which an alternation is visible, from the window before an instability on."""
+    start, stop = (int(windows.first_step[0]) + windows.width * i for i in (part.start - 1, part.stop))
+    start = max(start, 2)
+    visible = np.flatnonzero(_blocks(loss, start, stop)[1])
+    return start + int(visible[0]) * _BLOCK if len(visible) else -1
+
+
+def _blocks(loss, start, stop):
+    """Return the mean size of the alternation in each block of steps, and whether it is visible."""
+    size = np.abs(alternating_part(loss[start - 2 : stop + 2]))
+    num = len(size) // _BLOCK
+    blocks = np.nan_to_num(size[: num * _BLOCK].reshape(num, _BLOCK).mean(axis=1))
+    level = loss[start : start + num * _BLOCK].reshape(num, _BLOCK).mean(axis=1)
+    return blocks, blocks > _VISIBLE * np.abs(level)
+
+
+def _log_ratio(loss, onset, peak, of_loss):
     if peak <= onset:  # faster than can be resolved
         return np.nan
+    if of_loss:
+        return float(np.log(loss[peak] / loss[onset]) / 2)
     ends = [np.abs(alternating_part(loss[max(s - 2, 0) : s + _BLOCK + 2])).mean() for s in (onset, peak)]
     return float(np.log(ends[1] / ends[0])) if min(ends) > 0 else np.nan
 

@@ -11,8 +11,10 @@ from jaxtyping import Float, Int
 
 PERIODS = (1, 2, 4, 8, 16)
 # the labels that are no period
-GROWING, CHAOS, IRREGULAR, UNDEFINED = -1, -2, -3, -4
-_NAMES = {GROWING: "growing", CHAOS: "chaos", IRREGULAR: "irregular", UNDEFINED: "undefined"}
+GROWING, CHAOS, IRREGULAR, UNDEFINED, CATAPULT = -1, -2, -3, -4, -5
+_NAMES = {
+    GROWING: "growing", CHAOS: "chaos", IRREGULAR: "irregular", UNDEFINED: "undefined", CATAPULT: "catapult"
+}  # fmt: skip
 
 _ROUNDING = 1e3  # eps: an alternation below it, relative to the values, is none
 _RESOLUTION = 0.005  # a finer splitting of branches than this part of their spread is not looked for
@@ -21,6 +23,7 @@ _ONSET = 2.0  # factor over a window by which an alternation grows in an onset
 _BLOCK = 16  # steps: of all periods, so that block means do not alternate
 _IN_A_ROW, _IN_ALL = 5, 8  # changes of sign that no kink, jump or spike makes
 _SMOOTH = 7  # changes of sign about a drift in 64 steps: of a rotation of period 16 there are 8
+_CATAPULT = 2.0  # factor by which a loss rises that should fall
 _DRIFT = 4  # degree of the polynomial that a smooth drift is within a window
 
 
@@ -50,6 +53,7 @@ def label(
     series: Float[np.ndarray, " steps"],
     log_growth: Float[np.ndarray, " steps"] | None = None,
     *,
+    weights: Float[np.ndarray, "steps classes"] | None = None,
     window: int = 64,
     noise: float = 1e-3,
 ) -> Windows:
@@ -71,11 +75,23 @@ def label(
     IRREGULAR (random noise, period 3, a rotation). A period that leaves more than 0.5 % of s_1 is a noisy
     period, or chaos in bands: CHAOS if nearby runs part by an e-fold within the window (negative curvature
     makes the exponent of a slow drift slightly positive). A window with NaN is UNDEFINED, rows at the end
-    that fill no window have no label. `log_growth` holds the log of a tangent's growth at every step
-    (`analysis.stability.log_growth`); its error comes from blocks of 16 steps.
+    that fill no window have no label.
+
+    `log_growth` holds the log of a tangent's growth at every step (`analysis.stability.log_growth`); its
+    error comes from blocks of 16 steps.
+
+    A flip that is symmetric in the loss does not alternate it: the loss only grows and comes back. Given the
+    class weights, equal ones of a static loss, such windows of period 1 are a CATAPULT, where
+
+        F_n+1 <= max_c (weights_n+1,c / weights_n,c) F_n     for steps that do not raise F at held weights
+
+    is broken by more than a factor of 2, from the first value or the least of the windows' highest before,
+    until it is kept again. No schedule does that, whatever it moves, nor the oscillations of momentum if they
+    are shorter than a window; other examples at another step may. Without weights catapults are not looked
+    for.
 
     Raises ValueError for a window below 64 or no multiple of 16, for a series shorter than a window or not of
-    32 or 64 bits, or a log growth of another shape.
+    32 or 64 bits, or a log growth or weights of another shape.
 
     Source: ours.
 
@@ -95,6 +111,8 @@ def label(
         raise ValueError(f"need a series of real numbers of 32 or 64 bits, got {series.dtype}")
     if log_growth is not None and np.shape(log_growth) != series.shape:
         raise ValueError(f"need a log growth for each of {len(series)} steps, got {np.shape(log_growth)}")
+    if weights is not None and (np.ndim(weights) != 2 or len(weights) != len(series)):
+        raise ValueError(f"need weights [steps, classes] of {len(series)} steps, got {np.shape(weights)}")
     num = len(series) // window
     x = series[: num * window].reshape(num, window)
     defined = np.isfinite(x).all(axis=1)
@@ -122,6 +140,9 @@ def label(
     for index in range(1, num):  # within a cascade it is no onset
         if labels[index] == GROWING and labels[index - 1] not in (1, GROWING, UNDEFINED):
             labels[index] = cycles[index]
+    if weights is not None:
+        climb = _climb(series, weights)[: num * window].reshape(num, window)
+        labels[_catapults(climb, labels == 1, np.log(_CATAPULT + 4 * noise))] = CATAPULT
     return Windows(window, np.arange(num) * window, labels, amplitude, growth, spreads[0], exponent, error)
 
 
@@ -132,6 +153,28 @@ def _chaotic(labels, tight, exponent, error, window):
     folds = np.bincount(stretch, np.where(irregular, np.nan_to_num(exponent), 0) * window)[stretch]
     in_bands = (labels > 1) & ~tight & (exponent * window > 1)
     return (exponent > error) & ((irregular & (folds > 2)) | in_bands)
+
+
+def _climb(series, weights):
+    """Return log F less the most that the moving weights can have added since the beginning."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.nan_to_num(weights[1:] / weights[:-1])  # 0 of a class that has no weight in both
+    added = np.append(0, np.cumsum(np.log(ratio.max(axis=1))))
+    level = _ROUNDING * np.finfo(series.dtype).eps * np.fmax.accumulate(np.abs(series))
+    return np.log(np.maximum(series, np.maximum(level, np.finfo(series.dtype).tiny))) - added
+
+
+def _catapults(climb, quiet, rise):
+    """Return which quiet windows climb out of the lowest before them, or the first step, up to the return."""
+    found, low, first = np.zeros(len(climb), bool), climb[0, 0], 0
+    for index, high in enumerate(climb.max(axis=1)):
+        if not quiet[index]:
+            low, first = np.inf, index + 1
+        elif high > low + rise:
+            found[first : index + 1] = True
+        elif high < low or found[index - 1]:  # the climb begins behind this one
+            low, first = min(low, high), index + 1
+    return found
 
 
 def _exponents(log_growth, num, window):

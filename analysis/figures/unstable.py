@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from analysis.cascades import CHAOS, GROWING, IRREGULAR, UNDEFINED, name
+from analysis.cascades import CATAPULT, CHAOS, GROWING, IRREGULAR, UNDEFINED, name
 from analysis.figures import style
 
 _BLUE, _RED, _GREEN, _PINK, _YELLOW, _SKY = style.COLORS
 PERIOD_COLORS = {
     1: style.GREY, GROWING: _YELLOW, 2: _BLUE, 4: _SKY, 8: _GREEN, 16: "#7fd1ae", CHAOS: _RED,
-    IRREGULAR: _PINK, UNDEFINED: "#ffffff",
+    IRREGULAR: _PINK, CATAPULT: style.BLACK, UNDEFINED: "#ffffff",
 }  # fmt: skip
 _PIXELS = {"rasterization_zorder": 2.2}  # of axes: dots as pixels, with text as text
 
@@ -95,37 +95,43 @@ def bifurcation(found: xr.Dataset) -> Figure:
 def threshold_rate(found: xr.Dataset) -> Figure:
     """Draw the sharpness at the first onset against the learning rate, one line for each width.
 
-    Means over seeds, with standard deviations as bars, and at the bottom the number of seeds with an
-    instability. Widths are moved apart by 2 % along the axis.
+    Where the alternation of the loss is 1 % of it, and in units of 2 / eta there and where it is ten times
+    what it was. Means over seeds, with standard deviations as bars, and at the bottom the number of seeds
+    with an instability. Widths are moved apart by 2 % along the axis.
 
     Source: ours, after the claim of Ruiz-Garcia et al. 2021 (arXiv 2102.03793) that the threshold depends on
     the learning rate and not on the width.
     """
-    rates, sharpness = found["learning_rate"].values, found["sharpness"]
-    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.3, 1])
+    rates, num_widths = found["learning_rate"].values, found.sizes["width"]
+    figure = Figure(figsize=(4.6, 6.2), layout="constrained")
+    above, *below = figure.subplots(3, 1, sharex=True, height_ratios=[1.2, 1, 1])
     above.plot(rates, 2 / rates, **style.THRESHOLD | {"zorder": 1}, label=r"$2/\eta$")
-    below.axhline(1, **style.THRESHOLD | {"zorder": 1})
-    num_widths = found.sizes["width"]
+    ratios = [found[f"{kind}sharpness"] * found["learning_rate"] / 2 for kind in ("", "visible_")]
     for number, (width, color) in enumerate(zip(found["width"].values, cycle(style.COLORS), strict=False)):
-        of_width = sharpness.sel(width=width)
         shift = 1.02 ** (number - (num_widths - 1) / 2)  # so that bars do not hide one another
-        for axes, values in ((above, of_width), (below, of_width * found["learning_rate"] / 2)):
+        of_width = [values.sel(width=width) for values in (found["visible_sharpness"], *ratios)]
+        for axes, values in zip((above, *below), of_width, strict=True):
             mean, error = values.mean("seed"), values.std("seed", ddof=1)
             axes.errorbar(
                 rates * shift, mean, error, color=color, linestyle="none", marker="o", markersize=3,
                 linewidth=1.0, capsize=1.5, label=f"width {width:g}",
             )  # fmt: skip
-        for rate, count in zip(rates, of_width.notnull().sum("seed").values, strict=True):
-            below.annotate(
-                f"{count}", (rate, 0.01 + 0.065 * (num_widths - 1 - number)), fontsize=6, color=color,
-                xycoords=("data", "axes fraction"), ha="center",
-            )  # fmt: skip
-    above.set(xscale="log", yscale="log", ylabel=r"$\lambda_{\max}$ at the onset (nat)")
+            for rate, count in zip(rates, values.notnull().sum("seed").values, strict=True):
+                if axes is not above:
+                    axes.annotate(
+                        f"{count}", (rate, 0.01 + 0.07 * (num_widths - 1 - number)), fontsize=6, color=color,
+                        xycoords=("data", "axes fraction"), ha="center",
+                    )  # fmt: skip
+    above.set(xscale="log", yscale="log", ylabel=r"$\lambda_{\max}$ at 1 % (nat)")
     style.plain_numbers(above.yaxis)
-    below.set(xlabel=r"learning rate $\eta$", ylabel=r"$\eta\,\lambda_{\max} / 2$", ylim=(0.65, 1.25))
-    below.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    below.minorticks_off()
+    for axes, words in zip(
+        below, ("alternation ten times\nwhat it was", "alternation 1 %\nof the loss"), strict=True
+    ):
+        axes.axhline(1, **style.THRESHOLD | {"zorder": 1})
+        axes.set(ylabel=rf"$\eta\,\lambda_{{\max}} / 2$, {words}", ylim=(0.6, 1.35))
+    below[-1].set(xlabel=r"learning rate $\eta$")
+    below[-1].set_xticks(rates, [f"{rate:g}" for rate in rates])
+    below[-1].minorticks_off()
     above.legend()
     return figure
 

@@ -9,6 +9,11 @@ from analysis import cascades
 from analysis.findings.diagrams import mean_error
 
 _CALM = 8  # windows of period 1 before an instability that counts
+_SERIES = ("loss", "sharpness", "stability_ratio")
+_KINDS = {  # prefix of the variables: title of the table
+    "": "ηλ/2 where the alternation is ten times what it was",
+    "visible_": "ηλ/2 where the alternation is 1 % of the loss",
+}
 
 
 def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
@@ -16,46 +21,66 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
     An instability counts if it breaks at least eight windows of period 1 and the sharpness was below the
     threshold at the last measurement before: not one into which the first parameters were drawn. The
-    sharpness is extrapolated from the last two measurements up to the onset: a burst may have begun before
-    the next one. `ratio`, with `ratio_error`, is the mean over seeds in units of 2 / learning rate;
-    `least_ratio` and `largest_ratio` are its extremes, where more than one seed became unstable.
+    sharpness is extrapolated from the last two measurements before the onset: a burst may have begun before
+    the next one. `visible_onset` and `visible_sharpness` are those where the alternation of the first such
+    instability that comes so far is a hundredth of the loss: unlike the onset that does not depend on
+    rounding, but there the sharpness alternates, too, of which a measurement is one branch. `ratio` and
+    `visible_ratio`, with `_error`, are the means over seeds in units of 2 / learning rate, `least_` and
+    `largest_` their extremes, where more than one seed became unstable.
     """
     sweep = results["main"]
-    onset, sharpness = np.full((2, *sweep["status"].shape), np.nan)
-    steps = sweep["stability_step"].values
-    for cell in np.ndindex(onset.shape):
-        loss, measured = sweep["loss"].values[cell], sweep["sharpness"].values[cell]
-        if np.isfinite(loss).all() and np.isfinite(measured).all():
-            ratio = sweep["stability_ratio"].values[cell]
-            windows = cascades.label(loss)
-            for part, step in zip(cascades.find(windows), cascades.onsets(loss, windows), strict=True):
-                before = np.flatnonzero(steps < windows.first_step[part.start])
-                calm = windows.labels[max(part.start - _CALM, 0) : part.start]
-                if len(calm) == _CALM and (calm == 1).all() and ratio[before[-1]] < 1:
-                    last = max(int(np.searchsorted(steps, step, side="right")) - 1, 1)
-                    slope = (measured[last] - measured[last - 1]) / (steps[last] - steps[last - 1])
-                    sharpness[cell] = measured[last] + slope * (step - steps[last])
-                    onset[cell] = step
-                    break
-    dims = sweep["status"].dims
-    found = xr.Dataset(
-        {"sharpness": (dims, sharpness, {"units": "nat"}), "onset": (dims, onset, {"units": "step"})},
-        {dim: sweep[dim] for dim in dims},
-    )
-    found["ratio"], found["ratio_error"] = mean_error(found["sharpness"] * found["learning_rate"] / 2)
-    several = found["ratio"].where(found["sharpness"].count("seed") > 1)
-    return found.assign(least_ratio=several.min(), largest_ratio=several.max())
+    dims, shape = sweep["status"].dims, sweep["status"].shape
+    found = {name: np.full((2, *shape), np.nan) for name in _KINDS}
+    for cell in np.ndindex(shape):
+        of = {name: sweep[name].values[cell] for name in (*_SERIES, "class_weights") if name in sweep}
+        if all(np.isfinite(of[name]).all() for name in ("loss", "sharpness")):
+            for kind, found_there in zip(_KINDS, _first(of, sweep["stability_step"].values), strict=True):
+                found[kind][(slice(None), *cell)] = found_there
+    reduced = xr.Dataset(coords={dim: sweep[dim] for dim in dims})
+    for kind, (onset, sharpness) in found.items():
+        reduced[f"{kind}onset"] = dims, onset, {"units": "step"}
+        reduced[f"{kind}sharpness"] = dims, sharpness, {"units": "nat"}
+        in_units = reduced[f"{kind}sharpness"] * reduced["learning_rate"] / 2
+        ratio, error = mean_error(in_units)
+        several = ratio.where(in_units.count("seed") > 1)
+        reduced[f"{kind}ratio"], reduced[f"{kind}ratio_error"] = ratio, error
+        reduced[f"least_{kind}ratio"], reduced[f"largest_{kind}ratio"] = several.min(), several.max()
+    return reduced
+
+
+def _first(of, steps):
+    """Return onset and sharpness of the first instability that counts, and of the first that is visible."""
+    windows = cascades.label(of["loss"], weights=of.get("class_weights"))
+    at = [cascades.onsets(of["loss"], windows), cascades.visible_onsets(of["loss"], windows)]
+    found = np.full((2, 2), np.nan)
+    for part, *onsets in zip(cascades.find(windows), *at, strict=True):
+        before = np.flatnonzero(steps < windows.first_step[part.start])
+        calm = windows.labels[max(part.start - _CALM, 0) : part.start]
+        if len(calm) == _CALM and (calm == 1).all() and of["stability_ratio"][before[-1]] < 1:
+            for row, step in zip(found, onsets, strict=True):
+                if step >= 0 and np.isnan(row[0]):
+                    row[:] = step, _extrapolated(steps, of["sharpness"], step)
+    return found
+
+
+def _extrapolated(steps, measured, step):
+    last = max(int(np.searchsorted(steps, step)) - 1, 1)  # that at the onset may be in a burst
+    slope = (measured[last] - measured[last - 1]) / (steps[last] - steps[last - 1])
+    return measured[last] + slope * (step - steps[last])
 
 
 def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
-    """Return ηλ/2 at the onset: mean ± standard error (number of seeds with an instability)."""
-    rows = [("width", *(f"η = {rate:g}" for rate in found["learning_rate"].values))]
-    for width in found["width"].values:
-        cells, words = found.sel(width=width), [f"{width:g}"]
-        for rate in cells["learning_rate"].values:
-            cell = cells.sel(learning_rate=rate)
-            num = int(cell["sharpness"].count())
-            error = f" ± {float(cell['ratio_error']):.3f}" if num > 1 else ""
-            words.append(f"{float(cell['ratio']):.3f}{error} ({num})" if num else "none")
-        rows.append(tuple(words))
-    return {"ηλ/2 at the first onset": rows}
+    """Return ηλ/2 at the onsets: mean ± standard error (number of seeds with an instability)."""
+    tables = {}
+    for kind, title in _KINDS.items():
+        rows = [("width", *(f"η = {rate:g}" for rate in found["learning_rate"].values))]
+        for width in found["width"].values:
+            cells, words = found.sel(width=width), [f"{width:g}"]
+            for rate in cells["learning_rate"].values:
+                cell = cells.sel(learning_rate=rate)
+                num = int(cell[f"{kind}sharpness"].count())
+                error = f" ± {float(cell[f'{kind}ratio_error']):.3f}" if num > 1 else ""
+                words.append(f"{float(cell[f'{kind}ratio']):.3f}{error} ({num})" if num else "none")
+            rows.append(tuple(words))
+        tables[title] = rows
+    return tables

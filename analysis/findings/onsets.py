@@ -15,8 +15,9 @@ _TRACKED = (
 
 
 def label(run: xr.Dataset) -> cascades.Windows:
-    """Label the windows of a run's loss, with its exponent."""
-    return cascades.label(run["loss"].values, run["log_growth"].values[:, 0])
+    """Label the windows of a run's loss, with its exponent and its weights."""
+    exponent, weights = run["log_growth"].values[:, 0], run["class_weights"].values
+    return cascades.label(run["loss"].values, exponent, weights=weights)
 
 
 def spans(run: xr.Dataset) -> list[tuple[int, int]]:
@@ -106,16 +107,20 @@ def forecast_errors(found: xr.Dataset) -> dict[int, tuple[float, int]]:
 def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     """Return the table of instabilities, and how good the measurements are.
 
-    λ in nat, mean of two steps at the onset; above: first step at which it exceeds the threshold; growth and
-    budget in nat; NTK: change of its largest eigenvalue.
+    1 %: step at which the alternation is so much of the loss; λ in nat, mean of two steps at the onset;
+    above: first step at which it exceeds the threshold; growth and budget in nat; NTK: change of its largest
+    eigenvalue.
     """
-    heads = "onset", "end", "class", "phase", "λ", "above", "deepest", "growth", "budget", "NTK", "accuracy"
+    heads = (
+        "onset", "1 %", "end", "class", "phase", "λ", "above", "deepest", "growth", "budget", "NTK",
+        "accuracy"
+    )  # fmt: skip
     rows, columns = [heads], [found[f"instability_{name}"].values for name in cascades.Instability._fields]
     for row in map(cascades.Instability, *columns):
         emphasised = "all" if row.emphasised < 0 else str(row.emphasised)
-        crossing = f"{row.crossing:,}" if row.crossing >= 0 else "never"
+        visible, crossing = (f"{at:,}" if at >= 0 else "never" for at in (row.visible, row.crossing))
         rows.append((
-            f"{row.onset:,}", f"{row.end:,}", emphasised, f"{row.phase:.2f}", f"{row.sharpness:.3g}",
+            f"{row.onset:,}", visible, f"{row.end:,}", emphasised, f"{row.phase:.2f}", f"{row.sharpness:.3g}",
             crossing, str(row.deepest), f"{row.growth:.1f}", f"{row.budget:.1f}",
             f"{-row.ntk_drop:+.0%}", f"{row.accuracy_before:.2f} → {row.accuracy_after:.2f}",
         ))  # fmt: skip

@@ -57,7 +57,12 @@ def effects(sweep: xr.Dataset) -> xr.Dataset:
     ntk = sweep["ntk_eigenvalues"].isel(rank=0, drop=True)
     dims, shape = sweep["status"].dims, sweep["status"].shape
     series = sweep["loss"].sel(step=slice(None, stop_after - 1)).transpose(*dims, "step")
-    windows = [cascades.label(loss) for loss in series.values.reshape(-1, series.sizes["step"])]
+    losses = series.values.reshape(-1, series.sizes["step"])
+    weights = [None] * len(losses)
+    if "class_weights" in sweep:  # with which catapults count, too
+        moving_weights = sweep["class_weights"].sel(step=slice(None, stop_after - 1))
+        weights = moving_weights.transpose(*dims, "step", "class").values.reshape(*losses.shape, -1)
+    windows = [cascades.label(loss, weights=of) for loss, of in zip(losses, weights, strict=True)]
     away = [np.mean((w.labels != 1) & (w.labels != cascades.UNDEFINED)) for w in windows]
     found = xr.Dataset(
         {
