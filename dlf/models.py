@@ -204,7 +204,12 @@ class _Train:
         variables = {"params": params, **dict(model_state)}
         rngs, mutable = {"dropout": key}, [*dict(model_state)]
         logits, moved = self.module.apply(variables, inputs, rngs=rngs, mutable=mutable, **dict(self.mode))
-        return logits, {**moved} or ()
+        # flax begins statistics in float32, and goes on in the precision of the inputs
+        state = {
+            name: jax.tree.map(lambda x, of: of.astype(x.dtype), variables[name], moved[name])
+            for name in moved
+        }
+        return logits, state or ()
 
 
 def linen(

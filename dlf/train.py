@@ -95,12 +95,20 @@ def _descend(objective, batch_fn: BatchFn, optimizer, metrics_fn) -> StepFn:
         (loss, (model_state, logits)), grads = value_and_grad(
             state.params, state.model_state, batch, state.step
         )
+        if _kinds(model_state) != _kinds(state.model_state):
+            raise ValueError(
+                "train must return a model_state of the structure, shapes and dtypes it is given"
+            )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         series = {"loss": loss, **metrics_fn(state, batch, logits)}
         return TrainState(state.step + 1, params, model_state, opt_state), series
 
     return step_fn
+
+
+def _kinds(tree):
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
 
 
 def make_step(

@@ -17,7 +17,9 @@ from experiments.command_line import ConfigError, run
 from experiments.config_files import CONFIGS, NAMES
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = tuple(ROOT / name for name in ("README.md", "analysis/README.md", "experiments/README.md"))
+DOCUMENTS = tuple(
+    ROOT / name for name in ("README.md", "analysis/README.md", "dlf/README.md", "experiments/README.md")
+)
 _FOLDER = ROOT / "experiments"
 FIGURES = [name for name in NAMES if (CONFIGS / f"{name}.json").exists()]  # whose numbers come with dlf
 SOURCES = {name: CONFIGS / f"{name}.json" for name in FIGURES} | {

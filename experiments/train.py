@@ -88,7 +88,8 @@ def _run(config: ConfigDict, workdir: Path, experiment: Experiment, meta: dict[s
                 return record("diverged")
             store.commit(workdir, step, series, (state, carries), config.checkpoints_kept)
             step += num_rows
-            show(step, f"F {series['loss'][-1]:.4g}, accuracy {series['accuracy'][-1]:.3f}")
+            right = f", accuracy {series['accuracy'][-1]:.3f}" if "accuracy" in series else ""
+            show(step, f"F {series['loss'][-1]:.4g}{right}")
             if interrupted() and step < config.num_steps:
                 return record("interrupted")
     if damaged := store.damage(workdir):

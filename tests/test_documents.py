@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ import pytest
 import xarray as xr
 from nbclient import NotebookClient
 
+from dlf import store
 from experiments import config_files, documents, figure
 from experiments.configs import phase_width_rate
 
@@ -26,9 +29,14 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= 180 and len(README.split()) <= 2_000
 
 
-def test_the_snippets_of_the_readme_run_and_print_what_they_say():
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 7
+def snippets(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(("path", "num"), [("README.md", 2), ("dlf/README.md", 4)])
+def test_the_snippets_of_a_document_run_and_print_what_they_say(path, num):
+    blocks = snippets((ROOT / path).read_text())
+    assert len(blocks) == num
     namespace, printed = {}, io.StringIO()
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", False)  # as in a fresh interpreter
@@ -41,6 +49,19 @@ def test_the_snippets_of_the_readme_run_and_print_what_they_say():
     promised = re.findall(r"^print\(.*\)  # (.*)$", "".join(blocks), flags=re.MULTILINE)
     assert len(promised) == "".join(blocks).count("print(")
     assert printed.getvalue().splitlines() == promised
+
+
+def test_the_file_of_the_readme_is_launched_from_another_folder(tmp_path):
+    mine = snippets(README)[1]
+    assert len(mine.splitlines()) <= 40
+    (tmp_path / "mine.py").write_text(mine)
+    command = [str(Path(sys.executable).parent / "dlf-train"), "--config=mine.py", "--workdir=rings"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    run = store.load(tmp_path / "rings")
+    assert run["accuracy"][-100:].mean() > 0.95
+    assert run["learning_rate"].values[[0, 300]].tolist() == pytest.approx([0.5, 0.3])
+    assert json.loads((tmp_path / "rings" / "meta.json").read_text())["sources"] == {"mine.py": mine}
 
 
 @pytest.mark.parametrize("path", documents.DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

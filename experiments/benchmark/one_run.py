@@ -135,7 +135,7 @@ def speed_rows(float64: bool, taken: Mapping[str, np.ndarray], config: ConfigDic
         ("compiled : PyTorch", "times", fastest(pytorch.values()) / compiled, (">=", 5 if float64 else 12)),
         ("compiled : notebook", "times", taken[NOTEBOOK] / compiled),
     ]
-    for name, num_threads in BOUNDS.items():
+    for name in BOUNDS:
         product, target = taken[f"{MATMUL}, {name}"], (">=", 30) if name == "one core" else None
         found += [
             (f"{MATMUL}, {name}", "Gflop/s", 1e-9 / product),
