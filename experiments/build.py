@@ -223,14 +223,15 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
     if "batches" in config:
         key = jax.random.fold_in(replica.key, MOST_STEPS - 1)  # no step of a run has this number
         settings["batch_fn"] = call(data.batches, "batches", config["batches"], replica.train, key=key)
-    problem = training.make_problem(
-        model,
-        bound(losses, "loss", config["loss"]),
-        schedules.stop_after(moving, config["stop_after"]),
-        _optimizer(config["optimizer"]),
-        replica.train,
-        **settings,
-    )
+    with blaming("loss or schedule"):
+        problem = training.make_problem(
+            model,
+            bound(losses, "loss", config["loss"]),
+            schedules.stop_after(moving, config["stop_after"]),
+            _optimizer(config["optimizer"]),
+            replica.train,
+            **settings,
+        )
     chosen = {name: _probe(name, problem, given) for name, given in config["probes"].items()}
     step_fn = training.problem_step(problem, _measured_threshold(problem.optimizer))
     return Run(

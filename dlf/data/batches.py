@@ -13,8 +13,6 @@ from dlf.types import Batch, BatchFn, Inputs
 
 __all__ = ["full_batch", "minibatches"]
 
-_ROUNDS = 24  # of the network below: for large sets 8 are enough, orders of 7 examples want 20
-
 
 def full_batch(batch: Batch) -> BatchFn:
     """Return the whole batch at every step.
@@ -138,16 +136,21 @@ def _divmod_of_product(factor: int, step: Array, length: int) -> tuple[Array, Ar
 def _rows(key: Array, step: Array, batch_size: int, length: int, num_examples: int) -> Array:
     """Return the examples of one step, of orders of which `length` places are used."""
     epoch, place = _divmod_of_product(batch_size, step, length)
+    # the sides of the network's pairs, of which the fewest are no examples; within a factor of four
+    root = math.isqrt(num_examples)
+    a = min(range(max(2, root // 2), max(2, root) + 1), key=lambda a: (-num_examples % a, -a))
+    # a pair of places remembers its difference with a probability of a^(-rounds / 2): of 1 / 4096 at most
+    num_rounds = max(8, 2 * math.ceil(12 / math.log2(a)))
     # one by one: a generator need not give the same numbers in a vmap
     keys = (jax.random.fold_in(key, epoch + i) for i in (0, 1))
-    now, then = (jax.random.bits(key, (_ROUNDS,), jnp.uint32) for key in keys)
+    now, then = (jax.random.bits(key, (num_rounds,), jnp.uint32) for key in keys)
     places = place + jnp.arange(batch_size, dtype=jnp.uint32)
     is_next = places >= length
-    round_keys = [jnp.where(is_next, b, a) for a, b in zip(now, then, strict=True)]
-    return _permuted(round_keys, jnp.where(is_next, places - length, places), num_examples)
+    round_keys = [jnp.where(is_next, *pair) for pair in zip(then, now, strict=True)]
+    return _permuted(round_keys, jnp.where(is_next, places - length, places), num_examples, a)
 
 
-def _permuted(round_keys: Sequence[Array], places: Array, size: int) -> Array:
+def _permuted(round_keys: Sequence[Array], places: Array, size: int, a: int) -> Array:
     """Map places in range(size) to examples, one to one for each choice of round keys [rounds, places].
 
     A Feistel network on pairs (l, r) of range(a) x range(b): in turn l += f(r) mod a and r += f(l) mod b,
@@ -156,9 +159,6 @@ def _permuted(round_keys: Sequence[Array], places: Array, size: int) -> Array:
     Source: Black and Rogaway 2002, Ciphers with arbitrary finite domains (the generalised network, cycle
     walking). f is the hash "lowbias32" of Chris Wellons' hash-prospector.
     """
-    # the sides, within a factor of four of each other, of which the fewest pairs are beyond `size`
-    root = math.isqrt(size)
-    a = min(range(max(2, root // 2), max(2, root) + 1), key=lambda a: (-size % a, -a))
     b = -(-size // a)
 
     def through(pairs: Array) -> Array:
