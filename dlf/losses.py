@@ -78,6 +78,16 @@ def _terms(logits, labels, weights):
     return logits, jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), weights
 
 
+@jax.custom_jvp
+def _at_labels(values, one_hot):
+    return jnp.where(one_hot == 0, 0, values)
+
+
+# The derivative is the values' own, also where these are not taken: there it is multiplied by zero, and finite.
+# So gradients and Hessians do not see the mask, which would change their rounding.
+_at_labels.defjvp(lambda primals, tangents: (_at_labels(*primals), tangents[0]))
+
+
 def cross_entropy(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     """Weigh each example's cross-entropy by its class.
 
@@ -96,8 +106,7 @@ def cross_entropy(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     # A product with one-hot rows, not a gather: its gradient is a product too, not a scatter.
     # Classes lead, so that on CPU the sums over the few classes run along the examples.
     weighted = one_hot.T * weights[:, None]
-    # zero where the product is, since it is NaN for an impossible class
-    return -jnp.sum(weighted * jnp.where(one_hot.T == 0, 0, jax.nn.log_softmax(logits.T, axis=0)), axis=0)
+    return -jnp.sum(weighted * _at_labels(jax.nn.log_softmax(logits.T, axis=0), one_hot.T), axis=0)
 
 
 def dmse1(logits: Logits, labels: Labels, weights: Weights) -> Losses:
