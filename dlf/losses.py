@@ -83,8 +83,8 @@ def _at_labels(values, one_hot):
     return jnp.where(one_hot == 0, 0, values)
 
 
-# The derivative is the values' own, also where these are not taken: there it is multiplied by zero, and finite.
-# So gradients and Hessians do not see the mask, which would change their rounding.
+# The derivative is the values' own, also where these are not taken: there it is finite, and multiplied by
+# zero. So gradients and Hessians do not see the mask, which would change how they round.
 _at_labels.defjvp(lambda primals, tangents: (_at_labels(*primals), tangents[0]))
 
 
@@ -266,7 +266,8 @@ def check_loss(weighted_loss: WeightedLoss, logits: Array, labels: Array, num_cl
 
     one, other, both = (losses(weights, len(logits)) for weights in (up, up[::-1], up + up[::-1]))
     rounding = 1e3 * float(jnp.finfo(both.dtype).eps)
-    near = partial(np.allclose, rtol=rounding, atol=rounding * np.abs(both).max(), equal_nan=True)
+    largest = np.abs(both).max(where=np.isfinite(both), initial=0)
+    near = partial(np.allclose, rtol=rounding, atol=rounding * largest, equal_nan=True)
     if not near(one + other, both):
         raise ValueError(
             "the loss is not linear in its weights: multiply with them, as in weights[labels] * losses"

@@ -33,7 +33,7 @@ def calls(logits, labels, weights):
     for loss in CATALOGUE:
         yield lambda loss=loss: loss(logits, labels, weights)
         F = losses.make_loss(identity, loss, lambda step: weights)
-        yield lambda F=F: jax.eval_shape(F, logits, batch, step)
+        yield lambda F=F: jax.eval_shape(lambda w: F(w, batch, step), logits)
         yield lambda F=F: jax.grad(F)(logits, batch, step)
         yield lambda loss=loss: losses.make_class_losses(identity, loss)(logits, batch)
 
