@@ -80,6 +80,16 @@ def _terms(logits, labels, weights):
     return logits, jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), weights
 
 
+@jax.custom_jvp
+def _at_labels(values, one_hot):
+    return jnp.where(one_hot == 0, 0, values)
+
+
+# The derivative is the values' own, also where these are not taken: there it is finite, and multiplied by
+# zero. So gradients and Hessians do not see the mask, which would change how they round.
+_at_labels.defjvp(lambda primals, tangents: (_at_labels(*primals), tangents[0]))
+
+
 def cross_entropy(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     """Weigh each example's cross-entropy by its class.
 
@@ -98,8 +108,7 @@ def cross_entropy(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     # A product with one-hot rows, not a gather: its gradient is a product too, not a scatter.
     # Classes lead, so that on CPU the sums over the few classes run along the examples.
     weighted = one_hot.T * weights[:, None]
-    # zero where the product is, since it is NaN for an impossible class
-    return -jnp.sum(weighted * jnp.where(one_hot.T == 0, 0, jax.nn.log_softmax(logits.T, axis=0)), axis=0)
+    return -jnp.sum(weighted * _at_labels(jax.nn.log_softmax(logits.T, axis=0), one_hot.T), axis=0)
 
 
 def dmse1(logits: Logits, labels: Labels, weights: Weights) -> Losses:
@@ -277,7 +286,8 @@ def check_loss(weighted_loss: WeightedLoss, logits: Array, labels: Array, num_cl
 
     one, other, both = (losses(weights, len(logits)) for weights in (up, up[::-1], up + up[::-1]))
     rounding = 1e3 * float(jnp.finfo(both.dtype).eps)
-    near = partial(np.allclose, rtol=rounding, atol=rounding * np.abs(both).max(), equal_nan=True)
+    largest = np.abs(both).max(where=np.isfinite(both), initial=0)
+    near = partial(np.allclose, rtol=rounding, atol=rounding * largest, equal_nan=True)
     if not near(one + other, both):
         raise ValueError(
             "the loss is not linear in its weights: multiply with them, as in weights[labels] * losses"

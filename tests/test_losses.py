@@ -1,5 +1,7 @@
 """Losses against optax, closed forms and their own linearity in the class weights."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,3 +101,144 @@ def test_logits_of_a_thousand_do_not_overflow(x64):
 def test_accuracy_counts_the_largest_logit(x64):
     logits = jnp.asarray([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [5.0, 4.0]])
     assert losses.accuracy(logits, jnp.asarray([0, 1, 1, 0])) == 0.75
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_losses_and_accuracy_of_half_precision_are_computed_in_the_default_float(x64, dtype):
+    logits = jnp.asarray(100 * np.random.RandomState(6).randn(4000, 3), dtype)  # squares beyond float16
+    batch, gamma = Batch(logits, jnp.arange(4000) % 3), schedules.triangular(3, 5.0, 10)
+    wide = jnp.asarray(logits, float)
+    for name in losses.__all__:
+        loss = getattr(losses, name)
+        found = losses.make_loss(lambda w, x: x, loss, gamma)((), batch, 3)
+        assert found == jnp.mean(loss(wide, batch.labels, gamma(3)))
+        halves = gamma(3).astype(dtype)
+        np.testing.assert_array_equal(
+            loss(logits, batch.labels, halves), loss(wide, batch.labels, halves.astype(float))
+        )
+        classes = losses.make_class_losses(lambda w, x: x, loss)((), batch)
+        np.testing.assert_allclose(gamma(3) @ classes, found, rtol=1e-6)
+    assert losses.accuracy(logits, batch.labels) == losses.accuracy(wide, batch.labels)
+
+
+def distance(outputs, targets, weights, *, power=2):
+    """Regression in three groups, told by the first target, of one or several outputs."""
+    group = jnp.floor(targets.reshape(len(targets), -1)[:, 0]).astype(int)
+    errors = jnp.abs(outputs - targets).reshape(len(targets), -1) ** power
+    return jnp.sum(jax.nn.one_hot(group, len(weights), dtype=weights.dtype) * weights[None], 1) * errors.sum(
+        1
+    )
+
+
+@pytest.mark.parametrize("shape", [(9,), (9, 1), (9, 2), (9, 2, 2)])
+def test_regression_under_an_own_loss_with_as_many_weights_as_groups(float64, shape):
+    rng = np.random.RandomState(7)
+    batch = Batch(jnp.asarray(rng.randn(9)), jnp.asarray(3 * rng.rand(*shape)))
+    gamma, weights = schedules.triangular(3, amplitude=5.0, period=10), jnp.asarray(rng.randn(*shape[1:]))
+    loss = partial(distance, power=4)
+
+    def apply_fn(w, x):
+        return x.reshape(-1, *(1 for _ in shape[1:])) * w[None] if w.ndim else x * w
+
+    errors = ((apply_fn(weights, batch.inputs) - batch.labels) ** 4).reshape(9, -1).sum(1)
+    group = np.floor(np.asarray(batch.labels).reshape(9, -1)[:, 0]).astype(int)
+    expected = [float(errors[group == c].sum() / 9) for c in range(3)]
+    classes = losses.make_class_losses(apply_fn, loss, num_classes=3)
+    np.testing.assert_allclose(classes(weights, batch), expected, rtol=1e-13)
+    found = losses.make_loss(apply_fn, loss, gamma)(weights, batch, 13)
+    np.testing.assert_allclose(found, np.asarray(gamma(13)) @ expected, rtol=1e-13)
+    losses.check_loss(loss, apply_fn(weights, batch.inputs), batch.labels, num_classes=3)
+    assert losses.rightness_of(loss) is None
+
+
+def test_the_number_of_weights_of_an_own_loss_must_be_said():
+    with pytest.raises(ValueError, match="num_classes must be the number of weights"):
+        losses.make_class_losses(lambda w, x: x, distance)
+
+
+@pytest.mark.parametrize(
+    "reduced",
+    [jnp.mean, lambda each: each[:, None], jnp.diag, lambda each: each[:-1], lambda each: each > 0],
+)
+def test_an_own_loss_that_returns_no_number_for_each_example_is_refused(sample, reduced):
+    logits, labels, _ = sample
+
+    def loss(logits, labels, weights):
+        return reduced(losses.cross_entropy(logits, labels, weights))
+
+    batch = Batch(logits, labels)
+    for call in (
+        lambda: losses.make_loss(lambda w, x: x, loss, schedules.constant(4))((), batch, 0),
+        lambda: losses.make_class_losses(lambda w, x: x, loss, num_classes=4)((), batch),
+        lambda: losses.check_loss(loss, logits, labels, num_classes=4),
+    ):
+        with pytest.raises(ValueError, match="must return one real number for each example"):
+            call()
+
+
+NONLINEAR = {
+    "squared": lambda f, y, w: losses.cross_entropy(f, y, w**2),
+    "rooted": lambda f, y, w: losses.dmse1(f, y, jnp.sqrt(w)),
+    "normalised": lambda f, y, w: losses.dmse2(f, y, w / w.sum()),
+    "relative to the largest": lambda f, y, w: losses.cross_entropy(f, y, w) * w.max(),
+    "with a part that has no weight": lambda f, y, w: losses.cross_entropy(f, y, w) + 0.1 * (f**2).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_a_loss_that_is_not_linear_in_the_weights_is_noticed(x64, sample, name):
+    logits, labels, _ = sample
+    with pytest.raises(ValueError, match="not linear in its weights"):
+        losses.check_loss(NONLINEAR[name], logits, labels, num_classes=4)
+
+
+def test_a_loss_in_which_examples_interact_is_noticed(x64, sample):
+    def shared(logits, labels, weights):
+        each = losses.cross_entropy(logits, labels, weights)
+        return each / jnp.mean(losses.cross_entropy(logits, labels, jnp.ones_like(weights)))
+
+    def column(logits, labels, weights):  # [examples, examples], since the labels are a row
+        return jnp.mean((logits[:, :1] - labels[None].astype(logits.dtype)) ** 2, axis=1) * weights[0]
+
+    for loss in (shared, column):
+        with jax.numpy_rank_promotion("allow"), pytest.raises(ValueError, match="depends on others"):
+            losses.check_loss(loss, *sample[:2], num_classes=4)
+
+
+@pytest.mark.parametrize("name", losses.__all__)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_catalogue_passes_its_own_check_at_any_size_of_logits(sample, name, dtype):
+    for scale in (0, 1, 1e4, np.inf, np.nan):
+        logits = jnp.asarray(sample[0] * scale, dtype)
+        losses.check_loss(getattr(losses, name), logits, sample[1], num_classes=4)
+
+
+def test_what_is_right_is_found_through_settings_and_brought_by_an_own_loss():
+    def within(outputs, targets):
+        return (jnp.abs(outputs - targets) < 1).astype(outputs.dtype)
+
+    def own(outputs, targets, weights, *, power=2):
+        return weights[0] * jnp.abs(outputs - targets) ** power
+
+    assert losses.rightness_of(own) is None
+    own.are_right = within
+    for loss in (own, partial(own, power=4), partial(partial(own), power=4)):
+        assert losses.rightness_of(loss) is within
+    for name in losses.__all__:
+        assert losses.rightness_of(partial(getattr(losses, name))) is losses.are_right
+
+
+@pytest.mark.parametrize("step", [7, np.int64(7), np.uint8(7), np.asarray(7)])
+def test_the_step_may_be_a_number_of_python_or_numpy(x64, step):
+    batch = Batch(jnp.ones((2, 1)), jnp.asarray([0, 1]))
+    seen = []
+
+    def own(step):
+        seen.append(step.dtype.name)
+        return jnp.where(step % 2 == 0, jnp.ones(2), jnp.asarray([0.5, 1.5]))
+
+    for schedule in (schedules.triangular(2, 5.0, 10), own):
+        F = losses.make_loss(lambda w, x: x @ w, losses.cross_entropy, schedule)
+        w = jnp.asarray([[1.0, 2.0]])
+        assert F(w, batch, step) == F(w, batch, jnp.asarray(7, jnp.int32))
+    assert seen == ["int32", "int32"]

@@ -114,3 +114,79 @@ def test_stop_after_is_quiet_from_the_named_step_on(x64):
 def test_impossible_settings_are_refused(amplitude, period):
     with pytest.raises(ValueError, match="must be at least"):
         schedules.triangular(3, amplitude=amplitude, period=jnp.asarray(period))
+
+
+ALL = {
+    "constant": schedules.constant(3),
+    "triangular": schedules.triangular(3, 70.0, 5000),
+    "stopped": schedules.stop_after(schedules.triangular(3, 70.0, 5000), 10_000),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kind", [int, np.int64, np.int8, np.uint8, np.asarray, jnp.int8, jnp.uint8])
+def test_a_step_of_any_whole_type_is_the_step(x64, name, kind):
+    """A period of 5000 does not fit the short types."""
+    found, expected = ALL[name](kind(100)), ALL[name](jnp.asarray(100, jnp.int32))
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("name", ["triangular", "stopped"])
+@pytest.mark.parametrize("step", [30.0, True, -1, 2**31, np.int64(2**32 + 5), np.arange(3), jnp.asarray(2.0)])
+def test_what_is_no_step_is_refused_by_name(name, step):
+    with pytest.raises(ValueError, match="step must be a whole number"):
+        ALL[name](step)
+
+
+def swinging(step):
+    """Sum to 3, but go negative after 777 steps."""
+    return jnp.asarray([1.0, 1.0, 1.0]) + (step > 777).astype(float) * jnp.asarray([2.0, -2.0, 0.0])
+
+
+BAD = {
+    "negative": (lambda step: jnp.asarray([2.0, 2.0, -1.0]), "[2.0, 2.0, -1.0] at step 0"),
+    "zero": (lambda step: jnp.asarray([1.5, 1.5, 0.0]), "must be positive and sum to their number, 3"),
+    "negative later on": (swinging, "must be positive and sum to their number, 3"),
+    "of another sum": (lambda step: jnp.full(3, 0.5), "must be positive and sum to their number, 3"),
+    "not finite": (lambda step: 1 / jnp.full(3, step, float), "must be positive and sum to their number, 3"),
+    "undefined": (lambda step: jnp.full(3, jnp.nan), "must be positive and sum to their number, 3"),
+    "complex": (lambda step: jnp.ones(3, complex), "must be a real floating array [3]"),
+    "whole numbers": (lambda step: jnp.ones(3, int), "must be a real floating array [3]"),
+    "of another number": (schedules.constant(2), "[3], one for each class, got float32[2]"),
+    "a column": (lambda step: jnp.ones((3, 1)), "[3], one for each class, got float32[3, 1]"),
+    "one number": (lambda step: jnp.ones(()), "[3], one for each class, got float32[]"),
+    "a list": (lambda step: [1.0, 1.0, 1.0], "[3], one for each class, got list"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_schedule_that_is_none_is_refused_in_one_line(name):
+    schedule, message = BAD[name]
+    with pytest.raises(ValueError) as error:
+        schedules.check_schedule(schedule, 3)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_our_schedules_pass_the_check_whatever_the_length(x64, name):
+    for num_steps in (1, 2, 70_000, 2**31 - 1):
+        schedules.check_schedule(ALL[name], 3, num_steps)
+
+
+def test_the_check_looks_no_further_than_the_run_goes():
+    schedules.check_schedule(swinging, 3, num_steps=778)
+    with pytest.raises(ValueError, match="at step 778"):
+        schedules.check_schedule(swinging, 3, num_steps=779)
+
+
+def test_while_tracing_the_shape_of_weights_is_checked_and_nothing_is_computed():
+    @jax.jit
+    def build(amplitude, num_classes=3):
+        schedules.check_schedule(schedules.triangular(3, amplitude, 10), num_classes)
+        return amplitude
+
+    assert build(jnp.asarray(2.0)) == 2
+    assert not jax.make_jaxpr(build)(2.0).jaxpr.eqns[0].params["jaxpr"].jaxpr.eqns
+    with pytest.raises(ValueError, match=r"\[4\], one for each class"):
+        jax.jit(lambda amplitude: build.__wrapped__(amplitude, 4))(jnp.asarray(2.0))
