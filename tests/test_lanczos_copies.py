@@ -7,8 +7,9 @@ import pytest
 from jax.tree_util import Partial
 
 from analysis import operators
-from analysis.lanczos import certify, top_eigenpairs
+from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import dense
+from analysis.multiplicity import certify
 from dlf import losses, schedules
 from dlf.types import Batch
 
