@@ -269,8 +269,8 @@ def _checked(config: ConfigDict) -> dict[str, Array]:
     check_optimizer(config.optimizer)
     with blaming("optimizer"):
         _optimizer(untupled(config.optimizer.to_json()))
-    with blaming("seed"):
-        jax.random.key(config.seed)
+    if not 0 <= config.seed < 2**32:  # of more the generator takes the last 32 bits
+        raise ConfigError(f"seed must be at least 0 and below 2**32, got {config.seed}")
     return settings
 
 
