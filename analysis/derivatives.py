@@ -16,8 +16,11 @@ from dlf.types import Params
 
 def forward_or(forward: Callable[[], PyTree], backward: Callable[[], PyTree]) -> PyTree:
     """Return forward(), or backward() if a function in it can only be differentiated backwards."""
-    # JAX refuses what has no forward rule when it compiles, too late to turn back.
-    names = {eqn.primitive.name for eqn in equations(jax.make_jaxpr(forward)())}
+    # JAX may refuse what has no forward rule only when it compiles, too late to turn back.
+    try:
+        names = {eqn.primitive.name for eqn in equations(jax.make_jaxpr(forward)())}
+    except (NotImplementedError, TypeError):  # what is wrong otherwise fails backwards, too
+        return backward()
     return backward() if "custom_lin" in names else forward()
 
 

@@ -1,6 +1,5 @@
 """Curvature products against dense Hessians, closed forms and finite differences."""
 
-import itertools
 from functools import cache, partial
 
 import flax.linen as nn
@@ -204,31 +203,6 @@ def test_a_preconditioner_needs_a_state_with_second_moments():
         rmsprop_preconditioner(optax.sgd(0.1).init(params))
     with pytest.raises(ValueError, match="at least one update"):
         adam_preconditioner(optax.adam(0.1).init(params))
-
-
-def test_the_self_check_passes_what_is_right_and_names_what_is_not(x64):
-    _, loss_fn, _, params, batch = network()
-    step, key = jnp.asarray(STEP), jax.random.key(0)
-
-    @jax.jit
-    def loss(p):
-        return loss_fn(p, batch, step)
-
-    for batch_size in (None, 7):
-        matvec = operators.hessian(loss_fn, params, batch, step, batch_size=batch_size)
-        measured = check_operator(matvec, params, key=key, loss=loss)
-        assert measured.nondeterminism == 0 and measured.difference < (1e-6 if x64 else 1e-2)
-    flat, unravel = ravel_pytree(params)
-    skewed = jnp.triu(jnp.ones((flat.size, flat.size), flat.dtype))
-    with pytest.raises(ValueError, match="not symmetric"):
-        check_operator(lambda v: unravel(skewed @ ravel_pytree(v)[0]), params, key=key)
-    with pytest.raises(ValueError, match="not the Hessian"):
-        check_operator(lambda v: jax.tree.map(lambda x: 2 * x, matvec(v)), params, key=key, loss=loss)
-    calls = itertools.count()
-    with pytest.raises(ValueError, match="not deterministic"):
-        check_operator(lambda v: jax.tree.map(lambda x: x * (1 + next(calls)), v), params, key=key)
-    with pytest.raises(ValueError, match="differ by nan"):
-        check_operator(lambda v: jax.tree.map(lambda x: x * jnp.nan, v), params, key=key)
 
 
 def test_bad_data_and_batch_sizes_are_refused():
