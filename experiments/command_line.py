@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,6 +63,21 @@ class Parser(argparse.ArgumentParser):
         """End the program with the message."""
         fail(message)
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse, with paths as `at_home` has them."""
+        return super().parse_known_args([*map(at_home, sys.argv[1:] if args is None else args)], namespace)
+
+
+def at_home(word: str) -> str:
+    """Return an option with the home folder in place of a tilde, which shells leave behind an equals sign.
+
+    >>> at_home("--workdir=x~") == "--workdir=x~" and "~" not in at_home("--workdir=~/x")
+    True
+    """
+    option, equals, value = word.partition("=")
+    is_path = option.lstrip("-") in ("config", "workdir") and value.startswith("~")
+    return f"{option}={os.path.expanduser(value)}" if equals and is_path else word
+
 
 def parse(
     argv: list[str], usage: str, default_workdir: Path | None = None, config: ConfigDict | None = None
@@ -72,6 +87,7 @@ def parse(
     It names the file of the configuration, unless there is one, `config`, of which it changes settings.
     Raises ConfigError for an unknown or mistyped flag, with the nearest key that exists.
     """
+    argv = [at_home(word) for word in argv]
     if {"-h", "--help"} & set(argv):
         print(usage.strip())
         sys.exit(0)

@@ -207,6 +207,25 @@ def test_a_link_in_place_of_a_file_of_a_figure_is_not_followed(command, tmp_path
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("measured.partial", "def measure(config, results, folder): return results['run'][['loss']]"),
+        ("table.csv", "CSV = 'table', 'step'"),
+    ],
+)
+def test_a_link_in_place_of_what_a_figure_of_ones_own_writes_is_not_followed(
+    command, tmp_path, smoke, name, line
+):
+    (tmp_path / "mine.py").write_text(MINE + line + "\n")
+    folder = shutil.copytree(smoke("tiny"), tmp_path / "mine")
+    (folder / name).symlink_to(tmp_path / "mine.txt")
+    (tmp_path / "mine.txt").write_text("mine")
+    status, _, err = command(figure.main, tmp_path / "mine.py", f"--workdir={folder}")
+    assert status == 2 and f"{name} is a link" in err
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
 def test_a_figure_that_cannot_be_written_is_named(command, tmp_path, smoke):
     folder = shutil.copytree(smoke("tiny"), tmp_path / "run")
     (folder / "tiny.png").unlink()

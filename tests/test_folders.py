@@ -1,6 +1,9 @@
 """The folders of runs: names, locks, links in the way, and folders that are moved or replaced."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from dlf import store
 from dlf.store import checkpoints, files
 from dlf.types import Series
 
+ROOT = Path(__file__).parent.parent
 CHUNK, NUM_STEPS = 4, 10
 LOSS = {"loss": Series((), "nat", "loss F", dtype=float)}
 STATE = {"step": jnp.zeros((), jnp.int32), "w": jnp.arange(3.0)}
@@ -34,6 +38,21 @@ def test_a_link_in_the_way_of_a_file_is_not_followed(tmp_path):
     with pytest.raises(files.StoreError, match=r"meta.partial is a link"):
         files.write_json(tmp_path / "meta.json", {"status": "done"})
     assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("module", ["train", "sweep"])
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(tmp_path, module):
+    (home := tmp_path / "home").mkdir()
+    (home / "mine.py").write_text(
+        "from experiments.configs import tiny\nfrom experiments.sweep.axes import axis, record\n"
+        "def get_config():\n    config = tiny.get_config()\n    config.num_steps, config.probes = 3, {}\n"
+        "    return config\ndef sweep():\n    yield axis('seed', range(2), 'seed')\n    yield record('final')\n"
+    )
+    command = [sys.executable, "-m", f"experiments.{module}", "--config=~/mine.py", "--workdir=~/a/run"]
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (home / "a" / "run" / "meta.json").exists() and not (tmp_path / "~").exists()
 
 
 def test_an_error_of_the_system_is_told_of_the_work_folder(tmp_path, monkeypatch):
