@@ -46,7 +46,8 @@ def test_a_tilde_that_the_shell_leaves_is_the_home_folder(tmp_path, module):
     (home / "mine.py").write_text(
         "from experiments.configs import tiny\nfrom experiments.sweep.axes import axis, record\n"
         "def get_config():\n    config = tiny.get_config()\n    config.num_steps, config.probes = 3, {}\n"
-        "    return config\ndef sweep():\n    yield axis('seed', range(2), 'seed')\n    yield record('final')\n"
+        "    return config\n"
+        "def sweep():\n    yield axis('seed', range(2), 'seed')\n    yield record('final')\n"
     )
     command = [sys.executable, "-m", f"experiments.{module}", "--config=~/mine.py", "--workdir=~/a/run"]
     environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}
