@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from analysis.krylov import Basis, check_like, expand, first_basis, flatten, rotate
 from analysis.linear_maps import as_pytree, precise
+from dlf.recording import missing
 from dlf.types import Matvec
 
 _LEAST_WARM = 8  # products after a warm start, in which a new direction can outgrow the old ones
@@ -132,14 +133,14 @@ def solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows, fewes
         least = jnp.where(invariant & (least < 0), count + wanted, least)
         explored = (count >= jnp.maximum(least, least_warm)) | (basis.size == size)
         converged = enough & finite & explored & in_range & jnp.all(residuals <= limit)
-        values, residuals = (jnp.where(enough, x, jnp.nan) for x in (values, residuals))
+        values, residuals = (jnp.where(enough, x, missing((), x.dtype)) for x in (values, residuals))
         found = Eigenpairs(values, None, residuals, converged, count, jnp.where(finite, 0, count), None)
         ended = converged | (count >= max_matvecs) | ~finite | (basis.size == size)
         # at the end, too: the wanted Ritz vectors are then the first rows
         basis = _restart(basis, ritz_vectors, num, which, wanted, due=ended | (basis.size == rows))
         return basis, found, least, ended
 
-    nothing = jnp.full(wanted, jnp.nan, first.dtype)
+    nothing = missing((wanted,), first.dtype)
     zero = jnp.zeros((), int)
     found = Eigenpairs(nothing, None, nothing, zero > 0, zero, zero, None)
     # the third is how many products it must have at least, -1 until a Krylov space is exhausted

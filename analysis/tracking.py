@@ -14,6 +14,7 @@ from analysis.derivatives import curvature_along, forward_or, tangent
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import precise
 from analysis.parts import accumulate, checked_logits, share
+from dlf.recording import missing
 from dlf.types import ApplyFn, Batch, LossFn, Params
 
 _SAME = 0.5**0.5  # of a unit vector's length: of orthogonal vectors only one can have more
@@ -102,8 +103,9 @@ def split_change(
     gap = jnp.minimum(gaps(new_values), gaps(old_values)[previous])
     valid = known & (gap > jnp.abs(change)) & (gap > jnp.abs(loss_moved)) & (gap > 2 * residuals)
     valid &= error <= jnp.maximum(0.1 * jnp.abs(loss_moved), residuals)
-    loss_moved = jnp.where(known, loss_moved, jnp.nan)
-    return Split(loss_moved, change - loss_moved, valid)
+    gap = missing((), loss_moved.dtype)
+    both = jnp.where(known, loss_moved, gap), jnp.where(known, change - loss_moved, gap)
+    return Split(*both, valid)
 
 
 def gauss_newton_curvature(

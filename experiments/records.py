@@ -112,7 +112,7 @@ def load(workdir: Path) -> xr.Dataset:
     found = store.load(workdir)
     config = ConfigDict(json.loads(found.attrs["config"]))
     found.attrs = {
-        **{key: found.attrs.get(key, "") for key in ("config", "commit", "seconds", "mode")},
+        **{key: found.attrs.get(key, "") for key in ("config", "commit", "seconds", "network_mode")},
         "num_classes": config.dataset.get("num_classes", found.sizes.get("class", 0)),
         "stop_after": config.stop_after,
         "amplitude": config.schedule.get("amplitude", 1.0),

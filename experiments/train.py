@@ -52,7 +52,8 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
             meta = records.resumed(meta, asked)
         check_same()
         if is_new:
-            attributes = {"config": json.dumps(asked), "commit": meta["commit"], "mode": records.MODE}
+            attributes = {"config": json.dumps(asked), "commit": meta["commit"]}
+            attributes["network_mode"] = records.MODE
             files.write_json(workdir / "config.json", asked)
             store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.series, attributes)
             store.write_meta(workdir, meta)

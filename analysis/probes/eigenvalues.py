@@ -14,6 +14,7 @@ from analysis.probes.measures import check_settings
 from analysis.stability import preconditioner, threshold
 from analysis.tracking import class_subspace, gaps, gauss_newton_curvature, identify, split_change
 from dlf.losses import make_class_losses, make_loss
+from dlf.recording import missing
 from dlf.train import frozen, loss_of
 from dlf.types import Params, Probe, Problem, Series, TrainState
 
@@ -62,8 +63,8 @@ def tracker(problem: Problem, every: int, num: int, tol: float, batch_size: int 
     def init(state: TrainState) -> Memory:
         vectors = jax.tree.map(lambda leaf: jnp.zeros((num, *leaf.shape), leaf.dtype), state.params)
         weights = problem.schedule(state.step)
-        nothing = jnp.full(num, jnp.nan, weights.dtype)
-        curvatures = jnp.full((num, len(weights)), jnp.nan, weights.dtype)
+        nothing = missing((num,), weights.dtype)
+        curvatures = missing((num, len(weights)), weights.dtype)
         none = jnp.full(num, -1, state.step.dtype)
         return Memory(nothing, vectors, none, jnp.zeros_like(state.step), curvatures, weights)
 
@@ -98,12 +99,13 @@ def tracker(problem: Problem, every: int, num: int, tol: float, batch_size: int 
         bound = threshold(**optimizer, step=state.step)
         kept = (pairs.values > _KEPT * bound) | (jnp.arange(num) == 0)
         real = pairs.values.dtype
+        gap = missing((), real)
         rows = {
             "tracked_eigenvalues": pairs.values,
             "tracked_residuals": pairs.residuals,
             "tracked_kept": kept.astype(real),
             "tracked_identity": identities.astype(real),
-            "tracked_overlap": jnp.where(jnp.all(memory.identities < 0), jnp.nan, identity.overlap),
+            "tracked_overlap": jnp.where(jnp.all(memory.identities < 0), gap, identity.overlap),
             "tracked_crossing": identity.crossing.astype(real),
             "tracked_gap": gaps(pairs.values),
             "tracked_classes": weights[None] * curvatures,
@@ -138,7 +140,7 @@ def _search(matvec, start, state, num, tol, audit, key):
         return taken, excess, num_matvecs + cold.num_matvecs
 
     # a loop of one or no turn: a branch would not let go of the carries of the search inside
-    found = warm, jnp.full_like(warm.values[0], jnp.nan), warm.num_matvecs
+    found = warm, missing((), warm.values.dtype), warm.num_matvecs
     return jax.lax.fori_loop(0, audit.astype(state.step.dtype), again, found)
 
 

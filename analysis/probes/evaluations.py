@@ -11,6 +11,7 @@ from analysis.parts import BatchSize, accumulate, check_batch_size
 from analysis.probes.measures import check_settings
 from dlf.losses import rightness_of
 from dlf.models import apply_fn
+from dlf.recording import missing
 from dlf.train import make_objective
 from dlf.types import Batch, ModelState, Probe, Problem, Series, TrainState
 
@@ -76,7 +77,9 @@ def evaluation(
             rows[f"{name}_loss"] = total["loss"] / len(batch.inputs)
             if right_fn is not None:
                 rows[f"{name}_accuracy"] = total["right"].sum() / len(batch.inputs)
-                rows[f"{name}_class_accuracy"] = total["right"] / total["members"]
+                of_class = total["right"] / jnp.maximum(total["members"], 1)
+                gap = missing((), of_class.dtype)
+                rows[f"{name}_class_accuracy"] = jnp.where(total["members"] > 0, of_class, gap)
         return carry, rows
 
     return Probe(every, lambda state: (), measure, series)
@@ -157,9 +160,7 @@ def batch_sharpness(problem: Problem, every: int, num_batches: int) -> Probe:
             return _dot(slope, image) / _dot(slope, slope)
 
         found = jax.lax.map(along, jnp.arange(num_batches, dtype=state.step.dtype))
-        error = (
-            jnp.std(found, ddof=1) / num_batches**0.5 if num_batches > 1 else jnp.full_like(found[0], jnp.nan)
-        )
+        error = jnp.std(found, ddof=1) / num_batches**0.5 if num_batches > 1 else missing((), found.dtype)
         return carry, {"batch_sharpness": jnp.mean(found), "batch_sharpness_error": error}
 
     series = {

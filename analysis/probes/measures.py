@@ -13,6 +13,7 @@ from analysis.lanczos import top_eigenpairs
 from analysis.ntk import empirical_ntk
 from analysis.parts import check_batch_size
 from analysis.stability import effective_hessian, first_tangents, log_growth, threshold
+from dlf.recording import missing
 from dlf.train import frozen, loss_of, problem_step
 from dlf.types import Probe, Problem, Series, TrainState
 
@@ -135,7 +136,10 @@ def stability(problem: Problem, every: int, tol: float, batch_size: int | None =
         matvec = effective_hessian(matvec, state.opt_state, **optimizer)
         key = jax.random.fold_in(problem.key, state.step)
         pairs = top_eigenpairs(matvec, like=state.params, num=1, tol=tol, key=key)
-        return pairs.values[0], pairs.values[0] / threshold(**optimizer, step=state.step)
+        ratio = pairs.values[0] / threshold(**optimizer, step=state.step)
+        # before an update there is no preconditioner
+        gap = missing((), ratio.dtype)
+        return tuple(jnp.where(jnp.isnan(ratio), gap, x) for x in (pairs.values[0], ratio))
 
     def measure(carry, state: TrainState):
         both = jax.tree.map(lambda a, b: jnp.stack([a, b]), state, step_fn(state)[0])

@@ -138,7 +138,7 @@ def create(
     meta = {"status": "running", "seconds": 0.0, **records.provenance(asked), "x64": sweep.config.float64}
     meta["block_bytes"] = planned.block_bytes
     attributes = {"config": json.dumps(asked["config"]), "sweep": sweep.name, "commit": meta["commit"]}
-    attributes["mode"] = records.MODE
+    attributes["network_mode"] = records.MODE
     check_same()
     files.write_json(workdir / "config.json", asked)
     cells.create(workdir, axes, planned.cells_per_block, planned.series, planned.coordinates, attributes)
