@@ -1,0 +1,113 @@
+"""Functions of one's own by "file.py:function": in runs, sweeps and workers, and what is kept of them."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dlf import data, store
+from experiments import build, catalogues, records, train
+from experiments.configs import tiny
+from experiments.sweep import blocks, fill
+from experiments.sweep.axes import axis, make_sweep, record
+
+MINE = """
+import jax.numpy as jnp
+from dlf import losses
+from dlf.types import Batch, Dataset, Probe, Series
+
+def lines(num):
+    inputs = jnp.linspace(-1.0, 1.0, 2 * num).reshape(num, 2)
+    half = Batch(inputs, (inputs[:, 0] > 0).astype(int))
+    return Dataset(half, {"near": half, "far": Batch(2 * inputs, half.labels)}, 2)
+
+def tilted(logits, labels, weights, power=1.0):
+    return losses.dmse1(logits, labels, weights) * power
+tilted.are_right = losses.are_right
+
+def norm(problem, every):
+    def measure(carry, state):
+        return carry, {"norm": sum(jnp.sum(leaf["kernel"] ** 2) for leaf in state.params.values())}
+    return Probe(every, lambda state: (), measure, {"norm": Series((), "1", "squared norm of the kernels")})
+
+def flipped(key, inputs):
+    return -inputs
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A configuration of functions in a file of its own, in single precision."""
+    (tmp_path / "mine.py").write_text(MINE)
+    config, file = tiny.get_config(), tmp_path / "mine.py"
+    config.num_steps, config.steps_per_chunk, config.float64 = 30, 10, False
+    config.dataset = dict(name=f"{file}:lines", num=12)
+    config.loss = dict(name=f"{file}:tilted", power=0.5)
+    config.batches = dict(name="minibatches", batch_size=4, augment=f"{file}:flipped")
+    config.probes = dict(mine=dict(name=f"{file}:norm", every=10), evaluation=dict(every=10, batch_size=5))
+    with jax.enable_x64(False):
+        yield config
+
+
+def test_a_run_of_ones_own_functions_measures_named_sets_and_keeps_their_source(mine, tmp_path):
+    meta = train.train(mine, tmp_path / "run")
+    run = store.load(tmp_path / "run")
+    assert {"norm", "near_accuracy", "far_loss", "far_class_accuracy"} <= set(run)
+    assert list(meta["sources"].values()) == [MINE]
+    assert "evaluation" in run.attrs["network_mode"]
+    batch_fn, expected = build.build(mine).problem.batch_fn, data.minibatches
+    plain = expected(build.draw(mine).train, 4, key=jax.random.key(0))(3)
+    assert batch_fn(3).inputs.shape == plain.inputs.shape
+    seen = np.concatenate([batch_fn(step).inputs for step in range(3)])
+    whole = -np.asarray(build.draw(mine).train.inputs)
+    np.testing.assert_array_equal(
+        np.sort(seen, axis=0), np.sort(whole, axis=0)
+    )  # every example once, flipped
+
+
+def test_a_resume_tells_that_a_function_of_ones_own_has_changed(mine, tmp_path, capsys):
+    asked = json.loads(mine.to_json())
+    meta = {"status": "interrupted", "seconds": 1.0, **records.provenance(asked)}
+    records.resumed(meta, asked)
+    assert "another" not in capsys.readouterr().err
+    (tmp_path / "mine.py").write_text(MINE + "\n# changed\n")
+    records.resumed(meta, asked)
+    assert f"resumed with another version of {tmp_path / 'mine.py'}" in capsys.readouterr().err
+
+
+def test_workers_of_a_sweep_load_ones_own_functions(mine, tmp_path):
+    axes = [axis("seed", range(2), "seed"), record("final", "norm", "far_accuracy")]
+    sweep = make_sweep(mine, "main", axes)
+    meta = fill.run(sweep, tmp_path / "sweep", fill.Settings(launcher="local", num_jobs=1))
+    found = store.load(tmp_path / "sweep")
+    assert meta["status"] == "done" and (found["status"] == 1).all() and found["norm"].notnull().all()
+    assert list(meta["sources"].values()) == [MINE]
+    alone = train.train(mine, tmp_path / "run") and store.load(tmp_path / "run")
+    np.testing.assert_array_equal(found["norm"][0], alone["norm"][-1])
+
+
+def test_cells_that_share_their_data_hold_them_once(mine):
+    experiment, shared = (
+        build.build(mine),
+        make_sweep(mine, "main", [axis("seed", range(2), "seed"), record("final")]),
+    )
+    own = make_sweep(mine, "main", [axis("num", (12, 13), "dataset.num"), record("final")])
+    num_bytes = sum(
+        leaf.nbytes for leaf in jax.tree.leaves((experiment.replica.train, experiment.replica.tests))
+    )
+
+    def size(sweep, num):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(blocks.copies(sweep, experiment, num)))
+
+    assert size(own, 5) - size(shared, 5) == 4 * num_bytes
+    assert size(shared, 5) - size(shared, 4) == (size(own, 5) - size(own, 4)) - num_bytes
+
+
+@pytest.mark.parametrize("value", ["plain", "9:30"])
+def test_only_a_name_with_a_colon_is_looked_up(value):
+    if ":" not in value:
+        assert catalogues.resolved({"name": value}) == {"name": value}
+    else:
+        with pytest.raises(Exception, match="No module named '9'"):
+            catalogues.resolved({"name": value})
