@@ -32,7 +32,7 @@ def missing(shape: tuple[int, ...], dtype: Any) -> Array:
     return jnp.full(shape, jnp.inf if jax.config.jax_debug_nans else jnp.nan, dtype)
 
 
-def with_gaps(rows: Mapping[str, Array]) -> dict[str, np.ndarray]:
+def with_gaps(rows: Mapping[str, Array | np.ndarray]) -> dict[str, np.ndarray]:
     """Return rows as arrays of NumPy in which NaN stands for what was not measured, see `missing`."""
     found = {name: np.asarray(of) for name, of in rows.items()}
     if not jax.config.jax_debug_nans:
