@@ -6,8 +6,9 @@
 give W^{1/2} Theta W^{1/2}, the kernel of the weighted loss without its 1/P. With a `batch_size` a
 kernel is filled in blocks of so many examples by one compiled loop: beside the kernel, memory is that of
 two blocks of the Jacobian, or of the layers' factors, and of a copy to transpose each. It changes the
-numbers by rounding only, and allows forward derivatives only. All forms raise ValueError for no examples, a
-batch_size below 1 or above their number, or weights of another shape.
+numbers by rounding only, and allows forward derivatives only. Outputs [examples] are one logit. All forms
+raise ValueError for outputs of more axes, no examples, a batch_size below 1 or above their number, weights of
+another shape, or, unless something is traced, a network that couples the examples of a batch.
 """
 
 from analysis.ntk.kernels import diagonal_ntk, empirical_ntk, full_ntk, ntk_operator, per_class_ntk
