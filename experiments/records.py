@@ -106,8 +106,8 @@ def load(workdir: Path) -> xr.Dataset:
 
     As attributes, beside `config`, `commit` and `seconds`: `num_classes`, `amplitude`, `stop_after`; of a
     schedule with a period `period`, `turn`, the period with the authors' hold step, and `cycle`, one turn of
-    every class, in steps; where it is a number `learning_rate`, and where there is a formula for it
-    `threshold`, in nat. A run whose rate moves has both as series only.
+    every class, in steps; of plain gradient descent `learning_rate`; where there is a formula `threshold`, in
+    nat. A run whose rate moves has both as series only.
     """
     found = store.load(workdir)
     config = ConfigDict(json.loads(found.attrs["config"]))
@@ -122,8 +122,9 @@ def load(workdir: Path) -> xr.Dataset:
         timing = config.schedule.period, config.schedule.get("hold_step", False)
         found.attrs["turn"] = schedules.steps_per_turn(*timing)
         found.attrs["cycle"] = schedules.steps_per_cycle(found.attrs["num_classes"], *timing)
-    if isinstance(config.optimizer.learning_rate, Real):
-        found.attrs["learning_rate"] = config.optimizer.learning_rate
+    if isinstance(rate := config.optimizer.learning_rate, Real):
+        if {**config.optimizer} == {"name": "sgd", "learning_rate": rate}:
+            found.attrs["learning_rate"] = rate
         with contextlib.suppress(TypeError, ValueError):
             found.attrs["threshold"] = float(threshold(**config.optimizer))
     return found

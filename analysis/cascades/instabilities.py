@@ -75,17 +75,19 @@ def table(
     windows: Windows,
     sharpness: xr.DataArray,
     *,
-    threshold: float,
+    threshold: float | Float[np.ndarray, " steps"],
     steps_per_turn: int,
-    learning_rate: float | None = None,
+    learning_rate: float | Float[np.ndarray, " steps"] | None = None,
 ) -> list[Instability]:
     """Return all instabilities of a run, in the order of time.
 
     `run` holds `loss`, `accuracy`, `class_weights` and, if measured, `ntk_eigenvalues`, as `dlf.store.load`
     gives them; `windows` are the labels of its loss; `sharpness` [step] the largest eigenvalue where it was
-    measured. `learning_rate` is that of plain gradient descent, None for others, which have no budget.
+    measured. `threshold` and `learning_rate` are numbers, or series where they move; the latter is that of
+    plain gradient descent, None for others, which have no budget.
     """
     loss, width = run["loss"].values, windows.width
+    threshold = np.broadcast_to(threshold, loss.shape)
     known = sharpness.astype(float).reindex(step=np.arange(len(loss) + 1)).values
     known = (known[:-1] + known[1:]) / 2
     ntk = run["ntk_eigenvalues"].sel(rank=0) if "ntk_eigenvalues" in run else None
@@ -94,15 +96,17 @@ def table(
         end = int(windows.first_step[part.stop - 1]) + width
         onset, peak = _onset(loss, windows, part)
         first = max(int(windows.first_step[part.start]) - width, 0)
-        above = np.flatnonzero(known[first:end] > threshold)
+        above = np.flatnonzero(known[first:end] > threshold[first:end])
         crossing = first + int(above[0]) if len(above) else -1
         weights = run["class_weights"].values[onset]
         emphasised = int(np.argmax(weights)) if np.ptp(weights) > 0 else -1
-        at_onset = emphasised, onset % steps_per_turn / steps_per_turn, float(known[onset]), threshold
+        phase = onset % steps_per_turn / steps_per_turn
+        at_onset = emphasised, phase, float(known[onset]), float(threshold[onset])
         deepest = name(max(windows.labels[part], key=_DEPTHS.index))
         budget = np.nan
         if learning_rate is not None and peak > onset:
-            budget = float(np.sum(np.log(np.abs(1 - learning_rate * known[onset:peak]))))
+            rate = np.broadcast_to(learning_rate, loss.shape)[onset:peak]
+            budget = float(np.sum(np.log(np.abs(1 - rate * known[onset:peak]))))
         is_catapult = windows.labels[part.start] == CATAPULT
         growth = peak - onset, _log_ratio(loss, onset, peak, is_catapult), budget
         before, after = (max(onset - width, 0), onset), (end, end + width)

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, SymmetricalLogLocator
 
 from analysis.figures import style
+from analysis.stability import threshold
 
 _LABELS = (
     r"class weight $\Gamma_i$", style.LOSS, "$F(t-1) - F(t)$\n(nat)", style.ACCURACY, style.SHARPNESS,
@@ -46,9 +47,9 @@ def fig4(run: xr.Dataset) -> Figure:
     style.label_rows(grid[:, 0], _LABELS)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), ncols=3, loc="outside upper right")
     if "threshold" in run.attrs:
-        threshold = run.attrs["threshold"]
+        bound = run.attrs["threshold"]
         grid[4, 0].annotate(
-            f"threshold {threshold:g}", (1, threshold), xycoords=("axes fraction", "data"),
+            f"threshold {bound:g}", (1, bound), xycoords=("axes fraction", "data"),
             xytext=(-2, 3), textcoords="offset points", ha="right", color=style.COLORS[1], fontsize=7,
             zorder=4,
         )  # fmt: skip
@@ -209,8 +210,9 @@ def _draw_rows(axes: np.ndarray, run: xr.Dataset, rate: float) -> None:
         axes[2].plot(one["stability_step"], one["sharpness"], color=color, linewidth=0.7)
         ntk = one["ntk_eigenvalues"].isel(rank=0)
         axes[3].plot(one["ntk_step"], ntk / ntk[0], color=color, linewidth=1.0)
-    axes[2].axhline(2 / rate, **style.THRESHOLD)
-    axes[2].annotate(r"$2/\eta$", (0.99, 2 / rate), xycoords=("axes fraction", "data"), xytext=(0, 2),
+    bound = threshold("sgd", rate)
+    axes[2].axhline(bound, **style.THRESHOLD)
+    axes[2].annotate(r"$2/\eta$", (0.99, bound), xycoords=("axes fraction", "data"), xytext=(0, 2),
                      textcoords="offset points", ha="right", color=style.COLORS[1], fontsize=7,
                      bbox=dict(facecolor="white", edgecolor="none", pad=0.5, alpha=0.8))  # fmt: skip
     axes[1].set_ylim(0, 1.03)

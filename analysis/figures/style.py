@@ -30,13 +30,13 @@ def label_rows(column: Iterable[Axes], labels: Iterable[str]) -> None:
     axes.figure.align_ylabels(column)
 
 
-def draw_threshold(axes: Axes, found: xr.Dataset, label: str = "threshold") -> None:
+def draw_threshold(axes: Axes, found: xr.Dataset) -> None:
     """Draw the optimizer's threshold: a line with its number, or where it moves the recorded series."""
     if "threshold" in found.attrs:
         number = found.attrs["threshold"]
-        axes.axhline(number, **THRESHOLD, label=f"{label} {number:g}")
+        axes.axhline(number, **THRESHOLD, label=f"threshold {number:g}")
     elif "threshold" in found:
-        axes.plot(found["step"], found["threshold"], **THRESHOLD, label=label)
+        axes.plot(found["step"], found["threshold"], **THRESHOLD, label="threshold")
 
 
 def plain_numbers(axis: Axis, **locations: object) -> None:

@@ -11,6 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from analysis.cascades import CATAPULT, CHAOS, GROWING, IRREGULAR, UNDEFINED, name
 from analysis.figures import style
+from analysis.stability import threshold
 
 _BLUE, _RED, _GREEN, _PINK, _YELLOW, _SKY = style.COLORS
 PERIOD_COLORS = {
@@ -105,8 +106,9 @@ def threshold_rate(found: xr.Dataset) -> Figure:
     rates, num_widths = found["learning_rate"].values, found.sizes["width"]
     figure = Figure(figsize=(4.6, 6.2), layout="constrained")
     above, *below = figure.subplots(3, 1, sharex=True, height_ratios=[1.2, 1, 1])
-    above.plot(rates, 2 / rates, **style.THRESHOLD | {"zorder": 1}, label=r"$2/\eta$")
-    ratios = [found[f"{kind}sharpness"] * found["learning_rate"] / 2 for kind in ("", "visible_")]
+    above.plot(rates, threshold("sgd", rates), **style.THRESHOLD | {"zorder": 1}, label=r"$2/\eta$")
+    in_units = threshold("sgd", found["learning_rate"])
+    ratios = [found[f"{kind}sharpness"] / in_units for kind in ("", "visible_")]
     for number, (width, color) in enumerate(zip(found["width"].values, cycle(style.COLORS), strict=False)):
         shift = 1.02 ** (number - (num_widths - 1) / 2)  # so that bars do not hide one another
         of_width = [values.sel(width=width) for values in (found["visible_sharpness"], *ratios)]
@@ -154,8 +156,7 @@ def static_dynamic(found: xr.Dataset) -> Figure:
             column[0].set_yscale("linear")
         sharpness = found[f"{prefix}sharpness"]
         column[1].plot(found["stability_step"], sharpness, **style.DOTS | {"markersize": 1.6})
-        label = rf"threshold $2/\eta$ = {found.attrs['threshold']:g}"
-        column[1].axhline(found.attrs["threshold"], **style.THRESHOLD, label=label)
+        style.draw_threshold(column[1], found)
         column[1].set(ylim=(0.8 * float(both.min()), 1.25 * float(both.max())), yscale="log")
         column[1].yaxis.set_minor_formatter(NullFormatter())
         column[2].plot(found["step"], found[f"{prefix}accuracy"], **style.DOTS)
@@ -201,7 +202,7 @@ def _draw_sharpness(axes: Axes, found: xr.Dataset) -> None:
         inside = np.isfinite(ahead) & (steps < (number + 1) * turn)
         axes.plot(steps[inside], ahead[inside], color=_GREEN, linewidth=1.1, zorder=2.4, label=label)
         label = None
-    axes.axhline(found.attrs["threshold"], **style.THRESHOLD, label=f"threshold {found.attrs['threshold']:g}")
+    style.draw_threshold(axes, found)
     axes.set_yscale("log")
     axes.set_ylim(top=8 * float(sharpness.max()))  # room for the legend
 

@@ -7,6 +7,7 @@ import xarray as xr
 
 from analysis import cascades
 from analysis.findings.diagrams import mean_error
+from analysis.stability import threshold
 
 _CALM = 8  # windows of period 1 before an instability that counts
 _SERIES = ("loss", "sharpness", "stability_ratio")
@@ -40,7 +41,7 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     for kind, (onset, sharpness) in found.items():
         reduced[f"{kind}onset"] = dims, onset, {"units": "step"}
         reduced[f"{kind}sharpness"] = dims, sharpness, {"units": "nat"}
-        in_units = reduced[f"{kind}sharpness"] * reduced["learning_rate"] / 2
+        in_units = reduced[f"{kind}sharpness"] / threshold("sgd", reduced["learning_rate"])
         ratio, error = mean_error(in_units)
         several = ratio.where(in_units.count("seed") > 1)
         reduced[f"{kind}ratio"], reduced[f"{kind}ratio_error"] = ratio, error

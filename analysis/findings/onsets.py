@@ -38,7 +38,7 @@ def instabilities(run: xr.Dataset, fine: xr.Dataset) -> list[cascades.Instabilit
         run,
         label(run),
         fine["tracked_eigenvalues"].sel(rank=0) if "tracked_eigenvalues" in fine else unknown,
-        threshold=run.attrs["threshold"],
+        threshold=run.attrs["threshold"] if "threshold" in run.attrs else run["threshold"].values,
         steps_per_turn=run.attrs["turn"],
         learning_rate=run.attrs.get("learning_rate"),
     )
@@ -138,5 +138,8 @@ def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
         if num:
             words = f"forecast {horizon:,} steps ahead is off by"
             quality.append((words, f"{error:.0%} in the median of {num}"))
-    threshold = f"threshold {found.attrs['threshold']:.4g} nat" if len(rows) > 1 else "none"
-    return {f"instabilities: {threshold}": rows, "measurements": quality}
+    number = f"{found.attrs['threshold']:.4g} nat" if "threshold" in found.attrs else "moves"
+    return {
+        f"instabilities: {f'threshold {number}' if len(rows) > 1 else 'none'}": rows,
+        "measurements": quality,
+    }
