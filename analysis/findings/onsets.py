@@ -55,7 +55,8 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """
     run = results["run"]
     rows, windows = instabilities(run, results["measured"]), label(run)
-    found = run[[*_SERIES, *_TRACKED]].assign(forecast=forecasts(run), num_instabilities=len(rows))
+    moving = [] if "threshold" in run.attrs else ["threshold"]
+    found = run[[*_SERIES, *_TRACKED, *moving]].assign(forecast=forecasts(run), num_instabilities=len(rows))
     for name in ("exponent", "exponent_error"):
         found[name] = ("window_step", getattr(windows, name), {"units": "nat/step"})
     found["label"] = ("window_step", windows.labels)
@@ -139,7 +140,5 @@ def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
             words = f"forecast {horizon:,} steps ahead is off by"
             quality.append((words, f"{error:.0%} in the median of {num}"))
     number = f"{found.attrs['threshold']:.4g} nat" if "threshold" in found.attrs else "moves"
-    return {
-        f"instabilities: {f'threshold {number}' if len(rows) > 1 else 'none'}": rows,
-        "measurements": quality,
-    }
+    threshold = f"threshold {number}" if len(rows) > 1 else "none"
+    return {f"instabilities: {threshold}": rows, "measurements": quality}
