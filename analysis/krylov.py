@@ -1,10 +1,12 @@
 """Krylov bases of a symmetric map: what eigenpairs, spectral density and trace are made of."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -133,3 +135,47 @@ def rotate(vectors: Float[Array, "rows width"], rotation: Float[Array, "rows kep
 
     # a loop of no turns, not a branch, as in `expand`
     return jax.lax.fori_loop(0, jnp.where(due, num_pieces, 0), turn, vectors)
+
+
+def rayleigh_ritz(basis):
+    """Return the Ritz values in ascending order behind those of unused rows, vectors, residuals."""
+    used = jnp.arange(len(basis.lost)) < basis.size
+    coupling = jnp.where(used[None], basis.coupling, 0)
+    projected = jnp.where(used[:, None], coupling[:-1], 0)
+    projected = (projected + projected.T) / 2
+    bound = jnp.max(jnp.sum(jnp.abs(projected), axis=1))
+    # below all others, so that unused rows invent no eigenvalue zero
+    unused = jnp.where(used, 0, -jnp.where(bound > 0, 2 * bound, 1))
+    values, vectors = jnp.linalg.eigh(projected + jnp.diag(unused))
+    shifted = (coupling @ vectors).at[:-1].add(-values[None] * vectors)
+    return values, vectors, jnp.sqrt(jnp.sum(shifted**2, axis=0) + basis.lost**2 @ vectors**2)
+
+
+def order_of_ends(basis, num, which, kept):
+    """Return where `kept` Ritz pairs stand in ascending order: first the wanted, from the top down."""
+    rows = len(basis.lost)
+    down, up = rows - 1 - np.arange(rows), rows - basis.size + np.arange(rows)
+    if which == "largest":
+        return down[:kept]
+    if which == "smallest":
+        return jnp.concatenate([up[:num][::-1], up[num:kept]])
+    extra = kept // 2 - num
+    return jnp.concatenate([down[:num], up[:num][::-1], down[num : num + extra], up[num : num + extra]])
+
+
+def restart(basis, ritz_vectors, num, which, wanted, due):
+    """Where it is due, turn the basis so that its first rows are the best Ritz vectors, and drop the rest."""
+    rows = len(basis.lost)
+    kept = order_of_ends(basis, num, which, min(rows - 1, wanted + 2 * (rows - wanted) // 5))
+    size, rotation = len(kept), ritz_vectors[:, kept]
+    used = jnp.arange(rows) < basis.size
+    coupling = jnp.where(used[None], basis.coupling, 0)
+    inner = jnp.where(used[:, None], coupling[:-1], 0) @ rotation
+    projected = rotation.T @ inner
+    turned = jnp.zeros_like(coupling).at[:size, :size].set(projected)
+    turned = turned.at[size, :size].set(coupling[basis.size] @ rotation)
+    dropped = jnp.sum((inner - rotation @ projected) ** 2, axis=0)
+    lost = jnp.sqrt(basis.lost**2 @ rotation**2 + dropped)  # rounding errors are independent
+    small = turned, jnp.pad(lost, (0, rows - size)), jnp.full_like(basis.size, size)
+    small = jax.tree.map(partial(jnp.where, due), small, tuple(basis[2:]))
+    return Basis(rotate(basis.vectors, rotation, due), basis.next, *small)

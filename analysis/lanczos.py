@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from analysis.krylov import Basis, check_like, expand, first_basis, flatten, rotate
+from analysis.krylov import check_like, expand, first_basis, flatten, order_of_ends, rayleigh_ritz, restart
 from analysis.linear_maps import as_pytree, precise
 from dlf.recording import missing
 from dlf.types import Matvec
@@ -119,8 +119,8 @@ def solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows, fewes
         basis, found, least, _ = search
         count = found.num_matvecs + 1
         basis, finite = expand(basis, product, lambda: random(count))
-        ritz_values, ritz_vectors, residuals = _rayleigh_ritz(basis)
-        order = _order(basis, num, which, wanted)
+        ritz_values, ritz_vectors, residuals = rayleigh_ritz(basis)
+        order = order_of_ends(basis, num, which, wanted)
         values, residuals = ritz_values[order], residuals[order]
         spread = jnp.max(jnp.abs(basis.coupling))
         residuals = jnp.maximum(residuals, eps * spread)  # a residual of zero has still been rounded
@@ -137,7 +137,7 @@ def solve(matvec, like, start, tol, max_matvecs, key, *, num, which, rows, fewes
         found = Eigenpairs(values, None, residuals, converged, count, jnp.where(finite, 0, count), None)
         ended = converged | (count >= max_matvecs) | ~finite | (basis.size == size)
         # at the end, too: the wanted Ritz vectors are then the first rows
-        basis = _restart(basis, ritz_vectors, num, which, wanted, due=ended | (basis.size == rows))
+        basis = restart(basis, ritz_vectors, num, which, wanted, due=ended | (basis.size == rows))
         return basis, found, least, ended
 
     nothing = missing((wanted,), first.dtype)
@@ -159,47 +159,3 @@ def _first_vector(start, like, random, fewest):
     known = norm > 0
     warm = jnp.pad(total / jnp.where(known, norm, 1), (0, cold.size - total.size)) + _RANDOM_PART * cold
     return jnp.where(known, warm / jnp.linalg.norm(warm), cold), jnp.where(known, _LEAST_WARM, 0)
-
-
-def _rayleigh_ritz(basis):
-    """Return the Ritz values in ascending order behind those of unused rows, vectors, residuals."""
-    used = jnp.arange(len(basis.lost)) < basis.size
-    coupling = jnp.where(used[None], basis.coupling, 0)
-    projected = jnp.where(used[:, None], coupling[:-1], 0)
-    projected = (projected + projected.T) / 2
-    bound = jnp.max(jnp.sum(jnp.abs(projected), axis=1))
-    # below all others, so that unused rows invent no eigenvalue zero
-    unused = jnp.where(used, 0, -jnp.where(bound > 0, 2 * bound, 1))
-    values, vectors = jnp.linalg.eigh(projected + jnp.diag(unused))
-    shifted = (coupling @ vectors).at[:-1].add(-values[None] * vectors)
-    return values, vectors, jnp.sqrt(jnp.sum(shifted**2, axis=0) + basis.lost**2 @ vectors**2)
-
-
-def _order(basis, num, which, kept):
-    """Return where `kept` Ritz pairs stand in ascending order: first the wanted, from the top down."""
-    rows = len(basis.lost)
-    down, up = rows - 1 - np.arange(rows), rows - basis.size + np.arange(rows)
-    if which == "largest":
-        return down[:kept]
-    if which == "smallest":
-        return jnp.concatenate([up[:num][::-1], up[num:kept]])
-    extra = kept // 2 - num
-    return jnp.concatenate([down[:num], up[:num][::-1], down[num : num + extra], up[num : num + extra]])
-
-
-def _restart(basis, ritz_vectors, num, which, wanted, due):
-    """Where it is due, turn the basis so that its first rows are the best Ritz vectors, and drop the rest."""
-    rows = len(basis.lost)
-    kept = _order(basis, num, which, min(rows - 1, wanted + 2 * (rows - wanted) // 5))
-    size, rotation = len(kept), ritz_vectors[:, kept]
-    used = jnp.arange(rows) < basis.size
-    coupling = jnp.where(used[None], basis.coupling, 0)
-    inner = jnp.where(used[:, None], coupling[:-1], 0) @ rotation
-    projected = rotation.T @ inner
-    turned = jnp.zeros_like(coupling).at[:size, :size].set(projected)
-    turned = turned.at[size, :size].set(coupling[basis.size] @ rotation)
-    dropped = jnp.sum((inner - rotation @ projected) ** 2, axis=0)
-    lost = jnp.sqrt(basis.lost**2 @ rotation**2 + dropped)  # rounding errors are independent
-    small = turned, jnp.pad(lost, (0, rows - size)), jnp.full_like(basis.size, size)
-    small = jax.tree.map(partial(jnp.where, due), small, tuple(basis[2:]))
-    return Basis(rotate(basis.vectors, rotation, due), basis.next, *small)

@@ -1,8 +1,8 @@
 """Sharpness at the onset of the first instability over width and learning rate.
 
-`experiments.figure cascade_rates --launcher=local`, 20 minutes of one core (the run that comes with dlf had
-a quarter of one). The first paper says that the threshold depends on the learning rate and not on the width
-[text]. Widths, rates, seeds, and three turns of the run of Fig. 4 are [ours].
+`experiments.figure cascade_rates --launcher=local`, 76 minutes on a quarter of one core. The first paper
+says that the threshold depends on the learning rate and not on the width [text]. Widths, rates, seeds, and
+three turns of the run of Fig. 4 are [ours].
 """
 
 from analysis.findings import first_onsets

@@ -1,8 +1,8 @@
 """The run of Fig. 4 with all that tells when it becomes unstable, why, and when that ends.
 
-`experiments.figure cascades`, 6 minutes. The training is that of fig4.py, to the bit; its probes and their
-settings are [ours]. `static` is the same under the static loss, A = 1; a second pass from the checkpoints
-measures each onset at every step.
+`experiments.figure cascades`, 9 minutes on a busy machine. The training is that of fig4.py, to the bit; its
+probes and their settings are [ours]. `static` is the same under the static loss, A = 1; a second pass from
+the checkpoints measures each onset at every step.
 """
 
 import sys
