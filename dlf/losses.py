@@ -14,7 +14,7 @@ number (groups of examples), settings by keyword, and may have an attribute `are
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -23,61 +23,11 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from dlf.labels import are, checked, kind, terms, wide
 from dlf.schedules import as_step
 from dlf.types import ApplyFn, Batch, Labels, Logits, Losses, LossFn, WeightedLoss, Weights, WeightSchedule
 
 __all__ = ["cross_entropy", "dmse1", "dmse2"]
-
-
-def _wide(values):
-    return values if jnp.finfo(values.dtype).bits >= 32 else values.astype(float)
-
-
-def _kind(value):
-    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
-
-
-def _are(kind, values, shape):
-    return getattr(values, "shape", None) == shape and jnp.isdtype(values.dtype, kind)
-
-
-def _checked(logits, labels):
-    """Return logits to compute with, labels, and which of them are classes."""
-    num_examples, num_classes = logits.shape if jnp.ndim(logits) == 2 else (0, 0)
-    if num_classes < 2 or not _are("real floating", logits, logits.shape):
-        raise ValueError(
-            f"logits must be real [examples, classes] with two classes or more, got {_kind(logits)}: "
-            "make one logit f two, (0, f), or give a loss of your own"
-        )
-    if not _are("integral", labels, (num_examples,)):
-        raise ValueError(
-            f"labels must be integers [{num_examples}], one for each example, got {_kind(labels)}: take "
-            "labels.argmax(1) of one-hot rows, labels[:, 0] of a column"
-        )
-    if not isinstance(labels, jax.core.Tracer):
-        values = np.asarray(labels)
-        wrong = values[(values < 0) | (values >= num_classes)]
-        if wrong.size:
-            raise ValueError(
-                f"labels must be from 0 to {num_classes - 1} for {num_classes} logits, got {wrong[0]}: "
-                "number the classes from 0, and leave out examples without a label"
-            )
-    labels = jnp.asarray(labels).astype(int)  # a short type cannot count many classes
-    return _wide(logits), labels, (labels >= 0) & (labels < num_classes)
-
-
-def _terms(logits, labels, weights):
-    """Return logits to compute with, one-hot labels, and weights: NaN if a label is no class."""
-    logits, labels, is_class = _checked(logits, labels)
-    if not _are("real floating", weights, logits.shape[1:]):
-        raise ValueError(
-            f"weights must be real [{logits.shape[1]}], one for each logit, got {_kind(weights)}: build the "
-            f"schedule for {logits.shape[1]} classes, or give a loss of your own"
-        )
-    # NaN by the few weights: among the one-hot rows it would change the rounding of the Hessian of sound data
-    weights = jnp.where(jnp.all(is_class), weights.astype(logits.dtype), jnp.nan)
-    labels = jnp.where(is_class, labels, 0)  # a row of zeros would have a loss of zero, whatever the weights
-    return logits, jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), weights
 
 
 @jax.custom_jvp
@@ -104,7 +54,7 @@ def cross_entropy(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     >>> [round(float(l), 4) for l in cross_entropy(logits, labels, jnp.asarray([2.0, 0.5, 0.5]))]
     [2.1972, 0.5493]
     """
-    logits, one_hot, weights = _terms(logits, labels, weights)
+    logits, one_hot, weights = terms(logits, labels, weights)
     # A product with one-hot rows, not a gather: its gradient is a product too, not a scatter.
     # Classes lead, so that on CPU the sums over the few classes run along the examples.
     weighted = one_hot.T * weights[:, None]
@@ -121,7 +71,7 @@ def dmse1(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     >>> dmse1(jnp.zeros((1, 2)), jnp.asarray([1]), jnp.asarray([0.5, 1.5])).tolist()
     [1.5]
     """
-    logits, one_hot, weights = _terms(logits, labels, weights)
+    logits, one_hot, weights = terms(logits, labels, weights)
     return jnp.sum(one_hot * weights[None, :], axis=1) * jnp.sum((logits - one_hot) ** 2, axis=1)
 
 
@@ -135,20 +85,20 @@ def dmse2(logits: Logits, labels: Labels, weights: Weights) -> Losses:
     >>> dmse2(jnp.ones((1, 2)), jnp.asarray([1]), jnp.asarray([0.5, 1.5])).tolist()
     [0.5]
     """
-    logits, one_hot, weights = _terms(logits, labels, weights)
+    logits, one_hot, weights = terms(logits, labels, weights)
     return jnp.sum(weights[None, :] * (logits - one_hot) ** 2, axis=1)
 
 
 def _mean(losses, logits):
     """Return the mean of losses [examples]."""
-    if not jnp.ndim(logits) or not _are("real floating", losses, logits.shape[:1]):
+    if not jnp.ndim(logits) or not are("real floating", losses, logits.shape[:1]):
         raise ValueError(
-            f"a loss must return one real number for each example, got {_kind(losses)} for outputs "
-            f"{_kind(logits)}: sum over outputs, not over examples, of which the mean is taken here"
+            f"a loss must return one real number for each example, got {kind(losses)} for outputs "
+            f"{kind(logits)}: sum over outputs, not over examples, of which the mean is taken here"
         )
     if not losses.size:
         raise ValueError("the batch is empty: a mean needs an example")
-    return jnp.mean(_wide(losses))
+    return jnp.mean(wide(losses))
 
 
 def make_loss(apply_fn: ApplyFn, weighted_loss: WeightedLoss, schedule: WeightSchedule) -> LossFn:
@@ -168,6 +118,8 @@ def make_loss(apply_fn: ApplyFn, weighted_loss: WeightedLoss, schedule: WeightSc
     [0.6931, 1.0397, 0.3466]
     """
 
+    row = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
+    check_linear(weighted_loss, row.shape[0] if getattr(row, "ndim", 0) == 1 else 0)
     return Partial(_Loss(weighted_loss, schedule), _as_partial(apply_fn))
 
 
@@ -182,7 +134,7 @@ class _Loss(NamedTuple):
     schedule: WeightSchedule
 
     def __call__(self, apply_fn, params, batch: Batch, step):
-        logits = _wide(apply_fn(params, batch.inputs))
+        logits = wide(apply_fn(params, batch.inputs))
         weights = self.schedule(as_step(step)).astype(logits.dtype)
         return _mean(self.weighted_loss(logits, batch.labels, weights), logits)
 
@@ -203,6 +155,7 @@ def make_class_losses(apply_fn: ApplyFn, weighted_loss: WeightedLoss, num_classe
     if num_classes is None and not _is_ours(weighted_loss):
         raise ValueError("num_classes must be the number of weights: a loss of your own does not tell it")
 
+    check_linear(weighted_loss, num_classes or 0)
     return Partial(_ClassLosses(weighted_loss, num_classes), _as_partial(apply_fn))
 
 
@@ -213,7 +166,7 @@ class _ClassLosses(NamedTuple):
     num_classes: int | None
 
     def __call__(self, apply_fn, params, batch: Batch):
-        logits = _wide(apply_fn(params, batch.inputs))
+        logits = wide(apply_fn(params, batch.inputs))
         units = jnp.eye(self.num_classes or logits.shape[-1], dtype=logits.dtype)
         return jax.vmap(lambda e: _mean(self.weighted_loss(logits, batch.labels, e), logits))(units)
 
@@ -226,7 +179,7 @@ def are_right(logits: Logits, labels: Labels) -> Losses:
     >>> are_right(jnp.asarray([[1.0, 0.0], [1.0, 0.0], [jnp.nan, 0.0]]), jnp.asarray([0, 1, 0])).tolist()
     [1.0, 0.0, nan]
     """
-    logits, labels, is_class = _checked(logits, labels)
+    logits, labels, is_class = checked(logits, labels)
     right = (jnp.argmax(logits, axis=1) == labels).astype(logits.dtype)
     return jnp.where(is_class & jnp.isfinite(jnp.max(logits, axis=1)), right, jnp.nan)
 
@@ -265,6 +218,26 @@ def rightness_of(weighted_loss: WeightedLoss) -> Callable[[Logits, Labels], Loss
     return are_right if _is_ours(weighted_loss) else getattr(weighted_loss, "are_right", None)
 
 
+@lru_cache(maxsize=64)
+def check_linear(weighted_loss: WeightedLoss, num_classes: int) -> None:
+    """Raise ValueError for a loss of classification that is not linear in so many weights.
+
+    Tried where a loss is built, once for each, on made-up logits and labels; what takes no such is not tried.
+    """
+    if _is_ours(weighted_loss) or num_classes < 2:
+        return
+    with jax.ensure_compile_time_eval():
+        logits = jnp.linspace(-1.0, 1.0, 2 * num_classes**2).reshape(-1, num_classes)
+        labels = jnp.arange(2 * num_classes) % num_classes
+        try:
+            check_loss(weighted_loss, logits, labels, num_classes)
+        except ValueError as error:
+            if "not linear" in str(error):
+                raise
+        except Exception:  # whatever a loss of another kind raises for labels that are not its own
+            return
+
+
 def check_loss(weighted_loss: WeightedLoss, logits: Array, labels: Array, num_classes: int) -> None:
     """Try a loss on a few examples: is it a mean over examples and linear in so many weights?
 
@@ -276,7 +249,7 @@ def check_loss(weighted_loss: WeightedLoss, logits: Array, labels: Array, num_cl
     Traceback (most recent call last):
     ValueError: the loss is not linear in its weights: multiply with them, as in weights[labels] * losses
     """
-    logits = _wide(logits)
+    logits = wide(logits)
     up = 1 + jnp.arange(num_classes, dtype=logits.dtype)
 
     def losses(weights, num):

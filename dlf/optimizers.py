@@ -54,6 +54,8 @@ def make_optimizer(
         if name not in names:
             raise ValueError(f"unknown optimizer {name!r}: one of {', '.join(names)}")
         found = getattr(optax, name)(learning_rate=learning_rate, **settings)
+    if isinstance(before, Mapping):
+        raise ValueError("before must be a tuple of dict(name=..., ...), one for each transformation")
     if before:
         found = optax.chain(*map(_transformation, before), optax.GradientTransformation(*found[:2]))
     return Optimizer(found.init, found.update, rate, given)
@@ -68,6 +70,9 @@ def as_optimizer(optimizer: Mapping[str, Any] | Optimizer | optax.GradientTransf
         return optimizer
     if isinstance(optimizer, Mapping):
         return make_optimizer(**optimizer)
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        kind = type(optimizer).__name__
+        raise ValueError(f"optimizer must be dict(name=..., learning_rate=...) or one of optax, got {kind}")
     return Optimizer(optimizer.init, optimizer.update, None, {"name": "a transformation of optax"})
 
 
@@ -99,6 +104,8 @@ def _rate(learning_rate: Any) -> Callable[[Array], Array]:
         # of a step in the working float: an integer one is divided in float32
         return lambda step: jnp.asarray(learning_rate(jnp.asarray(step).astype(jnp.result_type(float))))
     if not isinstance(learning_rate, jax.core.Tracer):
+        if isinstance(learning_rate, bool | str) or jnp.ndim(learning_rate):
+            raise ValueError(f"learning_rate must be a number or a schedule, got {learning_rate!r}")
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
         info = jnp.finfo(jnp.result_type(float))
@@ -110,19 +117,26 @@ def _rate(learning_rate: Any) -> Callable[[Array], Array]:
 def _schedule(section: Mapping[str, Any]) -> optax.Schedule:
     """Build a schedule of optax by name; keys that are numbers, of boundaries, may be words."""
     given, names = dict(section), _named(_is_schedule)
-    if (name := given.pop("name", None)) not in names:
+    name = given.pop("name", None)
+    if callable(name):
+        return name(**given)
+    if name not in names:
         raise ValueError(f"unknown schedule of the learning rate {name!r}: one of {', '.join(names)}")
     for key, value in given.items():
         if isinstance(value, Mapping):
             given[key] = {int(at): scale for at, scale in value.items()}
         elif isinstance(value, list | tuple):
-            given[key] = [_schedule(of) if isinstance(of, Mapping) else of for of in value]
+            given[key] = [_schedule(of) if isinstance(of, Mapping) and "name" in of else of for of in value]
     return getattr(optax, name)(**given)
 
 
 def _transformation(section: Mapping[str, Any]) -> optax.GradientTransformation:
+    if not isinstance(section, Mapping):
+        raise ValueError(f"before must be a tuple of dict(name=..., ...), got {section!r} in it")
     given = dict(section)
-    builder = getattr(optax, str(given.pop("name", None)), None)
+    builder = getattr(optax, str(name := given.pop("name", None)), None)
+    if name in _named(_is_optimizer):
+        raise ValueError(f"before: {name!r} is an optimizer, of which there is one: take a transformation")
     found = builder(**given) if inspect.isfunction(builder) else None
     if not isinstance(found, optax.GradientTransformation):
         raise ValueError(f"before: {section.get('name')!r} is no transformation of optax")

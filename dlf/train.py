@@ -16,7 +16,7 @@ from jaxtyping import Array
 from dlf import models
 from dlf.data.batches import full_batch
 from dlf.losses import check_loss, make_loss, rightness_of
-from dlf.optimizers import as_optimizer
+from dlf.optimizers import as_optimizer, check_rate
 from dlf.recording import Rows, StepFn, missing
 from dlf.schedules import check_schedule, constant
 from dlf.types import (
@@ -35,7 +35,7 @@ from dlf.types import (
     WeightSchedule,
 )
 
-_FEW = 8  # examples, on which a loss is tried
+_FEW, _FIRST_STEPS = 8, 1_000  # examples and steps, on which loss and rate are tried
 _TRAINING = 2**31 - 1  # no step has this number, so no probe draws from the key of it
 
 # By this mark XLA keeps a loop that it knows to turn once. Else it takes such a loop apart and compiles the
@@ -76,12 +76,13 @@ def make_objective(problem: Problem) -> Callable:
     """Return what a step descends: (params, model_state, batch, step) -> (F, (model_state, logits)).
 
     The network is in training mode: its state moves, and what it draws comes from the problem's key and the
-    step. Without statistics and dropout F is that of `loss_of`.
+    step, or with a fifth argument, so many steps later. Without statistics and dropout F is that of
+    `loss_of`.
     """
     logits_loss, key = _logits_loss(problem), jax.random.fold_in(problem.key, _TRAINING)
 
-    def objective(params: Params, model_state: ModelState, batch: Batch, step):
-        drawn = jax.random.fold_in(key, step)
+    def objective(params: Params, model_state: ModelState, batch: Batch, step, later=0):
+        drawn = jax.random.fold_in(key, step + later)
         logits, model_state = problem.model.train(params, model_state, batch.inputs, drawn)
         return logits_loss(logits, batch, step), (model_state, logits)
 
@@ -105,6 +106,10 @@ def _descend(objective, batch_fn: BatchFn, optimizer, metrics_fn) -> StepFn:
         return TrainState(state.step + 1, params, model_state, opt_state), series
 
     return step_fn
+
+
+def _nodes(opt_state):
+    return jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.MultiStepsState))
 
 
 def _kinds(tree):
@@ -153,6 +158,9 @@ def problem_step(problem: Problem, metrics_fn: Callable[[TrainState], Rows] = la
         rows = {"static_loss": _logits_loss(static)(logits, batch, state.step), "class_weights": weights}
         if right_fn is not None:
             rows["accuracy"] = jnp.mean(right_fn(logits, batch.labels))
+        own_count = [of for of in _nodes(state.opt_state) if isinstance(of, optax.MultiStepsState)]
+        if own_count and callable(problem.optimizer.settings.get("learning_rate")):
+            raise ValueError("MultiSteps counts updates of its own: give it a learning rate that is a number")
         if problem.optimizer.rate is not None:
             rows["learning_rate"] = problem.optimizer.rate(state.step)
         return rows | metrics_fn(state)
@@ -180,6 +188,11 @@ def make_problem(
 
     Raises ValueError or TypeError as these and `make_optimizer` do.
     """
+    kinds = ("model", model, Model), ("train", train, Batch), ("tests", tests, Mapping)
+    for name, of, kind in kinds:
+        if not isinstance(of, kind):
+            raise ValueError(f"{name} must be a {kind.__name__}, got {type(of).__name__}")
+    optimizer = as_optimizer(optimizer)
     batch_fn = full_batch(train) if batch_fn is None else batch_fn
     key = jax.random.key(0) if key is None else key
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((train, key))):
@@ -189,7 +202,7 @@ def make_problem(
         variables = jax.eval_shape(model.init, key, few.inputs)
         like = jax.eval_shape(lambda *args: model.apply(*args), *variables, few.inputs)
         check_loss(weighted_loss, jax.random.normal(key, like.shape, like.dtype), few.labels, num_classes)
-    optimizer = as_optimizer(optimizer)
+        check_rate(optimizer, _FIRST_STEPS)
     return Problem(model, weighted_loss, schedule, batch_fn, train, dict(tests), optimizer, key)
 
 

@@ -18,17 +18,17 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from analysis import probes
 from analysis.infinite_width import linearized
+from analysis.parts import check_network
 from analysis.stability import threshold
 from dlf import data, losses, models, optimizers, recording, schedules
 from dlf import train as training
 from dlf.ensembles import Run
 from dlf.layers import warn_of_convolutions
-from dlf.types import Batch, Dataset, Model, ModelState, Params, Probe, Problem, Series, TrainState
-from experiments.catalogues import blaming, bound, call, find, resolved, tuples, untupled
+from dlf.types import Batch, Dataset, Model, ModelState, Params, Problem, Series, TrainState
+from experiments.catalogues import blaming, bound, call, optimizer, probe, tuples, untupled
 from experiments.command_line import ConfigError
-from experiments.settings import MOST_STEPS, check_kinds, check_optimizer, check_size, checked
+from experiments.settings import MOST_STEPS, check_optimizer, check_size, checked
 
 # What may differ between runs of one program: numbers that are traced, and seeds of what they draw.
 FLOATS, COUNTS = ("schedule.amplitude", "optimizer.learning_rate"), ("schedule.period", "stop_after")
@@ -73,6 +73,8 @@ def build(config: ConfigDict) -> Experiment:
     run, problem = _assemble(static, replica)
     with blaming(f"model {config.model.name}"):
         apply_fn = training.frozen(problem, run.state)
+        if ":" in config.model.name:  # probes, which are traced, cannot try it
+            check_network(apply_fn, replica.params, replica.train.inputs)
         logits = jax.eval_shape(apply_fn, replica.params, replica.train.inputs)
     check_size("the logits of all examples (dataset, model)", 4 * logits.size * logits.dtype.itemsize)
     warn_of_convolutions(apply_fn, replica.params, replica.train.inputs[:1])
@@ -80,9 +82,9 @@ def build(config: ConfigDict) -> Experiment:
         optimizers.check_rate(problem.optimizer, config.num_steps)
     with blaming("the training step"):
         series = recording.step_series(run.step_fn, run.state)
-    for name, probe in run.probes.items():
+    for name, of in run.probes.items():
         with blaming(f"probes.{name}"):
-            found = recording.probe_series(name, probe, run.state)
+            found = recording.probe_series(name, of, run.state)
             if twice := series.keys() & found.keys():
                 raise ValueError(f"another one measures {', '.join(sorted(twice))}, too")
             series |= found
@@ -128,6 +130,10 @@ def draw(config: ConfigDict) -> Replica:
     """Draw data and parameters of a configuration. Raises ConfigError for a value that cannot be run."""
     settings = _checked(config)
     dataset = _dataset(config.dataset.to_json(), config.float64)
+    if ":" in config.schedule.name:  # of one's own: every cell of a sweep has its numbers
+        moving = call(schedules, "schedule", config.schedule, num_classes=dataset.num_classes)
+        with blaming(f"schedule {config.schedule.name}"):
+            schedules.check_schedule(moving, dataset.num_classes, config.num_steps)
     drawn = _params(config.seed, config.model.to_json(), config.dataset.to_json(), config.float64)
     key = jax.random.key(config.seed)  # draws the parameters, as the authors' PRNGKey(0) did
     return Replica(settings, dataset.train, dataset.test, *drawn, jax.random.fold_in(key, 1))
@@ -158,7 +164,8 @@ def program(config: ConfigDict) -> str:
     static = json.loads(config.to_json())
     for name in (*FLOATS, *COUNTS, *SEEDS, "num_steps", "steps_per_chunk", "checkpoints_kept"):
         section, key = _place(static, name)
-        if not isinstance(section.get(key), dict):  # a schedule of the learning rate is part of the program
+        # a schedule of the learning rate is part of the program
+        if not isinstance(section.get(key), dict | str):
             section.pop(key, None)
     num_classes = _dataset(config.dataset.to_json(), config.float64).num_classes
     return json.dumps(static | {"num_classes": num_classes}, sort_keys=True)
@@ -199,8 +206,10 @@ def _params(seed: int, model: str, dataset: str, float64: bool) -> tuple[Params,
 
 def _model(section: Mapping[str, Any], num_classes: int) -> Model:
     network = {key: value for key, value in section.items() if key != "linearized"}
-    if type(linearized := section.get("linearized", False)) is not bool:
-        raise ConfigError(f"model.linearized must be True or False, got {linearized!r}")
+    if type(is_linear := section.get("linearized", False)) is not bool:
+        raise ConfigError(f"model.linearized must be True or False, got {is_linear!r}")
+    if is_linear and section.get("dropout"):
+        raise ConfigError("model.dropout: a tangent network drops nothing: leave it out")
     found = call(models, "model", network, num_classes=num_classes)
     if not isinstance(found, Model):
         raise ConfigError(f"model {section['name']}: must return a Model, got {type(found).__name__}")
@@ -228,20 +237,15 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
             model,
             bound(losses, "loss", config["loss"]),
             schedules.stop_after(moving, config["stop_after"]),
-            _optimizer(config["optimizer"]),
+            optimizer(config["optimizer"]),
             replica.train,
             **settings,
         )
-    chosen = {name: _probe(name, problem, given) for name, given in config["probes"].items()}
+    chosen = {name: probe(name, problem, given) for name, given in config["probes"].items()}
     step_fn = training.problem_step(problem, _measured_threshold(problem.optimizer))
     return Run(
         training.init_state(replica.params, problem.optimizer, replica.model_state), step_fn, chosen
     ), problem
-
-
-def _optimizer(section: Mapping[str, Any]) -> optimizers.Optimizer:
-    before = [resolved(of) for of in section.get("before", ())]
-    return optimizers.make_optimizer(**resolved(section) | ({"before": before} if before else {}))
 
 
 def _measured_threshold(optimizer: optimizers.Optimizer) -> Callable[[TrainState], dict[str, Array]]:
@@ -253,14 +257,6 @@ def _measured_threshold(optimizer: optimizers.Optimizer) -> Callable[[TrainState
     return lambda state: {"threshold": jnp.asarray(threshold(**optimizer.settings, step=state.step))}
 
 
-def _probe(name: str, problem: Problem, given: Mapping[str, Any]) -> Probe:
-    settings = dict(given)
-    builder = find(probes, "probe", settings.pop("name", name))
-    with blaming(f"probes.{name}"):
-        check_kinds(f"probes.{name}", builder, settings)
-        return builder(problem, **settings)
-
-
 def _checked(config: ConfigDict) -> dict[str, Array]:
     check_precision(config)
     settings = _traced(config)
@@ -268,7 +264,7 @@ def _checked(config: ConfigDict) -> dict[str, Array]:
     bound(losses, "loss", config.loss)
     check_optimizer(config.optimizer)
     with blaming("optimizer"):
-        _optimizer(untupled(config.optimizer.to_json()))
+        optimizer(untupled(config.optimizer.to_json()))
     if not 0 <= config.seed < 2**32:  # of more the generator takes the last 32 bits
         raise ConfigError(f"seed must be at least 0 and below 2**32, got {config.seed}")
     return settings
@@ -281,8 +277,9 @@ def _traced(config: ConfigDict) -> dict[str, Array]:
         if key not in section:
             continue
         value, is_count = section[key], name in COUNTS
-        if name == "optimizer.learning_rate" and isinstance(value, Mapping | ConfigDict):
-            continue  # a schedule by name
+        is_own = isinstance(value, str) and ":" in value
+        if name == "optimizer.learning_rate" and (is_own or isinstance(value, Mapping | ConfigDict)):
+            continue  # a schedule
         is_number = isinstance(value, Integral if is_count else Real) and type(value) is not bool
         if not is_number or (is_count and value > MOST_STEPS):
             must = f"a whole number of at most {MOST_STEPS}" if is_count else "a number"

@@ -14,6 +14,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from analysis import probes
+from dlf import optimizers
+from dlf.types import Optimizer, Probe, Problem
 from experiments.command_line import ConfigError
 from experiments.settings import check_kinds
 
@@ -54,6 +57,25 @@ def bound(catalogue: Any, kind: str, section: Mapping[str, Any]) -> Callable[...
     return partial(function, **given) if given else function
 
 
+def optimizer(section: Mapping[str, Any]) -> Optimizer:
+    """Return the optimizer of a section, with the schedule and the transformations that it names."""
+    given = resolved(section)
+    if isinstance(rate := section.get("learning_rate"), Mapping):
+        given["learning_rate"] = resolved(rate)
+    if isinstance(before := section.get("before"), list | tuple):
+        given["before"] = [resolved(of) if isinstance(of, Mapping) else of for of in before]
+    return optimizers.make_optimizer(**given)
+
+
+def probe(name: str, problem: Problem, given: Mapping[str, Any]) -> Probe:
+    """Return a probe, which a section without a name names by its key."""
+    settings = dict(given)
+    builder = find(probes, "probe", settings.pop("name", name))
+    with blaming(f"probes.{name}"):
+        check_kinds(f"probes.{name}", builder, settings)
+        return builder(problem, **settings)
+
+
 def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return a section with the functions that its values name, such as a mask or an augmentation."""
     is_own = {key: isinstance(value, str) and ":" in value for key, value in section.items()}
@@ -77,6 +99,7 @@ def own(name: str) -> Callable[..., Any]:
 def _load(path: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"own_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
+    module.source = Path(path).read_text()  # what runs, also if the file is changed meanwhile
     spec.loader.exec_module(module)
     return module
 
@@ -98,9 +121,10 @@ def own_sources(config: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for place in places:
         with contextlib.suppress(ConfigError, ImportError, OSError, TypeError, ValueError):
-            is_file = place.endswith(".py")
-            file = Path(place) if is_file else Path(importlib.util.find_spec(place).origin)
-            found[place] = file.read_text()
+            if place.endswith(".py"):
+                found[place] = _load(str(Path(place).resolve())).source
+            else:
+                found[place] = Path(importlib.util.find_spec(place).origin).read_text()
     return found
 
 

@@ -24,7 +24,7 @@ from experiments.catalogues import own_sources
 from experiments.command_line import ConfigError, note
 
 # What a store says of all that its probes measured.
-MODE = "evaluation: running statistics, nothing dropped; loss, accuracy, batch sharpness: training"
+MODE = "evaluation: running statistics, nothing dropped; of a step's loss, accuracy and growth: training"
 
 
 def provenance(config: Mapping[str, Any] = {}) -> dict[str, Any]:

@@ -39,6 +39,9 @@ class Config(ConfigDict):
         try:
             if type(value) is bool and kind in (int, float):
                 raise TypeError
+            if key == "learning_rate" and isinstance(value, Config | str):  # a schedule for a number
+                with self.ignore_type():
+                    return super().__setitem__(key, value)
             super().__setitem__(key, value)
         except TypeError as error:
             must = "dict(...)" if issubclass(kind, ConfigDict) else _WORDS.get(kind, f"a {kind.__name__}")

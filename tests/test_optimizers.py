@@ -1,5 +1,9 @@
 """Optimizers by name, the rate as a quantity of the run, and chains around them, against optax's own loop."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,3 +141,67 @@ def test_a_rate_that_cannot_be_is_refused_before_the_run(float64, schedule, word
         check_rate(make_optimizer("sgd", schedule), 10)
     check_rate(make_optimizer("sgd", dict(name="linear_schedule", init_value=0.0, end_value=1.0,
                                           transition_steps=5)), 10)  # fmt: skip
+
+
+def test_a_schedule_for_an_optimizer_that_counts_updates_of_its_own_is_refused(float64):
+    def every_second(learning_rate):
+        return optax.MultiSteps(optax.sgd(learning_rate), 2).gradient_transformation()
+
+    with jax.numpy_dtype_promotion("standard"):  # which it needs itself
+        problem, state = problem_with(dict(name=every_second, learning_rate=COSINE))
+        with pytest.raises(ValueError, match="MultiSteps counts updates of its own"):
+            train.problem_step(problem)(state)
+        problem, state = problem_with(dict(name=every_second, learning_rate=0.1))
+        assert train.problem_step(problem)(state)[1]["learning_rate"] == pytest.approx(0.1)
+
+
+# what make_problem is given, outside of the shape checks of these tests: the words that it is refused with
+REFUSED = {
+    "optimizer='sgd'": "optimizer must be dict",
+    "train=dataset": "train must be a Batch, got Dataset",
+    "model=abs": "model must be a Model",
+    "tests=dataset.test": "tests must be a Mapping",
+    "optimizer=sgd | dict(learning_rate=True)": "must be a number or a schedule",
+    "optimizer=sgd | dict(learning_rate=jnp.ones(2))": "must be a number or a schedule",
+    "optimizer=sgd | dict(learning_rate=lambda step: 0 * step - 0.5)": "is -0.5 at step 0",
+    "optimizer=sgd | dict(before=(dict(name='sgd'),))": "'sgd' is an optimizer",
+    "optimizer=sgd | dict(before=dict(name='clip'))": "before must be a tuple",
+    "weighted_loss=lambda f, y, w: losses.cross_entropy(f, y, w**2)": "not linear in its weights",
+}
+TRIED = """
+import sys, jax.numpy as jnp
+from dlf import data, losses, models, schedules, train
+dataset, sgd = data.spiral(examples_per_class=4), dict(name="sgd", learning_rate=0.1)
+sound = dict(model=models.mlp(3, (4,), activation="tanh", initialization="updated", use_bias=True),
+             train=dataset.train, weighted_loss=losses.cross_entropy, schedule=schedules.constant(3),
+             optimizer=sgd)
+train.make_problem(**sound)
+for given in sys.argv[1:]:
+    try:
+        train.make_problem(**sound | eval(f"dict({given})"))
+    except ValueError as error:
+        print(error)
+    else:
+        print("taken")
+"""
+
+
+def test_what_makes_no_problem_is_refused_in_one_line():
+    command = [sys.executable, "-c", TRIED, *REFUSED]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(REFUSED), done.stderr
+    for line, words in zip(lines, REFUSED.values(), strict=True):
+        assert words in line
+
+
+def test_a_loss_that_is_not_linear_is_told_where_it_is_built(float64):
+    def squared(logits, labels, weights):
+        return losses.cross_entropy(logits, labels, weights**2)
+
+    for make in (
+        lambda: losses.make_loss(lambda w, x: x @ w, squared, schedules.constant(3)),
+        lambda: losses.make_class_losses(lambda w, x: x @ w, squared, 3),
+    ):
+        with pytest.raises(ValueError, match="not linear in its weights"):
+            make()

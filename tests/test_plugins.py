@@ -8,14 +8,16 @@ import pytest
 
 from dlf import data, store
 from experiments import build, catalogues, records, train
+from experiments.command_line import ConfigError
 from experiments.configs import tiny
 from experiments.sweep import blocks, fill
 from experiments.sweep.axes import axis, make_sweep, record
 
 MINE = """
+import jax
 import jax.numpy as jnp
 from dlf import losses
-from dlf.types import Batch, Dataset, Probe, Series
+from dlf.types import Batch, Dataset, Model, Probe, Series
 
 def lines(num):
     inputs = jnp.linspace(-1.0, 1.0, 2 * num).reshape(num, 2)
@@ -33,6 +35,23 @@ def norm(problem, every):
 
 def flipped(key, inputs):
     return -inputs
+
+def late(num_classes, period):
+    return lambda step: jnp.where(step < 1100, jnp.ones(2), jnp.asarray([-1.0, 3.0])) + 0 * period
+
+def leaning(num_classes, amplitude):
+    return lambda step: jnp.stack([2 - amplitude, amplitude * jnp.ones(())])
+
+def coupled(num_classes):
+    def init(key, inputs):
+        return {"kernel": jax.random.normal(key, (2, 2), inputs.dtype)}, ()
+    def apply(params, model_state, inputs):
+        logits = inputs @ params["kernel"]
+        return logits - logits.mean(axis=0)[None]
+    return Model(init, apply, lambda params, state, inputs, key: (apply(params, state, inputs), state))
+
+def decaying(step):
+    return 0.1 / (1 + step)
 """
 
 
@@ -72,6 +91,8 @@ def test_a_resume_tells_that_a_function_of_ones_own_has_changed(mine, tmp_path, 
     records.resumed(meta, asked)
     assert "another" not in capsys.readouterr().err
     (tmp_path / "mine.py").write_text(MINE + "\n# changed\n")
+    assert records.provenance(asked)["sources"] == meta["sources"]  # what this process runs is the old one
+    catalogues._load.cache_clear()  # as in the process that resumes
     records.resumed(meta, asked)
     assert f"resumed with another version of {tmp_path / 'mine.py'}" in capsys.readouterr().err
 
@@ -111,3 +132,45 @@ def test_only_a_name_with_a_colon_is_looked_up(value):
     else:
         with pytest.raises(Exception, match="No module named '9'"):
             catalogues.resolved({"name": value})
+
+
+def test_a_schedule_of_ones_own_is_tried_over_the_whole_run(mine, tmp_path):
+    mine.num_steps = 1200
+    mine.schedule = dict(name=f"{tmp_path / 'mine.py'}:late", period=10)
+    with pytest.raises(ConfigError, match=r"must be positive and sum to their number, 2, got .* at step 11"):
+        build.build(mine)
+
+
+def test_every_cell_of_a_sweep_has_its_schedule_tried(mine, tmp_path):
+    mine.schedule = dict(name=f"{tmp_path / 'mine.py'}:leaning", amplitude=1.0)
+    axes = [axis("amplitude", (2.5, 1.5, 1.2), "schedule.amplitude"), record("final", "loss")]
+    fill.run(make_sweep(mine, "main", axes), tmp_path / "sweep")
+    found = store.load(tmp_path / "sweep")
+    assert found["status"].values.tolist() == [3, 1, 1]
+    assert "must be positive" in str(found["reason"].values[0]) and found["loss"][1:].notnull().all()
+
+
+def test_a_network_that_couples_examples_in_evaluation_is_refused(mine, tmp_path):
+    mine.model = dict(name=f"{tmp_path / 'mine.py'}:coupled")
+    with pytest.raises(ConfigError, match=r"coupled: .*(alone|interact)"):
+        build.build(mine)
+
+
+@pytest.mark.parametrize("is_section", [False, True])
+def test_a_rate_of_ones_own_is_named_like_any_function(mine, tmp_path, is_section):
+    name = f"{tmp_path / 'mine.py'}:decaying"
+    mine.optimizer.learning_rate = dict(
+        name="linear_schedule", init_value=1.0, end_value=0.0, transition_steps=9
+    )
+    mine.optimizer = dict(
+        name="sgd",
+        learning_rate=name
+        if not is_section
+        else dict(
+            name="join_schedules",
+            boundaries=(10**6,),
+            schedules=(dict(name="constant_schedule", value=0.1),) * 2,
+        ),
+    )
+    rate = build.build(mine).problem.optimizer.rate
+    assert float(rate(3)) == pytest.approx(0.1 if is_section else 0.025)

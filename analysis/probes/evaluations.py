@@ -9,6 +9,7 @@ from jaxtyping import Array
 from analysis.linear_maps import precise
 from analysis.parts import BatchSize, accumulate, check_batch_size
 from analysis.probes.measures import check_settings
+from dlf.labels import wide
 from dlf.losses import rightness_of
 from dlf.models import apply_fn
 from dlf.recording import missing
@@ -16,6 +17,8 @@ from dlf.train import make_objective
 from dlf.types import Batch, ModelState, Probe, Problem, Series, TrainState
 
 __all__ = ["batch_sharpness", "evaluation", "validation"]
+
+_STAYS = 1e-3  # of the largest: how much a statistic may move in a pass after the last
 
 
 def validation(problem: Problem, every: int) -> Probe:
@@ -57,10 +60,11 @@ def evaluation(
             None if batch_size is None else min(batch_size, len(batch.inputs)), len(batch.inputs)
         )
     right_fn, series = rightness_of(problem.weighted_loss), {}
-    for name in problem.tests:
+    for name, batch in problem.tests.items():
         series[f"{name}_loss"] = Series((), "nat", f"{name} loss with all class weights one")
         if right_fn is not None:
             series[f"{name}_accuracy"] = Series((), "1", f"{name} accuracy")
+        if right_fn is not None and _has_classes(batch):
             series[f"{name}_class_accuracy"] = Series(("class",), "1", f"{name} accuracy of each class")
 
     def measure(carry, state: TrainState):
@@ -76,7 +80,8 @@ def evaluation(
             )
             rows[f"{name}_loss"] = total["loss"] / len(batch.inputs)
             if right_fn is not None:
-                rows[f"{name}_accuracy"] = total["right"].sum() / len(batch.inputs)
+                rows[f"{name}_accuracy"] = total["all_right"] / len(batch.inputs)
+            if right_fn is not None and _has_classes(batch):
                 of_class = total["right"] / jnp.maximum(total["members"], 1)
                 gap = missing((), of_class.dtype)
                 rows[f"{name}_class_accuracy"] = jnp.where(total["members"] > 0, of_class, gap)
@@ -85,14 +90,20 @@ def evaluation(
     return Probe(every, lambda state: (), measure, series)
 
 
+def _has_classes(batch: Batch) -> bool:
+    return batch.labels.ndim == 1 and jnp.isdtype(batch.labels.dtype, "integral")
+
+
 def _sums(network, weighted_loss, right_fn, ones, params, part, mask, num_examples):
     """Return the sums over a part of losses, and of right answers and members by class."""
-    logits = network(params, part.inputs)
+    logits = wide(network(params, part.inputs))
     kept = jnp.ones(len(part.inputs), bool) if mask is None else mask
     losses = weighted_loss(logits, part.labels, ones.astype(logits.dtype))
     found = {"loss": jnp.sum(jnp.where(kept, losses, 0))}
     if right_fn is not None:
         right = right_fn(logits, part.labels)
+        found["all_right"] = jnp.sum(jnp.where(kept, right, 0))
+    if right_fn is not None and _has_classes(part):
         members = jax.nn.one_hot(part.labels, len(ones), dtype=right.dtype)
         members = members * kept.astype(right.dtype)[:, None]
         found |= {"right": right @ members, "members": members.sum(0)}
@@ -110,32 +121,37 @@ def recomputed_state(problem: Problem, state: TrainState, batch_size: int | None
 
         s <- m s + (1 - m) b,    s* = b        for every number in the state: the statistics of the set
 
-    Two passes, from zeros and from ones, give both coefficients of this running mean, whatever the layer. As
-    one batch the statistics are exact; with a `batch_size` they are means of those of whole parts (the last
-    examples that fill no part are left out). What is no floating number stays; dropout is on, as in training.
+    A pass from zeros, and its derivative with respect to them, m, give both coefficients of this running
+    mean, whatever the layer; NaN for what is none: a further pass must change nothing. As one batch the
+    statistics are exact; with a `batch_size` they are means of those of whole parts (the last examples that
+    fill no part are left out). What is no floating number stays; dropout is on, as in training.
     """
     key, examples = jax.random.fold_in(problem.key, state.step), problem.train.inputs
     size = len(examples) if batch_size is None else min(batch_size, len(examples))
     parts = examples[: len(examples) // size * size].reshape(-1, size, *examples.shape[1:])
+    leaves, tree = jax.tree.flatten(state.model_state)
+    moving = [jnp.isdtype(leaf.dtype, "real floating") for leaf in leaves]
 
-    def after(value, part):
-        start = jax.tree.map(
-            lambda x: jnp.full_like(x, value) if jnp.isdtype(x.dtype, "real floating") else x,
-            state.model_state,
-        )
-        return problem.model.train(state.params, start, part, key)[1]
+    def joined(values):
+        values = iter(values)
+        return tree.unflatten([next(values) if moves else x for x, moves in zip(leaves, moving, strict=True)])
 
     def statistics(part):
-        def limit(zero, one, old):
-            is_mean = jnp.isdtype(old.dtype, "real floating")
-            return zero / (1 - (one - zero)) if is_mean else old
+        def after(values):
+            state_after = problem.model.train(state.params, joined(values), part, key)[1]
+            both = zip(jax.tree.leaves(state_after), moving, strict=True)
+            return [x for x, moves in both if moves]
 
-        return jax.tree.map(limit, after(0, part), after(1, part), state.model_state)
+        zeros = [jnp.zeros_like(x) for x, moves in zip(leaves, moving, strict=True) if moves]
+        reached, kept = jax.jvp(after, (zeros,), ([*map(jnp.ones_like, zeros)],))
+        found = [x / (1 - m) for x, m in zip(reached, kept, strict=True)]
+        # what is no running mean does not stay there
+        return [
+            jnp.where(jnp.abs(x - y) <= _STAYS * jnp.max(jnp.abs(x)), x, jnp.nan)
+            for x, y in zip(found, after(found), strict=True)
+        ]
 
-    found = jax.lax.map(statistics, parts)
-    return jax.tree.map(
-        lambda x: jnp.mean(x, axis=0) if jnp.isdtype(x.dtype, "real floating") else x[0], found
-    )
+    return joined(jnp.mean(of_parts, axis=0) for of_parts in jax.lax.map(statistics, parts))
 
 
 def batch_sharpness(problem: Problem, every: int, num_batches: int) -> Probe:
@@ -155,7 +171,8 @@ def batch_sharpness(problem: Problem, every: int, num_batches: int) -> Probe:
     def measure(carry, state: TrainState):
         def along(number):
             batch = problem.batch_fn(state.step + number)
-            gradient = jax.grad(lambda p: objective(p, state.model_state, batch, state.step)[0])
+            at = state.model_state, batch, state.step, number
+            gradient = jax.grad(lambda p: objective(p, *at)[0])
             slope, image = jax.jvp(gradient, (state.params,), (gradient(state.params),))
             return _dot(slope, image) / _dot(slope, slope)
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from dlf.schedules import as_step
 from dlf.types import Batch, BatchFn, Inputs
 
-__all__ = ["full_batch", "minibatches"]
+__all__ = ["minibatches"]  # what a config names; without one a step sees the full batch
 
 
 def full_batch(batch: Batch) -> BatchFn:
@@ -66,7 +67,7 @@ def minibatches(
     order_key, augment_key = jax.random.split(key)
 
     def batch_fn(step) -> Batch:
-        step = jnp.asarray(step).astype(jnp.uint32)
+        step = as_step(step).astype(jnp.uint32)
         rows = _rows(order_key, step, batch_size, length, num_examples)
         # in bounds, as a permutation is: nothing to check
         batch = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), train)
@@ -110,7 +111,7 @@ def in_sequence(tasks: Sequence[Batch | BatchFn], steps_per_task: int | tuple[in
             raise ValueError(f"tasks must have batches of one shape and type, got {first} and {other}")
 
     def batch_fn(step) -> Batch:
-        step = jnp.asarray(step)
+        step = as_step(step)
         starts = jnp.asarray(list(accumulate((0, *steps[:-1]))), step.dtype)
         task = (step >= starts).sum() - 1
         return jax.lax.switch(task, batch_fns, step - starts[task])

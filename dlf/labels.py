@@ -1,0 +1,60 @@
+"""What logits, labels and weights of a classification must be: checked while tracing, free at run time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+def wide(values: Array) -> Array:
+    """Return values in at least 32 bits: losses of half precision are computed in the default float."""
+    return values if jnp.finfo(values.dtype).bits >= 32 else values.astype(float)
+
+
+def kind(value):
+    """Return dtype and shape in words."""
+    return f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+
+
+def are(kind, values, shape):
+    """Return whether values are an array of this kind of dtype and this shape."""
+    return getattr(values, "shape", None) == shape and jnp.isdtype(values.dtype, kind)
+
+
+def checked(logits, labels):
+    """Return logits to compute with, labels, and which of them are classes."""
+    num_examples, num_classes = logits.shape if jnp.ndim(logits) == 2 else (0, 0)
+    if num_classes < 2 or not are("real floating", logits, logits.shape):
+        raise ValueError(
+            f"logits must be real [examples, classes] with two classes or more, got {kind(logits)}: "
+            "make one logit f two, (0, f), or give a loss of your own"
+        )
+    if not are("integral", labels, (num_examples,)):
+        raise ValueError(
+            f"labels must be integers [{num_examples}], one for each example, got {kind(labels)}: take "
+            "labels.argmax(1) of one-hot rows, labels[:, 0] of a column"
+        )
+    if not isinstance(labels, jax.core.Tracer):
+        values = np.asarray(labels)
+        wrong = values[(values < 0) | (values >= num_classes)]
+        if wrong.size:
+            raise ValueError(
+                f"labels must be from 0 to {num_classes - 1} for {num_classes} logits, got {wrong[0]}: "
+                "number the classes from 0, and leave out examples without a label"
+            )
+    labels = jnp.asarray(labels).astype(int)  # a short type cannot count many classes
+    return wide(logits), labels, (labels >= 0) & (labels < num_classes)
+
+
+def terms(logits, labels, weights):
+    """Return logits to compute with, one-hot labels, and weights: NaN if a label is no class."""
+    logits, labels, is_class = checked(logits, labels)
+    if not are("real floating", weights, logits.shape[1:]):
+        raise ValueError(
+            f"weights must be real [{logits.shape[1]}], one for each logit, got {kind(weights)}: build the "
+            f"schedule for {logits.shape[1]} classes, or give a loss of your own"
+        )
+    # NaN by the few weights: among the one-hot rows it would change the rounding of the Hessian of sound data
+    weights = jnp.where(jnp.all(is_class), weights.astype(logits.dtype), jnp.nan)
+    labels = jnp.where(is_class, labels, 0)  # a row of zeros would have a loss of zero, whatever the weights
+    return logits, jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype), weights
