@@ -50,7 +50,7 @@ def test_modules_fit_on_a_few_screens_and_all_together_in_a_small_house():
     of_benchmark = sum(num for path, num in lines.items() if path.parent.name == "benchmark")
     over = (
         f"{100 * (num / planned - 1):.0f} %"
-        for num, planned in ((sum(lines.values()), 9_000), (of_benchmark, 700))
+        for num, planned in ((sum(lines.values()), 9_500), (of_benchmark, 700))
     )
     assert f"missed by {' and '.join(over)}" in (ROOT / "README.md").read_text()
 

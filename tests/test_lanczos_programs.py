@@ -40,7 +40,8 @@ def test_a_million_dimensions_in_the_memory_of_the_basis_and_a_few_vectors(x64):
 
 
 MODEL = models.mlp(3, (9,), activation="tanh", initialization="updated", use_bias=True)
-LOSS = losses.make_loss(MODEL.apply, losses.cross_entropy, schedules.triangular(3, amplitude=70.0, period=40))
+SCHEDULE = schedules.triangular(3, amplitude=70.0, period=40)
+LOSS = losses.make_loss(models.apply_fn(MODEL), losses.cross_entropy, SCHEDULE)
 
 
 def check_against_oracles(pairs, matvec, params):
@@ -69,7 +70,7 @@ def test_on_a_network_it_agrees_with_oracles_and_compiles_once_for_all_parameter
         )
     )
     batch = data.spiral(examples_per_class=10).train
-    params = jax.jit(MODEL.init)(jax.random.key(2), batch.inputs)
+    params, _ = jax.jit(MODEL.init)(jax.random.key(2), batch.inputs)
     vectors = jax.tree.map(lambda p: jnp.zeros((3, *p.shape)), params)
     for step, tol in ((17, 1e-4), (18, 5e-5), (25, 4e-5)):
         moved = jax.tree.map(lambda p, step=step: p + 0.01 * (step - 17), params)

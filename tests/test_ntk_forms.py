@@ -53,8 +53,8 @@ def problem(request):
     def make(num_examples=7, hidden_width=5):
         model = models.mlp(3, (hidden_width,), activation="tanh", initialization="updated", use_bias=True)
         inputs = jnp.asarray(np.random.RandomState(0).randn(num_examples, 2))
-        params = jax.jit(model.init)(jax.random.key(1), inputs)
-        return partial(ROUTES[request.param], model.apply), params, inputs
+        params, _ = jax.jit(model.init)(jax.random.key(1), inputs)
+        return partial(ROUTES[request.param], models.apply_fn(model)), params, inputs
 
     return make
 
@@ -233,12 +233,12 @@ def logits_loss(number, logits, batch, step):
 def duality(params, batch, number, tol, num=5):
     loss, step = Partial(logits_loss, number), jnp.asarray(17, jnp.int32)
     key = jax.random.key(3)
-    return ggn_ntk_duality(MODEL.apply, loss, params, batch, step, num=num, tol=tol, key=key)
+    return ggn_ntk_duality(models.apply_fn(MODEL), loss, params, batch, step, num=num, tol=tol, key=key)
 
 
 def test_ggn_and_full_kernel_have_one_spectrum_unless_the_loss_is_not_convex_in_the_logits(x64):
     batch = data.spiral(examples_per_class=8).train
-    params = jax.jit(MODEL.init)(jax.random.key(2), batch.inputs)
+    params, _ = jax.jit(MODEL.init)(jax.random.key(2), batch.inputs)
     tol = 1e-9 if x64 else 1e-4
     for number in range(len(losses.__all__)):
         found = duality(params, batch, jnp.asarray(number), tol)
@@ -265,6 +265,6 @@ def test_impossible_arguments_are_refused(float64, problem, form):
 
 def test_more_eigenvalues_than_logits_are_refused():
     batch = data.spiral(examples_per_class=8).train
-    params = jax.eval_shape(MODEL.init, jax.random.key(2), batch.inputs)
+    params, _ = jax.eval_shape(MODEL.init, jax.random.key(2), batch.inputs)
     with pytest.raises(ValueError, match="num must be at most 72, the number of logits, got 73"):
         jax.eval_shape(partial(duality, tol=1e-4, num=73), params, batch, 0)

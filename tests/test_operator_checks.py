@@ -20,13 +20,14 @@ def network(activation, initialization, num_turns=0.5):
     """(params, loss of parameters and step, its products at a step) of a network on a spiral."""
     batch = data.spiral(examples_per_class=10, num_turns=num_turns).train
     model = models.mlp(3, (12,), activation, initialization, use_bias=True)
-    params = jax.jit(model.init)(jax.random.PRNGKey(0), batch.inputs)
-    loss_fn = losses.make_loss(model.apply, losses.cross_entropy, SCHEDULE)
+    params, _ = jax.jit(model.init)(jax.random.PRNGKey(0), batch.inputs)
+    apply_fn = models.apply_fn(model)
+    loss_fn = losses.make_loss(apply_fn, losses.cross_entropy, SCHEDULE)
     logits_loss = losses.make_loss(lambda logits, _: logits, losses.cross_entropy, SCHEDULE)
 
     def products(step, batch_size=None):
         hessian = operators.hessian(loss_fn, params, batch, jnp.asarray(step), batch_size=batch_size)
-        return hessian, operators.ggn(model.apply, logits_loss, params, batch, jnp.asarray(step))
+        return hessian, operators.ggn(apply_fn, logits_loss, params, batch, jnp.asarray(step))
 
     return params, jax.jit(lambda p, step: loss_fn(p, batch, step)), products
 

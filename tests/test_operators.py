@@ -31,16 +31,18 @@ def identity(logits, inputs):
 def functions(weighted_loss):
     """The same functions for every test, so that each product is compiled once."""
     model = models.mlp(3, (9,), activation="tanh", initialization="updated", use_bias=True)
-    loss_fn = losses.make_loss(model.apply, weighted_loss, SCHEDULE)
+    apply_fn = models.apply_fn(model)
+    loss_fn = losses.make_loss(apply_fn, weighted_loss, SCHEDULE)
     logits_loss = losses.make_loss(identity, weighted_loss, SCHEDULE)
-    return model, loss_fn, logits_loss, losses.make_class_losses(model.apply, weighted_loss)
+    return model, loss_fn, logits_loss, losses.make_class_losses(apply_fn, weighted_loss)
 
 
 def network(weighted_loss=losses.cross_entropy):
     """A small network on a small spiral of 30 examples."""
     batch = data.spiral(examples_per_class=10).train
     model, loss_fn, logits_loss, _ = functions(weighted_loss)
-    return model.apply, loss_fn, logits_loss, jax.jit(model.init)(jax.random.key(2), batch.inputs), batch
+    params, _ = jax.jit(model.init)(jax.random.key(2), batch.inputs)
+    return models.apply_fn(model), loss_fn, logits_loss, params, batch
 
 
 def products(weighted_loss=losses.cross_entropy, batch_size=None):
@@ -240,7 +242,7 @@ def test_curvature_sees_the_model_state_frozen(float64):
     params = variables["params"]
     state = jax.tree.map(lambda x: x.astype(batch.inputs.dtype), {"batch_stats": variables["batch_stats"]})
     step = jnp.asarray(STEP)
-    apply_fn = models.frozen(module, state, train=False)
+    apply_fn = models.apply_fn(models.linen(module, evaluation={"train": False}), state)
     loss_fn = losses.make_loss(apply_fn, losses.cross_entropy, SCHEDULE)
     for batch_size in (None, 7):
         matvec = operators.hessian(loss_fn, params, batch, step, batch_size=batch_size)

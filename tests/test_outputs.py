@@ -19,7 +19,7 @@ STEP = jnp.asarray(0, jnp.int32)
 
 
 def flat_mlp(p, x):
-    return MODEL.apply(p, x)[:, 0]
+    return models.apply_fn(MODEL)(p, x)[:, 0]
 
 
 def squares(logits, batch, step):
@@ -31,7 +31,7 @@ def problem(request, float64):
     """(apply_fn, params, batch, rows of the Jacobian) of a network with outputs [examples]."""
     draws = np.random.RandomState(0)
     batch = Batch(jnp.asarray(draws.randn(9, 2)), jnp.asarray(draws.randn(9)))
-    params = jax.jit(MODEL.init)(jax.random.key(0), batch.inputs)
+    params, _ = jax.jit(MODEL.init)(jax.random.key(0), batch.inputs)
     apply_fn = flat_mlp
     if request.param == "linear":
         apply_fn, params = (lambda w, x: x @ w), jnp.ones(2)

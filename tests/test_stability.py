@@ -102,15 +102,17 @@ def network(optimizer, activation="tanh", width=7):
     batch = data.spiral(examples_per_class=10).train
     model = models.mlp(3, (width,), activation=activation, initialization="updated", use_bias=True)
     schedule = schedules.triangular(3, amplitude=5.0, period=40)
-    problem = train.make_problem(
-        model.apply, losses.cross_entropy, schedule, data.full_batch(batch), optimizer, batch, KEY
-    )
-    state = train.init_state(jax.jit(model.init)(KEY, batch.inputs), optimizers.make_optimizer(**optimizer))
-    return problem, state
+    problem = train.make_problem(model, losses.cross_entropy, schedule, optimizer, batch, key=KEY)
+    return problem, train.init_state(jax.jit(model.init)(KEY, batch.inputs)[0], problem.optimizer)
+
+
+def advance_by(problem):
+    step_fn = train.problem_step(problem)
+    return lambda state: step_fn(state)[0]
 
 
 def dense_hessian(problem, state):
-    matvec = operators.hessian(problem.loss_fn, state.params, problem.batch_fn(state.step), state.step)
+    matvec = operators.hessian(train.loss_of(problem, state), state.params, problem.train, state.step)
     return np.asarray(dense(matvec, state.params))
 
 
@@ -126,10 +128,10 @@ def dense_hessian(problem, state):
 def test_multipliers_are_those_of_the_dense_jacobian(float64, optimizer):
     problem, state = network(optimizer, width=30)  # 183 parameters: by Arnoldi
     with jax.numpy_dtype_promotion("standard"):
-        advance = jax.jit(problem.advance)
+        advance = jax.jit(advance_by(problem))
         for _ in range(3):
             state = advance(state)
-        found = stability.step_multipliers(problem.advance, state, num=3, key=KEY)
+        found = stability.step_multipliers(advance_by(problem), state, num=3, key=KEY)
         moving = (state.params, state.opt_state)
         float_leaves = [x for x in jax.tree.leaves(moving) if jnp.isdtype(x.dtype, "real floating")]
         flat, unravel = ravel_pytree(float_leaves)
@@ -139,7 +141,7 @@ def test_multipliers_are_those_of_the_dense_jacobian(float64, optimizer):
             given = jax.tree.map(
                 lambda x: next(values) if jnp.isdtype(x.dtype, "real floating") else x, moving
             )
-            after = problem.advance(state._replace(params=given[0], opt_state=given[1]))
+            after = advance_by(problem)(state._replace(params=given[0], opt_state=given[1]))
             leaves = jax.tree.leaves((after.params, after.opt_state))
             return ravel_pytree([x for x in leaves if jnp.isdtype(x.dtype, "real floating")])[0]
 
@@ -207,7 +209,7 @@ def test_a_frozen_cycle_of_a_network_is_the_product_of_its_dense_steps(float64):
         deviation = jax.tree.map(jnp.subtract, moved.params, state.params)
 
         def update(params):
-            return problem.advance(state._replace(step=moved.step, params=params)).params
+            return advance_by(problem)(state._replace(step=moved.step, params=params)).params
 
         change = jax.jvp(update, (state.params,), (deviation,))[1]
         return moved._replace(step=moved.step + 1, params=jax.tree.map(jnp.add, state.params, change))
@@ -271,10 +273,9 @@ def test_several_exponents_come_in_order(float64):
 def test_the_exponent_as_a_probe_is_that_of_the_run(float64):
     problem, state = network(dict(name="sgd", learning_rate=1.0))
     probe = probes.lyapunov(problem, num=1)
-    step_fn = train.make_step(problem.loss_fn, problem.batch_fn, optimizers.make_optimizer("sgd", 1.0))
-    loop = train.make_loop(step_fn, {"lyapunov": probe})
+    loop = train.make_loop(train.problem_step(problem), {"lyapunov": probe})
     _, _, series = loop(state, {"lyapunov": probe.init(state)}, 20)
-    _, growth = stability.lyapunov_exponents(problem.advance, state, num_steps=20, key=problem.key)
+    _, growth = stability.lyapunov_exponents(advance_by(problem), state, num_steps=20, key=problem.key)
     np.testing.assert_allclose(series["log_growth"], growth, rtol=1e-9)
     with pytest.raises(ValueError, match="num must be"):
         probes.lyapunov(problem, num=0)
