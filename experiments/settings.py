@@ -39,7 +39,8 @@ class Config(ConfigDict):
         try:
             if type(value) is bool and kind in (int, float):
                 raise TypeError
-            if key == "learning_rate" and isinstance(value, Config | str):  # a schedule for a number
+            is_schedule = isinstance(value, Config) or (isinstance(value, str) and ":" in value)
+            if key == "learning_rate" and is_schedule:  # for a number
                 with self.ignore_type():
                     return super().__setitem__(key, value)
             super().__setitem__(key, value)

@@ -64,7 +64,7 @@ def width_rate(reduced: xr.Dataset) -> Figure:
         _draw_contour(row[2], dynamical[f"{name}_significant"], "#111111")
         row[2].set_title("dynamical minus static")
     for axes, cells in zip(grid[2], columns.values(), strict=False):
-        ratio = cells["sharpness_mean"] / threshold("sgd", cells["learning_rate"])
+        ratio = cells["sharpness_mean"] * cells["learning_rate"] / threshold("sgd", 1.0)
         image = _draw_cells(axes, np.log10(ratio.where(ratio > 0)), TwoSlopeNorm(0, -2, 1), "PuOr")
     figure.colorbar(image, ax=grid[2, 1], label=r"$\log_{10}\,\lambda_{\max}\eta/2$" "\nat the end")
     grid[2, 2].axis("off")
@@ -92,7 +92,7 @@ def static_width_rate(reduced: xr.Dataset) -> Figure:
             cell = reduced.sel(width=width, learning_rate=rate)
             for axes, name in zip(column, ("loss", "sharpness"), strict=True):
                 _draw_band(axes, cell, name, "step", color, rf"$\eta$ = {rate:g}", reduced.attrs["num_seeds"])
-            column[1].axhline(threshold("sgd", rate), color=color, linewidth=0.9, linestyle="--")
+            column[1].axhline(threshold("sgd", float(rate)), color=color, linewidth=0.9, linestyle="--")
         column[0].set_title(f"{width} hidden units")
         column[1].set(xlabel="step", yscale="log")
         column[0].set(yscale="log")

@@ -210,7 +210,7 @@ def _draw_rows(axes: np.ndarray, run: xr.Dataset, rate: float) -> None:
         axes[2].plot(one["stability_step"], one["sharpness"], color=color, linewidth=0.7)
         ntk = one["ntk_eigenvalues"].isel(rank=0)
         axes[3].plot(one["ntk_step"], ntk / ntk[0], color=color, linewidth=1.0)
-    bound = threshold("sgd", rate)
+    bound = threshold("sgd", float(rate))
     axes[2].axhline(bound, **style.THRESHOLD)
     axes[2].annotate(r"$2/\eta$", (0.99, bound), xycoords=("axes fraction", "data"), xytext=(0, 2),
                      textcoords="offset points", ha="right", color=style.COLORS[1], fontsize=7,

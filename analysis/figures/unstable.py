@@ -106,8 +106,8 @@ def threshold_rate(found: xr.Dataset) -> Figure:
     rates, num_widths = found["learning_rate"].values, found.sizes["width"]
     figure = Figure(figsize=(4.6, 6.2), layout="constrained")
     above, *below = figure.subplots(3, 1, sharex=True, height_ratios=[1.2, 1, 1])
-    above.plot(rates, threshold("sgd", rates), **style.THRESHOLD | {"zorder": 1}, label=r"$2/\eta$")
-    in_units = threshold("sgd", found["learning_rate"])
+    above.plot(rates, threshold("sgd", 1.0) / rates, **style.THRESHOLD | {"zorder": 1}, label=r"$2/\eta$")
+    in_units = threshold("sgd", 1.0) / found["learning_rate"]
     ratios = [found[f"{kind}sharpness"] / in_units for kind in ("", "visible_")]
     for number, (width, color) in enumerate(zip(found["width"].values, cycle(style.COLORS), strict=False)):
         shift = 1.02 ** (number - (num_widths - 1) / 2)  # so that bars do not hide one another

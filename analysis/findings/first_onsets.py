@@ -41,7 +41,7 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     for kind, (onset, sharpness) in found.items():
         reduced[f"{kind}onset"] = dims, onset, {"units": "step"}
         reduced[f"{kind}sharpness"] = dims, sharpness, {"units": "nat"}
-        in_units = reduced[f"{kind}sharpness"] / threshold("sgd", reduced["learning_rate"])
+        in_units = reduced[f"{kind}sharpness"] * reduced["learning_rate"] / threshold("sgd", 1.0)
         ratio, error = mean_error(in_units)
         several = ratio.where(in_units.count("seed") > 1)
         reduced[f"{kind}ratio"], reduced[f"{kind}ratio_error"] = ratio, error
