@@ -132,6 +132,8 @@ def check_schedule(schedule: WeightSchedule, num_classes: int, num_steps: int = 
     Traceback (most recent call last):
     ValueError: schedule: weights must be positive and sum to their number, 2, got [3.0, -1.0] at step 0
     """
+    if not callable(schedule):
+        raise ValueError(f"schedule: must be a function step -> weights, got {type(schedule).__name__}")
     row = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
     shape, dtype = getattr(row, "shape", None), getattr(row, "dtype", None)
     if shape != (num_classes,) or not jnp.isdtype(dtype, "real floating"):

@@ -53,7 +53,7 @@ CONFIG_FILES = {
     "config.loss = dict(name='builtins:dict')": "loss builtins:dict: no signature found",
     "config.loss = dict(name='math:sqrt')": "loss or schedule: math.sqrt() takes exactly one argument",
     "config.schedule = dict(name='moon:moon')": "moon: No module named 'moon'",
-    "config.schedule = dict(name='dlf.data:spiral')": "loss or schedule: ",
+    "config.schedule = dict(name='dlf.data:spiral')": "schedule dlf.data:spiral: ",
     "config.model = dict(name='math:moon')": "math has no function 'moon'",
     "config.optimizer.name = 'optax:constant_schedule'": "optimizer: constant_schedule() got an unexpected",
     "config.probes.mine = dict(name='types:SimpleNamespace')": "probes.mine: no signature found",
