@@ -66,11 +66,7 @@ def linearized(model: Model, params: Params, model_state: ModelState = ()) -> Mo
     if jax.tree.leaves(model_state):
         raise ValueError("a network with statistics has no tangent here: take group or layer norm")
     apply = neural_tangents_import.load().linearize(models.apply_fn(model, model_state), params)
-    return Model(
-        model.init,
-        lambda params, model_state, inputs: apply(params, inputs),
-        lambda params, model_state, inputs, key: (apply(params, inputs), model_state),
-    )
+    return models.stateless(lambda key, inputs: model.init(key, inputs)[0], apply)
 
 
 def squared_loss_flow(

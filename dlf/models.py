@@ -10,10 +10,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax import lax
+from jax import Array, lax
 
 from dlf.layers import NORMALIZATIONS, Conv, Dense, relu
-from dlf.types import ApplyFn, Model, ModelState
+from dlf.types import ApplyFn, Inputs, Model, ModelState, Params
 
 __all__ = ["mlp", "myrtle"]
 
@@ -240,6 +240,24 @@ def linen(
 
     modes = (tuple(sorted(mode.items())) for mode in (evaluation, training))
     return Model(init, _Apply(module, next(modes)), _Train(module, next(modes)))
+
+
+def stateless(init: Callable[[Array, Inputs], Params], apply_fn: ApplyFn) -> Model:
+    """Return the three functions of a network that is the same in training: no statistics, nothing drawn.
+
+    `init(key, inputs)` gives the first parameters, `apply_fn(params, inputs)` the logits.
+
+    >>> import jax.numpy as jnp
+    >>> model = stateless(lambda key, inputs: jnp.eye(2), lambda params, inputs: inputs @ params)
+    >>> logits, model_state = model.train(jnp.eye(2), (), jnp.ones((1, 2)), jax.random.key(0))
+    >>> logits.tolist(), model_state
+    ([[1.0, 1.0]], ())
+    """
+    return Model(
+        lambda key, inputs: (init(key, inputs), ()),
+        lambda params, model_state, inputs: apply_fn(params, inputs),
+        lambda params, model_state, inputs, key: (apply_fn(params, inputs), model_state),
+    )
 
 
 @dataclass(frozen=True)

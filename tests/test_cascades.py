@@ -127,6 +127,20 @@ def test_short_bursts_are_not_period_one_and_relative_growth_is_no_onset():
     assert set(cascades.label(level).labels.tolist()) == {2}
 
 
+@pytest.mark.parametrize(("dtype", "exponents"), [(np.float32, (-100, 100)), (np.float64, (-900, 900))])
+def test_labels_do_not_depend_on_the_unit_of_the_series(dtype, exponents):
+    rate = np.where(N < 1_024, 0.0, 1e-3 * np.exp(np.minimum((N - 1_024) / 64, 6)))
+    series = (1 + rate * (-1.0) ** N + 0.1 * np.sin(N / 500)).astype(dtype)
+    expected = cascades.label(series)
+    assert {1, 2, GROWING} <= set(expected.labels.tolist())
+    for exponent in exponents:  # squares leave the range of the dtype
+        found = cascades.label(np.ldexp(series, exponent))
+        for name in ("labels", "growth"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        for name in ("amplitude", "spread"):
+            np.testing.assert_array_equal(getattr(found, name), np.ldexp(getattr(expected, name), exponent))
+
+
 def test_a_single_jump_is_no_onset():
     assert set(cascades.label(1.0 + (N >= 1_000)).labels.tolist()) == {1}
 

@@ -3,13 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import xarray as xr
+from scipy.signal import find_peaks
 
-from analysis import cascades
+from analysis import cascades, operators
 from analysis.cascades import CATAPULT
 from analysis.findings import first_onsets, survival
-from dlf import schedules
+from analysis.lanczos import top_eigenpairs
+from dlf import data, losses, models, schedules, train
+from dlf.types import Batch
 
 N = np.arange(2_048)
 STATIC = np.ones((len(N), 1))
@@ -53,6 +57,32 @@ def test_a_catapult_is_an_instability_of_its_own_with_the_growth_that_its_sharpn
     assert row.growth == pytest.approx(np.log(loss[peak] / loss[row.onset]) / 2)
     assert row.growth == pytest.approx(row.budget, rel=0.15)
     assert row.sharpness > 2 / rate and row.crossing >= 0
+
+
+def test_a_regression_that_starts_above_its_threshold_is_thrown_out_and_again_at_the_edge(float64):
+    x = jnp.linspace(-1, 1, 40)[:, None]
+    batch = Batch(x, jnp.sin(3 * x[:, 0]))
+
+    def half_squared(outputs, targets, weights):
+        return weights[0] * (outputs[:, 0] - targets) ** 2 / 2
+
+    net = models.mlp(1, (30,), activation="tanh", initialization="original", use_bias=True)
+    loss_fn = losses.make_loss(models.apply_fn(net), half_squared, schedules.constant(1))
+    params, _ = net.init(jax.random.key(3), x)
+    matvec = operators.hessian(loss_fn, params, batch, 0)
+    sharpness = top_eigenpairs(matvec, like=params, num=1, tol=1e-6, key=jax.random.key(1)).values[0]
+    sgd = optax.sgd(2.4 / sharpness)  # 1.2 times what is stable
+    step_fn = train.make_step(loss_fn, data.full_batch(batch), sgd)
+    loss = np.asarray(train.make_loop(step_fn)(train.init_state(params, sgd), {}, 3_840)[2]["loss"])
+    assert loss.max() > 8 * loss[0] and loss.argmax() < 64 and loss[64:].max() < loss[0] / 2
+    weights = np.ones((len(loss), 1))
+    rows = cascades.table(
+        a_run(loss, weights), cascades.label(loss, weights=weights), UNKNOWN, threshold=0.8 * sharpness,
+        steps_per_turn=500,
+    )  # fmt: skip
+    peaks = find_peaks(np.log(loss), prominence=2)[0]  # each several times what was before
+    assert len(peaks) == len(rows) > 3 and {row.deepest for row in rows} == {"catapult"}
+    assert all(row.onset < peak < row.onset + 64 for row, peak in zip(rows, peaks, strict=True))
 
 
 def test_a_catapult_that_goes_on_alternating_is_deeper():

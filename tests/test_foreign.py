@@ -2,17 +2,17 @@
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from analysis import operators
 from analysis.linear_maps import dense
-from dlf import data, losses, schedules, train
+from dlf import data, losses, models, schedules, train
 from dlf.types import Model
 
 KEY, RATE = jax.random.key(0), 0.2
@@ -33,19 +33,22 @@ def trained(problem, num_steps=5):
 class Nnx(nnx.Module):
     """A user's own module of nnx with all that differs between training and evaluation."""
 
-    def __init__(self, rngs):
+    def __init__(self, rngs, share):
         self.first, self.last = nnx.Linear(2, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
         self.norm = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
+        self.drop = nnx.Dropout(share, rngs=rngs)
 
     def __call__(self, x):
-        return self.last(nnx.relu(self.norm(self.first(x))))
+        return self.last(self.drop(nnx.relu(self.norm(self.first(x)))))
 
 
 def test_a_module_of_nnx_is_a_model_by_split_and_merge():
     net = nnx.Sequential(nnx.Linear(2, 8, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
     # the recipe
     graph, params = nnx.split(net)
-    model = stateless(params, lambda params, inputs: nnx.merge(graph, params)(inputs))
+    model = models.stateless(
+        lambda key, inputs: params, lambda params, inputs: nnx.merge(graph, params)(inputs)
+    )
 
     problem = problem_of(model)
     state, _, series = trained(problem)
@@ -56,16 +59,31 @@ def test_a_module_of_nnx_is_a_model_by_split_and_merge():
     check_dense(matvec, problem, state)
 
 
-def test_batch_statistics_of_nnx_move_as_in_its_own_loop():
+def nnx_model(share=0.0):
     # the recipe
-    graph, params, first = nnx.split(Nnx(nnx.Rngs(0)), nnx.Param, ...)
-    model = Model(lambda key, inputs: (params, first), partial(call, graph), partial(call_training, graph))
+    def pieces(key):
+        return nnx.split(Nnx(nnx.Rngs(key), share), nnx.Param, nnx.BatchStat, ...)
 
-    problem = problem_of(model)
+    graph, _, _, rest = pieces(KEY)
+
+    def call(params, statistics, inputs, key=None):
+        net = nnx.merge(graph, params, statistics, rest, copy=True)
+        if key is None:
+            net.eval()
+            return net(inputs)
+        net.train()
+        nnx.reseed(net, default=key)
+        return net(inputs), nnx.state(net, nnx.BatchStat)
+
+    return Model(lambda key, inputs: pieces(key)[1:3], call, call)
+
+
+def test_batch_statistics_of_nnx_move_as_in_its_own_loop():
+    problem = problem_of(nnx_model())
     state, _, series = trained(problem)
-    net = nnx.merge(graph, params, first)
+    net = Nnx(nnx.Rngs(KEY), 0.0)
     np.testing.assert_allclose(series["loss"], by_hand(net, problem), rtol=1e-5)
-    _, after, statistics = nnx.split(net, nnx.Param, ...)
+    _, after, statistics, _ = nnx.split(net, nnx.Param, nnx.BatchStat, ...)
     assert float(jnp.abs(net.norm.var[...] - 1).max()) > 0.1  # it has moved
     for found, expected in ((state.params, after), (state.model_state, statistics)):
         assert jax.tree.structure(found) == jax.tree.structure(expected)
@@ -75,25 +93,15 @@ def test_batch_statistics_of_nnx_move_as_in_its_own_loop():
     np.testing.assert_allclose(apply_fn(state.params, inputs), net(inputs), rtol=1e-4, atol=1e-6)
 
 
-def call(graph, params, model_state, inputs):
-    net = nnx.merge(graph, params, model_state, copy=True)
-    net.eval()
-    return net(inputs)
-
-
-def call_training(graph, params, model_state, inputs, key):
-    net = nnx.merge(graph, params, model_state, copy=True)
-    net.train()
-    return net(inputs), nnx.split(net, nnx.Param, ...)[2]
-
-
-def stateless(params, apply_fn):
-    """A model without state, from first parameters and (params, inputs) -> logits."""
-    return Model(
-        lambda key, inputs: (params, ()),
-        lambda params, model_state, inputs: apply_fn(params, inputs),
-        lambda params, model_state, inputs, key: (apply_fn(params, inputs), model_state),
-    )
+def test_what_nnx_drops_depends_on_the_key_alone_and_not_in_evaluation():
+    model, inputs = nnx_model(share=0.3), problem_of(nnx_model()).train.inputs
+    variables = model.init(KEY, inputs)
+    one, same, other = (model.train(*variables, inputs, jax.random.key(seed))[0] for seed in (1, 1, 2))
+    assert (one == same).all() and (one != other).any(axis=1).mean() > 0.9
+    kept = nnx_model().apply(*variables, inputs)
+    np.testing.assert_array_equal(model.apply(*variables, inputs), kept)
+    losses_of_seeds = [trained(problem_of(model, key=jax.random.key(s)))[2]["loss"] for s in (1, 1, 2)]
+    assert (losses_of_seeds[0] == losses_of_seeds[1]).all() and losses_of_seeds[0][0] != losses_of_seeds[2][0]
 
 
 def by_hand(net, problem, num_steps=5):
@@ -122,11 +130,12 @@ def check_dense(matvec, problem, state):
 
 
 def test_a_module_of_equinox_is_a_model_by_partition_and_combine():
-    eqx = pytest.importorskip("equinox", reason="equinox is no dependency: its recipe is run where it is")
     net = eqx.nn.MLP(2, 3, width_size=8, depth=1, key=KEY)
     # the recipe
     params, static = eqx.partition(net, eqx.is_inexact_array)
-    model = stateless(params, lambda params, inputs: jax.vmap(eqx.combine(params, static))(inputs))
+    model = models.stateless(
+        lambda key, inputs: params, lambda params, inputs: jax.vmap(eqx.combine(params, static))(inputs)
+    )
 
     problem = problem_of(model)
     state, _, series = trained(problem)

@@ -10,7 +10,7 @@ import pytest
 from analysis import operators, probes, tracking
 from analysis.linear_maps import dense
 from dlf import data, losses, models, optimizers, schedules, train
-from dlf.types import Batch, Model
+from dlf.types import Batch
 
 KEY = jax.random.key(0)
 SGD = dict(name="sgd", learning_rate=0.5)
@@ -137,11 +137,7 @@ def _track(curvatures, weights):
         return inputs * params[:, None] ** 2 * (size / 2)
 
     problem = train.make_problem(
-        Model(
-            lambda key, inputs: (jnp.ones(size), ()),
-            lambda params, model_state, inputs: logits(params, inputs),
-            lambda params, model_state, inputs, key: (logits(params, inputs), model_state),
-        ),
+        models.stateless(lambda key, inputs: jnp.ones(size), logits),
         lambda logits, labels, weights: logits @ weights,
         lambda step: weights[step],
         SGD,

@@ -119,6 +119,9 @@ def label(
     x = np.where(defined[:, None], x, 0)
     exponent, error = _exponents(log_growth, num, window)
     size = np.max(np.abs(x), axis=1)
+    # a power of two, which rounds nothing: squares of a window far from one would overflow, or vanish
+    unit = np.exp2(np.floor(np.log2(np.where(size > 0, size, 1))))
+    x, size = x / unit[:, None], size / unit
     floor = _ROUNDING * np.finfo(x.dtype).eps * size
     limit = np.maximum(noise * size, floor)
     alternating, growth, h = _alternation(x)
@@ -143,7 +146,8 @@ def label(
     if weights is not None:
         climb = _climb(series, weights)[: num * window].reshape(num, window)
         labels[_catapults(climb, labels == 1, np.log(_CATAPULT + 4 * noise))] = CATAPULT
-    return Windows(window, np.arange(num) * window, labels, amplitude, growth, spreads[0], exponent, error)
+    sizes = amplitude * unit, growth, spreads[0] * unit
+    return Windows(window, np.arange(num) * window, labels, *sizes, exponent, error)
 
 
 def _chaotic(labels, tight, exponent, error, window):
