@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from dlf import data, models
 from experiments.build import SEEDS
+from experiments.catalogues import call
 from experiments.command_line import ConfigError
 from experiments.sweep.axes import Sweep
 
@@ -77,21 +78,22 @@ def multiplications(config: ConfigDict) -> float:
     >>> multiplications(fig4.get_config()) / 300  # three inputs with the bias, three outputs made four
     700.0
     """
+    network, num_classes = {**config.model}, []
+    network.pop("linearized", None)
     try:
-        network, given = ({**config[section]} for section in ("model", "dataset"))
-        network.pop("linearized", None)
-        make, num_classes = getattr(data, given.pop("name")), []
+        if ":" in config.dataset.name:  # of one's own: not drawn twice
+            return math.inf
 
         def draw():
-            train, _, number = make(**given)
+            train, _, number = call(data, "dataset", config.dataset)
             num_classes.append(number)
             return train.inputs
 
         inputs = jax.eval_shape(draw)
-        model = getattr(models, network.pop("name"))(num_classes=num_classes[0], **network)
+        model = call(models, "model", network, num_classes=num_classes[0])
         variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), inputs)
         return _multiplications(jax.make_jaxpr(lambda *args: model.apply(*args))(*variables, inputs))
-    except Exception:  # data of one's own, or what `build` finds words for
+    except Exception:  # what `build` finds words for
         return math.inf
 
 

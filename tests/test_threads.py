@@ -79,6 +79,22 @@ def test_the_size_counts_examples_and_every_product(monkeypatch):
         assert count(unknown, hidden_widths=(7,), **mlp) == float("inf")
 
 
+def test_a_network_of_ones_own_is_counted_and_data_of_ones_own_are_not_drawn(idle, tmp_path):
+    (tmp_path / "own.py").write_text("""
+from dlf import models
+def net(num_classes, width):
+    return models.mlp(num_classes, (width,), activation="tanh", initialization="updated", use_bias=True)
+def points(**settings):
+    raise AssertionError("drawn")
+""")
+    config = tiny.get_config()
+    config.model = dict(name=f"{tmp_path}/own.py:net", width=16)
+    assert threads.multiplications(config) == threads.multiplications(tiny.get_config())
+    config.dataset.name = f"{tmp_path}/own.py:points"
+    threads.choose([config])
+    assert threads.used() == 4
+
+
 def test_a_sweep_is_as_large_as_its_largest_cell(idle):
     config = phase_width_rate.get_config("smoke")
     widths = lambda *of: axis("width", of, lambda width: {"model.hidden_widths": (width,)})  # noqa: E731
