@@ -26,7 +26,14 @@ class SpectralDensity(NamedTuple):
 @partial(jax.jit, static_argnames=("num_probes", "order", "num_points"))
 @precise
 def _density(matvec, like, width, key, *, num_probes, order, num_points):
-    product, random, _, _ = flatten(matvec, like, key)
+    raw, random, _, _ = flatten(matvec, like, key)
+    # a power of two, which rounds nothing: squares of eigenvalues far from one would overflow, or vanish
+    size = jnp.max(jnp.abs(raw(random(num_probes * (order + 1)))))
+    sound = (size > 0) & jnp.isfinite(size)
+    unit = jnp.ldexp(jnp.ones_like(size), jnp.where(sound, jnp.frexp(size)[1], 0))
+
+    def product(vector):
+        return raw(vector) / unit
 
     def quadrature(probe):
         def grow(count, loop):
@@ -50,7 +57,8 @@ def _density(matvec, like, width, key, *, num_probes, order, num_points):
     kernel = jax.scipy.stats.norm.pdf(values[:, None, None], nodes[None], width)
     densities = jnp.sum(kernel * weights[None], axis=2)
     error = jnp.std(densities, axis=1, ddof=1) / num_probes**0.5
-    return SpectralDensity(values, jnp.mean(densities, axis=1), error, width, nodes, weights)
+    density, error = jnp.mean(densities, axis=1) / unit, error / unit
+    return SpectralDensity(values * unit, density, error, width * unit, nodes * unit, weights)
 
 
 def spectral_density(
@@ -72,9 +80,8 @@ def spectral_density(
     of the nodes, but at least what the dtype resolves, 2 eps times the largest |node| and the number
     of points. The basis is orthogonalised twice, and an exhausted Krylov space goes on from a
     random vector with weight zero, so that nothing is invented. The standard error over probes tells
-    the noise of the probes, not the smoothing. Cost: `num_probes * order` products; memory `order`
-    vectors; `order` is at most the dimension. Products that are not finite make the result NaN, and so do
-    eigenvalues whose squares the dtype cannot hold.
+    the noise of the probes, not the smoothing. Cost: `num_probes * order + 1` products; memory `order`
+    vectors; `order` is at most the dimension. Products that are not finite make the result NaN.
 
     Raises ValueError for fewer than two probes, an order or a width that is not positive, fewer points than
     the width needs, or leaves not all of one real floating dtype of 32 or 64 bits.

@@ -6,9 +6,14 @@ import numpy as np
 from jaxtyping import Array
 
 
+def is_wide(dtype) -> bool:
+    """Return whether a dtype is real floating of at least 32 bits."""
+    return jnp.isdtype(dtype, "real floating") and jnp.finfo(dtype).bits >= 32
+
+
 def wide(values: Array) -> Array:
-    """Return values in at least 32 bits: losses of half precision are computed in the default float."""
-    return values if jnp.finfo(values.dtype).bits >= 32 else values.astype(float)
+    """Return real values in at least 32 bits: losses of half precision are computed in the default float."""
+    return values if is_wide(values.dtype) else values.astype(float)
 
 
 def kind(value):

@@ -24,7 +24,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from dlf.labels import are, checked, kind, terms, wide
-from dlf.schedules import as_step
+from dlf.schedules import as_step, check_schedule
 from dlf.types import ApplyFn, Batch, Labels, Logits, Losses, LossFn, WeightedLoss, Weights, WeightSchedule
 
 __all__ = ["cross_entropy", "dmse1", "dmse2"]
@@ -108,8 +108,9 @@ def make_loss(apply_fn: ApplyFn, weighted_loss: WeightedLoss, schedule: WeightSc
 
     The step is an argument, so that gradient and Hessian at frozen time are one compiled function.
 
-    Raises ValueError, when it is called or traced, for an empty batch, a step that is no whole number, or a
-    loss that does not return [examples].
+    Raises ValueError for a schedule or a loss that is none (`check_schedule`, `check_linear`); when it is
+    called or traced, for an empty batch, a step that is no whole number, or a loss that does not return
+    [examples].
 
     >>> from dlf.schedules import triangular
     >>> F = make_loss(lambda w, x: x @ w, cross_entropy, triangular(2, amplitude=3.0, period=4))
@@ -117,10 +118,7 @@ def make_loss(apply_fn: ApplyFn, weighted_loss: WeightedLoss, schedule: WeightSc
     >>> [round(float(F(jnp.zeros((1, 2)), batch, t)), 4) for t in (0, 2, 6)]
     [0.6931, 1.0397, 0.3466]
     """
-
-    if not _is_ours(weighted_loss):
-        row = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
-        check_linear(weighted_loss, row.shape[0] if getattr(row, "ndim", 0) == 1 else 0)
+    check_linear(weighted_loss, check_schedule(schedule))
     return Partial(_Loss(weighted_loss, schedule), _as_partial(apply_fn))
 
 
@@ -204,7 +202,8 @@ def rightness_of(weighted_loss: WeightedLoss) -> Callable[[Logits, Labels], Loss
     """Return what tells the right examples under a loss, (logits, labels) -> [examples], or None.
 
     `are_right` for the catalogue's losses, else the loss's own attribute of that name: regression has none.
-    Settings that `functools.partial` has bound change nothing.
+    Settings that `functools.partial` has bound change nothing. Raises ValueError, when it is called, for an
+    attribute that does not return [examples].
 
     >>> def distance(outputs, labels, weights):
     ...     return weights[0] * jnp.abs(outputs - labels)
@@ -216,7 +215,18 @@ def rightness_of(weighted_loss: WeightedLoss) -> Callable[[Logits, Labels], Loss
     """
     while isinstance(weighted_loss, partial) and not hasattr(weighted_loss, "are_right"):
         weighted_loss = weighted_loss.func
-    return are_right if _is_ours(weighted_loss) else getattr(weighted_loss, "are_right", None)
+    if _is_ours(weighted_loss):
+        return are_right
+    own = getattr(weighted_loss, "are_right", None)
+    return own and partial(_rightness, own)
+
+
+def _rightness(own, outputs, labels):
+    """Return what an own `are_right` says as floats: truth values are no counts."""
+    right = own(outputs, labels)
+    if getattr(right, "shape", None) != outputs.shape[:1] or jnp.iscomplexobj(right):
+        raise ValueError(f"are_right must return a truth value for each example, got {kind(right)}")
+    return right.astype(wide(outputs).dtype)
 
 
 @lru_cache(maxsize=64)

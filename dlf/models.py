@@ -204,6 +204,12 @@ class _Train:
         variables = {"params": params, **dict(model_state)}
         rngs, mutable = {"dropout": key}, [*dict(model_state)]
         logits, moved = self.module.apply(variables, inputs, rngs=rngs, mutable=mutable, **dict(self.mode))
+        statistics = [*map(jax.tree.leaves, (variables.get("batch_stats"), moved.get("batch_stats")))]
+        if statistics[0] and all(x is of for x, of in zip(*statistics, strict=True)):
+            raise ValueError(
+                "the batch statistics do not move in training: say by training=dict(...) and "
+                "evaluation=dict(...) how its call is told the mode, such as train=True and train=False"
+            )
         # flax begins statistics in float32, and goes on in the precision of the inputs
         state = {
             name: jax.tree.map(lambda x, of: of.astype(x.dtype), variables[name], moved[name])
@@ -221,7 +227,8 @@ def linen(
     dict(train=True) and dict(train=False). What it holds beside its parameters is the model state; it draws
     from the stream "dropout".
 
-    Raises flax's ModifyScopeVariableError, when called, for an evaluation that would change the state.
+    Raises ValueError, when called, for batch statistics that stay as they are in training, flax's
+    ModifyScopeVariableError for an evaluation that would change the state.
 
     >>> import jax.numpy as jnp
     >>> modes = dict(use_running_average=False), dict(use_running_average=True)

@@ -102,7 +102,7 @@ def _rate(learning_rate: Any) -> Callable[[Array], Array]:
         learning_rate = _schedule(learning_rate)
     if callable(learning_rate):
         # of a step in the working float: an integer one is divided in float32
-        return lambda step: jnp.asarray(learning_rate(jnp.asarray(step).astype(jnp.result_type(float))))
+        return lambda step: _real(learning_rate(jnp.asarray(step).astype(jnp.result_type(float))))
     if not isinstance(learning_rate, jax.core.Tracer):
         if isinstance(learning_rate, bool | str) or jnp.ndim(learning_rate):
             raise ValueError(f"learning_rate must be a number or a schedule, got {learning_rate!r}")
@@ -114,12 +114,26 @@ def _rate(learning_rate: Any) -> Callable[[Array], Array]:
     return lambda step: jnp.asarray(learning_rate, jnp.result_type(float))
 
 
+def _real(rate: Any) -> Array:
+    """Return a rate as an array in the working precision; raise ValueError for what is no number."""
+    try:
+        rate = jnp.asarray(rate)
+    except TypeError as error:
+        raise ValueError(f"the learning rate must be a number, got {type(rate).__name__}") from error
+    if not jnp.isdtype(rate.dtype, ("real floating", "integral")):
+        raise ValueError(f"the learning rate must be a real number, got {rate.dtype}")
+    return rate.astype(jnp.result_type(float))
+
+
 def _schedule(section: Mapping[str, Any]) -> optax.Schedule:
     """Build a schedule of optax by name; keys that are numbers, of boundaries, may be words."""
     given, names = dict(section), _named(_is_schedule)
     name = given.pop("name", None)
     if callable(name):
-        return name(**given)
+        if not callable(found := name(**given)):
+            must = "a schedule of the learning rate must be a function step -> rate"
+            raise ValueError(f"{must}, got {type(found).__name__}")
+        return found
     if name not in names:
         raise ValueError(f"unknown schedule of the learning rate {name!r}: one of {', '.join(names)}")
     for key, value in given.items():
@@ -134,9 +148,10 @@ def _transformation(section: Mapping[str, Any]) -> optax.GradientTransformation:
     if not isinstance(section, Mapping):
         raise ValueError(f"before must be a tuple of dict(name=..., ...), got {section!r} in it")
     given = dict(section)
-    builder = getattr(optax, str(name := given.pop("name", None)), None)
-    if name in _named(_is_optimizer):
-        raise ValueError(f"before: {name!r} is an optimizer, of which there is one: take a transformation")
+    name = given.pop("name", None)
+    builder = name if callable(name) else getattr(optax, str(name), None)
+    if inspect.isfunction(builder) and "learning_rate" in inspect.signature(builder).parameters:
+        raise ValueError(f"before: {name!r} takes a learning rate, of which there is one: leave it out")
     found = builder(**given) if inspect.isfunction(builder) else None
     if not isinstance(found, optax.GradientTransformation):
         raise ValueError(f"before: {section.get('name')!r} is no transformation of optax")
@@ -224,6 +239,11 @@ def _only(kind, opt_state, name, settings):
     found = [*find(opt_state, settings)]
     if len(found) != 1:
         raise ValueError(f"the optimizer's state must hold that of one {name}, found {len(found)}")
+    is_partition = lambda node: isinstance(node, optax.PartitionState)  # noqa: E731
+    for node in filter(is_partition, jax.tree.leaves(opt_state, is_leaf=is_partition)):
+        for group, of in node.inner_states.items():
+            if not (isinstance(of.inner_state, optax.EmptyState) or [*find(of, settings)]):
+                raise ValueError(f"the parameters {group!r} are moved otherwise: there is no one {name}")
     return found[0]
 
 

@@ -11,6 +11,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from dlf.labels import is_wide
 from dlf.types import Step, WeightSchedule
 
 __all__ = ["constant", "triangular"]
@@ -123,10 +124,11 @@ def stop_after(schedule: WeightSchedule, num_steps: int | Array) -> WeightSchedu
     return weights
 
 
-def check_schedule(schedule: WeightSchedule, num_classes: int, num_steps: int = 1_000) -> None:
-    """Raise ValueError for weights that are not positive, or do not sum to `num_classes`.
+def check_schedule(schedule: WeightSchedule, num_classes: int | None = None, num_steps: int = 1_000) -> int:
+    """Return the number of weights; raise ValueError if they are not positive, or do not sum to their number.
 
-    At no more than a thousand of the first `num_steps` steps. While tracing only shape and type are known.
+    Which is `num_classes` where that is given. At no more than a thousand of the first `num_steps` steps; of
+    a schedule that holds something traced only shape and type are known.
 
     >>> check_schedule(lambda step: jnp.asarray([3.0, -1.0]), 2)
     Traceback (most recent call last):
@@ -134,21 +136,24 @@ def check_schedule(schedule: WeightSchedule, num_classes: int, num_steps: int = 
     """
     if not callable(schedule):
         raise ValueError(f"schedule: must be a function step -> weights, got {type(schedule).__name__}")
-    row = jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
+    traced, row = jax.make_jaxpr(schedule, return_shape=True)(jnp.zeros((), jnp.int32))
     shape, dtype = getattr(row, "shape", None), getattr(row, "dtype", None)
-    if shape != (num_classes,) or not jnp.isdtype(dtype, "real floating"):
+    is_row = shape is not None and len(shape) == 1 and shape[0] == (num_classes or shape[0])
+    if not is_row or not is_wide(dtype):
         raise ValueError(
-            f"schedule: weights must be a real floating array [{num_classes}], one for each class, got "
-            f"{type(row).__name__ if shape is None else f'{dtype}{list(shape)}'}"
+            f"schedule: weights must be a real floating array [{num_classes or 'classes'}] of 32 or 64 bits, "
+            f"one for each class, got {type(row).__name__ if shape is None else f'{dtype}{list(shape)}'}"
         )
-    steps = jnp.asarray(np.unique(np.linspace(0, num_steps - 1, 1_000).astype(int)), jnp.int32)
-    if isinstance(steps, Tracer):
-        return
-    weights = np.asarray(jax.vmap(schedule)(steps))
-    sound = (weights > 0).all(1) & (np.abs(weights.sum(1) / num_classes - 1) < 1e-4)  # NaN is neither
+    if any(isinstance(of, Tracer) for of in traced.consts):
+        return shape[0]
+    with jax.ensure_compile_time_eval():  # also amid the trace of something else
+        steps = jnp.asarray(np.unique(np.linspace(0, num_steps - 1, 1_000).astype(int)), jnp.int32)
+        weights = np.asarray(jax.vmap(schedule)(steps))
+    sound = (weights > 0).all(1) & (np.abs(weights.sum(1) / shape[0] - 1) < 1e-4)  # NaN is neither
     if not sound.all():
         first = sound.argmin()
         raise ValueError(
-            f"schedule: weights must be positive and sum to their number, {num_classes}, got "
+            f"schedule: weights must be positive and sum to their number, {shape[0]}, got "
             f"{weights[first].tolist()} at step {steps[first]}"
         )
+    return shape[0]

@@ -96,11 +96,16 @@ def _descend(objective, batch_fn: BatchFn, optimizer, metrics_fn) -> StepFn:
         (loss, (model_state, logits)), grads = value_and_grad(
             state.params, state.model_state, batch, state.step
         )
-        if _kinds(model_state) != _kinds(state.model_state):
-            raise ValueError(
-                "train must return a model_state of the structure, shapes and dtypes it is given"
-            )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        pairs = {
+            "train must return a model_state": (model_state, state.model_state),
+            "the optimizer must return a state": (opt_state, state.opt_state),
+        }
+        for words, (moved, given) in pairs.items():
+            if _kinds(moved) != _kinds(given):
+                raise ValueError(f"{words} of the structure, shapes and dtypes it is given")
+        if any(map(jnp.iscomplexobj, jax.tree.leaves(updates))):
+            raise ValueError("the optimizer returns complex updates: parameters are real")
         params = optax.apply_updates(state.params, updates)
         series = {"loss": loss, **metrics_fn(state, batch, logits)}
         return TrainState(state.step + 1, params, model_state, opt_state), series
@@ -113,7 +118,7 @@ def _nodes(opt_state):
 
 
 def _kinds(tree):
-    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+    return jax.tree.map(lambda x: (jnp.shape(x), getattr(x, "dtype", type(x))), tree)
 
 
 def make_step(
@@ -186,18 +191,21 @@ def make_problem(
 
     Outside of a program, loss and schedule are tried (`check_loss`, `check_schedule`).
 
-    Raises ValueError or TypeError as these and `make_optimizer` do.
+    Raises ValueError or TypeError as these and `make_optimizer` do, and for a test set that is no Batch of
+    examples, with a name of letters, digits and underscores.
     """
     kinds = ("model", model, Model), ("train", train, Batch), ("tests", tests, Mapping)
     for name, of, kind in kinds:
         if not isinstance(of, kind):
             raise ValueError(f"{name} must be a {kind.__name__}, got {type(of).__name__}")
+    for name, of in tests.items():
+        if not (isinstance(name, str) and name.isidentifier() and isinstance(of, Batch) and len(of.inputs)):
+            raise ValueError(f"tests must be Batches with examples under names such as 'far', got {name!r}")
     optimizer = as_optimizer(optimizer)
     batch_fn = full_batch(train) if batch_fn is None else batch_fn
     key = jax.random.key(0) if key is None else key
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((train, key))):
-        num_classes = len(jax.eval_shape(schedule, jnp.zeros((), jnp.int32)))
-        check_schedule(schedule, num_classes)
+        num_classes = check_schedule(schedule)
         few = jax.tree.map(lambda x: x[:: -(-len(x) // _FEW)], train)
         variables = jax.eval_shape(model.init, key, few.inputs)
         like = jax.eval_shape(lambda *args: model.apply(*args), *variables, few.inputs)

@@ -6,13 +6,13 @@ Time is counted in steps (updates of the parameters already applied), never in e
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Integer, PyTree
 
 Step = Int[Array, ""]  # updates already applied; 0 before the first
 Params = PyTree[Float[Array, "..."]]
 Inputs = Float[Array, "examples ..."]
 Logits = Float[Array, "examples classes"]
-Labels = Int[Array, " examples"]
+Labels = Integer[Array, " examples"]
 Losses = Float[Array, " examples"]
 Weights = Float[Array, " classes"]  # the paper's Gamma: positive, sums to the number of classes
 Carry = Any  # a probe's memory: any pytree of arrays, () for a probe without one

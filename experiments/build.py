@@ -28,11 +28,7 @@ from dlf.layers import warn_of_convolutions
 from dlf.types import Batch, Dataset, Model, ModelState, Params, Problem, Series, TrainState
 from experiments.catalogues import blaming, bound, call, optimizer, probe, tuples, untupled
 from experiments.command_line import ConfigError
-from experiments.settings import MOST_STEPS, check_optimizer, check_size, checked
-
-# What may differ between runs of one program: numbers that are traced, and seeds of what they draw.
-FLOATS, COUNTS = ("schedule.amplitude", "optimizer.learning_rate"), ("schedule.period", "stop_after")
-SEEDS = ("seed", "dataset.seed")
+from experiments.settings import COUNTS, FLOATS, MOST_STEPS, SEEDS, check_size, checked, is_argument
 
 
 class Replica(NamedTuple):
@@ -88,6 +84,7 @@ def build(config: ConfigDict) -> Experiment:
             if twice := series.keys() & found.keys():
                 raise ValueError(f"another one measures {', '.join(sorted(twice))}, too")
             series |= found
+            recording.check_names(series)
     check_size(*_largest(config, series))
     return Experiment(replica, run, problem, series, lambda arrays: _assemble(static, arrays)[0], static)
 
@@ -164,8 +161,7 @@ def program(config: ConfigDict) -> str:
     static = json.loads(config.to_json())
     for name in (*FLOATS, *COUNTS, *SEEDS, "num_steps", "steps_per_chunk", "checkpoints_kept"):
         section, key = _place(static, name)
-        # a schedule of the learning rate is part of the program
-        if not isinstance(section.get(key), dict | str):
+        if name not in FLOATS or is_argument(name, section.get(key)):
             section.pop(key, None)
     num_classes = _dataset(config.dataset.to_json(), config.float64).num_classes
     return json.dumps(static | {"num_classes": num_classes}, sort_keys=True)
@@ -186,9 +182,12 @@ def _dataset(section: str, float64: bool) -> Dataset:
     with blaming(f"dataset {name}"):
         train, test, num_classes = found
         tests = test if isinstance(test, Mapping) else {"validation": test}
+        for of in tests:
+            if not (isinstance(of, str) and of.isidentifier()):
+                raise ValueError(f"a test set needs a name of letters, digits and underscores, got {of!r}")
         train, *others = (Batch(*map(jnp.asarray, of)) for of in (train, *tests.values()))
         for batch in (train, *others):
-            if not len(batch.inputs) == len(batch.labels) > 0:
+            if not (batch.inputs.ndim and batch.labels.ndim and len(batch.inputs) == len(batch.labels) > 0):
                 raise ValueError("it needs examples, and a label for each")
             if not jnp.isfinite(batch.inputs).all():
                 raise ValueError("its inputs are not all finite")
@@ -231,8 +230,11 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
     settings = dict(tests=replica.tests, key=replica.key)
     if "batches" in config:
         key = jax.random.fold_in(replica.key, MOST_STEPS - 1)  # no step of a run has this number
-        settings["batch_fn"] = call(data.batches, "batches", config["batches"], replica.train, key=key)
-    with blaming("loss or schedule"):
+        batch_fn = call(data.batches, "batches", config["batches"], replica.train, key=key)
+        if not callable(batch_fn):
+            raise ConfigError(f"batches: must return a function step -> Batch, got {type(batch_fn).__name__}")
+        settings["batch_fn"] = batch_fn
+    with blaming("loss, schedule, model or optimizer"):
         problem = training.make_problem(
             model,
             bound(losses, "loss", config["loss"]),
@@ -262,7 +264,6 @@ def _checked(config: ConfigDict) -> dict[str, Array]:
     settings = _traced(config)
     call(schedules, "schedule", config.schedule, num_classes=2)
     bound(losses, "loss", config.loss)
-    check_optimizer(config.optimizer)
     with blaming("optimizer"):
         optimizer(untupled(config.optimizer.to_json()))
     if not 0 <= config.seed < 2**32:  # of more the generator takes the last 32 bits
@@ -277,9 +278,8 @@ def _traced(config: ConfigDict) -> dict[str, Array]:
         if key not in section:
             continue
         value, is_count = section[key], name in COUNTS
-        is_own = isinstance(value, str) and ":" in value
-        if name == "optimizer.learning_rate" and (is_own or isinstance(value, Mapping | ConfigDict)):
-            continue  # a schedule
+        if not is_argument(name, value):
+            continue
         is_number = isinstance(value, Integral if is_count else Real) and type(value) is not bool
         if not is_number or (is_count and value > MOST_STEPS):
             must = f"a whole number of at most {MOST_STEPS}" if is_count else "a number"

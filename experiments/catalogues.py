@@ -14,6 +14,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from analysis import probes
 from dlf import optimizers
 from dlf.types import Optimizer, Probe, Problem
@@ -59,12 +61,7 @@ def bound(catalogue: Any, kind: str, section: Mapping[str, Any]) -> Callable[...
 
 def optimizer(section: Mapping[str, Any]) -> Optimizer:
     """Return the optimizer of a section, with the schedule and the transformations that it names."""
-    given = resolved(section)
-    if isinstance(rate := section.get("learning_rate"), Mapping):
-        given["learning_rate"] = resolved(rate)
-    if isinstance(before := section.get("before"), list | tuple):
-        given["before"] = [resolved(of) if isinstance(of, Mapping) else of for of in before]
-    return optimizers.make_optimizer(**given)
+    return optimizers.make_optimizer(**resolved(section))
 
 
 def probe(name: str, problem: Problem, given: Mapping[str, Any]) -> Probe:
@@ -78,8 +75,15 @@ def probe(name: str, problem: Problem, given: Mapping[str, Any]) -> Probe:
 
 def resolved(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return a section with the functions that its values name, such as a mask or an augmentation."""
-    is_own = {key: isinstance(value, str) and ":" in value for key, value in section.items()}
-    return {key: own(value) if is_own[key] else value for key, value in section.items()}
+
+    def found(value: Any) -> Any:
+        if isinstance(value, Mapping | ConfigDict):
+            return resolved(value)
+        if isinstance(value, list | tuple):
+            return tuple(map(found, value))
+        return own(value) if isinstance(value, str) and ":" in value else value
+
+    return {key: found(value) for key, value in section.items()}
 
 
 def own(name: str) -> Callable[..., Any]:
@@ -149,6 +153,7 @@ def blaming(setting: str) -> Iterator[None]:
         raise ConfigError(f"{setting}: does not fit into memory: {error}") from error
     except FileNotFoundError as error:
         raise ConfigError(f"{setting}: there is no such file") from error
-    except Exception as error:  # whatever a function of a catalogue, or a user's, raises for what it is given
+    # whatever a function of a catalogue, or a user's, raises for what it is given; it may end the program
+    except (Exception, SystemExit) as error:
         words = next(iter(str(error).splitlines()), "")
         raise ConfigError(f"{setting}: {words or type(error).__name__}") from error

@@ -18,6 +18,9 @@ from experiments.command_line import ConfigError
 # See experiments/configs/fig4.py: counts with the least of each, a seed, the precision, probes, and sections
 # that name a function.
 LEAST = {"num_steps": 1, "steps_per_chunk": 1, "checkpoints_kept": 1, "stop_after": 0}
+# What may differ between runs of one program: numbers that are traced, and seeds of what they draw.
+FLOATS, COUNTS = ("schedule.amplitude", "optimizer.learning_rate"), ("schedule.period", "stop_after")
+SEEDS = ("seed", "dataset.seed")
 SECTIONS = ("dataset", "model", "loss", "schedule", "optimizer")
 MOST_STEPS = 2**31 - 1  # a step is an int32
 _MOST_VALUES = 1_000  # of a tuple
@@ -39,14 +42,29 @@ class Config(ConfigDict):
         try:
             if type(value) is bool and kind in (int, float):
                 raise TypeError
-            is_schedule = isinstance(value, Config) or (isinstance(value, str) and ":" in value)
-            if key == "learning_rate" and is_schedule:  # for a number
+            if key == "learning_rate" and (is_schedule(value) or is_schedule(self.get(key))):  # or a number
                 with self.ignore_type():
                     return super().__setitem__(key, value)
             super().__setitem__(key, value)
         except TypeError as error:
             must = "dict(...)" if issubclass(kind, ConfigDict) else _WORDS.get(kind, f"a {kind.__name__}")
             raise TypeError(f"{key} must be {must}, got {_shown(value)}") from error
+
+
+def is_schedule(learning_rate: Any) -> bool:
+    """Return whether a learning rate is a schedule: a section, or the name of one's own function.
+
+    >>> is_schedule(0.1), is_schedule("mine.py:rate"), is_schedule({"name": "linear_schedule"})
+    (False, True, True)
+    """
+    is_own = isinstance(learning_rate, str) and ":" in learning_rate
+    return is_own or isinstance(learning_rate, Mapping | ConfigDict)
+
+
+def is_argument(name: str, value: Any) -> bool:
+    """Return whether a program takes this value of a setting as an argument: a number, no schedule."""
+    is_one = name in (*FLOATS, *COUNTS, *SEEDS)
+    return is_one and not (name == "optimizer.learning_rate" and is_schedule(value))
 
 
 def _shown(value: Any) -> str:
@@ -103,6 +121,7 @@ def checked(config: ConfigDict) -> Config:
             raise ConfigError(
                 f"probes.{name}.every must be at least 1 and at most {MOST_STEPS}, got {every!r}"
             )
+    check_optimizer(content["optimizer"])
     plain = Config()
     plain.sections = content  # sections, too, become ones of this class
     return plain.sections

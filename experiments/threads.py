@@ -21,9 +21,9 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from dlf import data, models
-from experiments.build import SEEDS
 from experiments.catalogues import call
 from experiments.command_line import ConfigError
+from experiments.settings import SEEDS
 from experiments.sweep.axes import Sweep
 
 # Multiplications of a forward pass up to which a second thread gains nothing: 210,000 are Fig. 4, where one

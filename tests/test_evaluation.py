@@ -92,32 +92,81 @@ def test_evaluation_needs_test_sets_and_a_batch_size_that_can_be():
             probes.evaluation(problem, every=1, batch_size=batch_size)
 
 
-def by_hand(params, parts):
-    """Mean and variance of both hidden layers, each a mean over parts of those of whole parts."""
-    params, found = jax.tree.map(np.asarray, params), []
-    for x in parts:
-        for depth in range(2):
-            layer, norm = params[f"Dense_{depth}"], params[f"BatchNorm_{depth}"]
-            x = x @ layer["kernel"] + layer["bias"]
-            found.append((x.mean(axis=0), x.var(axis=0)))
-            x = np.tanh((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * norm["scale"] + norm["bias"])
-    layers = found[::2], found[1::2]
-    return {f"BatchNorm_{depth}": np.mean(of, axis=0) for depth, of in enumerate(layers)}
+def by_hand(params, x):
+    """Mean and variance of both hidden layers."""
+    params, found = jax.tree.map(np.asarray, params), {}
+    for depth in range(2):
+        layer, norm = params[f"Dense_{depth}"], params[f"BatchNorm_{depth}"]
+        x = x @ layer["kernel"] + layer["bias"]
+        found[f"BatchNorm_{depth}"] = x.mean(axis=0), x.var(axis=0)
+        x = np.tanh((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * norm["scale"] + norm["bias"])
+    return found
 
 
-@pytest.mark.parametrize("batch_size", [None, 60, 25, 1_000])
-def test_recomputed_statistics_are_those_of_the_training_set_by_hand(x64, batch_size):
+def test_recomputed_statistics_are_those_of_the_training_set_by_hand(x64):
     problem, state = a_problem()
-    found = jax.jit(lambda state: recomputed_state(problem, state, batch_size))(state)
-    parts = [TRAIN[:25], TRAIN[25:50]] if batch_size == 25 else [TRAIN]  # the last ten fill no part
+    found = jax.jit(lambda state: recomputed_state(problem, state))(state)
     tolerance = dict(rtol=1e-10, atol=1e-12) if x64 else dict(rtol=1e-3, atol=1e-5)
     assert jax.tree.structure(found) == jax.tree.structure(state.model_state)
-    for name, (mean, var) in by_hand(state.params, parts).items():
+    for name, (mean, var) in by_hand(state.params, TRAIN).items():
         statistics = found["batch_stats"][name]
         np.testing.assert_allclose(statistics["mean"], mean, **tolerance, err_msg=name)
         np.testing.assert_allclose(statistics["var"], var, **tolerance, err_msg=name)
         assert statistics["var"].dtype == problem.train.inputs.dtype
         assert np.abs(state.model_state["batch_stats"][name]["var"] - var).max() > 0.01  # the running ones
+
+
+def test_truth_values_and_half_precision_of_an_own_loss_are_counted_and_summed_as_numbers(x64):
+    def own(logits, labels, weights):
+        return (1_000 * losses.cross_entropy(logits, labels, weights)).astype("float16")
+
+    def count(logits, labels):
+        return logits.argmax(axis=1).astype(labels.dtype) == labels
+
+    own.are_right = count
+    problem, state = a_problem()
+    problem = problem._replace(weighted_loss=own)
+    for batch_size in (None, 7):
+        rows = measured(probes.evaluation(problem, every=1, batch_size=batch_size), state)
+        logits = np.asarray(train.frozen(problem, state)(state.params, problem.tests["validation"].inputs))
+        right, labels = logits.argmax(axis=1) == LABELS["validation"], LABELS["validation"]
+        expected = [right[labels == label].mean() for label in range(3)]
+        np.testing.assert_allclose(rows["validation_class_accuracy"], expected, rtol=1e-6)
+        np.testing.assert_allclose(rows["validation_accuracy"], right.mean(), rtol=1e-6)
+        mean = 1_000 * losses_by_hand(losses.cross_entropy, logits, labels).mean()
+        np.testing.assert_allclose(rows["validation_loss"], mean, rtol=2e-3)  # of half precision
+        assert rows["validation_loss"].dtype == jnp.result_type(float)
+    own.are_right = lambda logits, labels: jnp.mean(count(logits, labels))
+    with pytest.raises(ValueError, match="a truth value for each example, got float"):
+        measured(probes.evaluation(problem, every=1), state)
+
+
+def test_labels_of_a_short_type_count_more_classes_than_they_can_name():
+    labels = np.arange(600) % 200
+    few = Batch(jnp.ones((600, 1)), jnp.asarray(labels, jnp.uint8))
+    model = models.stateless(lambda key, x: jnp.zeros((1, 300)), lambda params, x: x @ params)
+    problem = train.make_problem(
+        model, losses.cross_entropy, schedules.constant(300), dict(name="sgd", learning_rate=0.1), few,
+        tests={"far": few},
+    )  # fmt: skip
+    state = train.init_state(jnp.zeros((1, 300)), problem.optimizer)
+    rows = measured(probes.evaluation(problem, every=1), state)
+    assert np.isfinite(rows["far_class_accuracy"]).tolist() == [label < 200 for label in range(300)]
+    assert rows["far_class_accuracy"][:3].tolist() == [1, 0, 0]
+
+
+def test_parts_of_a_network_that_couples_its_examples_are_refused_by_every_probe():
+    problem, _ = a_problem()
+    alone = problem.model.apply
+    coupled = lambda params, model_state, x: alone(params, model_state, x - x.mean(0)[None])  # noqa: E731
+    problem = problem._replace(model=problem.model._replace(apply=coupled))
+    pairs, first = dict(every=1, num=2, tol=1e-3), dict(every=1, num_examples=10)
+    settings = dict(hessian=pairs, tracker=pairs, forecast=pairs, stability=dict(every=1, tol=1e-3),
+                    ntk=first | dict(num=1), kernel=first, evaluation=dict(every=1))  # fmt: skip
+    for name, given in settings.items():
+        getattr(probes, name)(problem, **given)
+        with pytest.raises(ValueError, match="couples or tells apart the examples"):
+            getattr(probes, name)(problem, **given, batch_size=5)
 
 
 def test_recomputed_statistics_do_not_depend_on_the_running_ones_and_leave_counters_alone(float64):
@@ -143,7 +192,7 @@ def test_an_evaluation_may_recompute_the_statistics_first(float64):
         measured(probes.evaluation(problem, every=1, recomputed=recomputed), state)
         for recomputed in (False, True)
     )
-    of_layers = by_hand(state.params, [TRAIN])
+    of_layers = by_hand(state.params, TRAIN)
     statistics = {name: {"mean": jnp.asarray(m), "var": jnp.asarray(v)} for name, (m, v) in of_layers.items()}
     logits = problem.model.apply(state.params, {"batch_stats": statistics}, jnp.asarray(VALIDATION))
     expected = losses_by_hand(losses.cross_entropy, np.asarray(logits), LABELS["validation"]).mean()

@@ -51,7 +51,7 @@ CONFIG_FILES = {
     "config.batches = dict(name='minibatches', batch_size=61)": "batch_size must be an int from 1 to",
     "config.loss.name = 'moon.py:loss'": "moon.py: there is no such file",
     "config.loss = dict(name='builtins:dict')": "loss builtins:dict: no signature found",
-    "config.loss = dict(name='math:sqrt')": "loss or schedule: math.sqrt() takes exactly one argument",
+    "config.loss = dict(name='math:sqrt')": "optimizer: math.sqrt() takes exactly one argument",
     "config.schedule = dict(name='moon:moon')": "moon: No module named 'moon'",
     "config.schedule = dict(name='dlf.data:spiral')": "schedule dlf.data:spiral: ",
     "config.model = dict(name='math:moon')": "math has no function 'moon'",

@@ -197,6 +197,16 @@ def test_two_adams_have_no_one_preconditioner():
         adam_preconditioner(state)
 
 
+@pytest.mark.parametrize("other", [optax.sgd(0.1), optax.sgd(0.1, momentum=0.9), optax.rmsprop(0.1)])
+def test_what_another_transformation_moves_is_not_taken_for_frozen(standard, other):
+    groups = {"x": optax.adam(0.1), "y": other}
+    for optimizer in (optax.multi_transform(groups, {"a": "x", "b": "y"}),
+                      optax.chain(optax.multi_transform(groups, {"a": "x", "b": "y"}))):  # fmt: skip
+        state = updated(optimizer)
+        with pytest.raises(ValueError, match="the parameters 'y' are moved otherwise: there is no one Adam"):
+            adam_preconditioner(state)
+
+
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])
 def test_before_the_first_update_the_preconditioner_is_not_a_number(x64, name):
     find = {"adam": adam_preconditioner, "rmsprop": rmsprop_preconditioner}[name]

@@ -155,6 +155,27 @@ def test_a_schedule_for_an_optimizer_that_counts_updates_of_its_own_is_refused(f
         assert train.problem_step(problem)(state)[1]["learning_rate"] == pytest.approx(0.1)
 
 
+def test_a_rate_of_whole_numbers_or_of_half_precision_is_taken_in_the_working_precision(x64):
+    for rate in (lambda step: 1, lambda step: jnp.asarray(1, "bfloat16"), lambda step: step**0):
+        problem, state = problem_with(dict(name="sgd", learning_rate=rate))
+        found = train.make_loop(train.problem_step(problem))(state, {}, 2)[2]["learning_rate"]
+        assert found.tolist() == [1, 1] and found.dtype == jnp.result_type(float)
+
+
+def test_updates_and_states_of_another_kind_are_refused():
+    def growing(grads, state, params):
+        return grads, (jnp.append(state[0], 0),)
+
+    def turning(grads, state, params):
+        return jax.tree.map(lambda g: jax.lax.complex(g, g), grads), state
+
+    for update, words in ((growing, "must return a state of the"), (turning, "complex updates")):
+        own = optax.GradientTransformation(lambda params: (jnp.zeros(1),), update)
+        problem, state = problem_with(own)
+        with pytest.raises(ValueError, match=words):
+            train.make_loop(train.problem_step(problem))(state, {}, 2)
+
+
 # what make_problem is given, outside of the shape checks of these tests: the words that it is refused with
 REFUSED = {
     "optimizer='sgd'": "optimizer must be dict",
@@ -164,13 +185,27 @@ REFUSED = {
     "optimizer=sgd | dict(learning_rate=True)": "must be a number or a schedule",
     "optimizer=sgd | dict(learning_rate=jnp.ones(2))": "must be a number or a schedule",
     "optimizer=sgd | dict(learning_rate=lambda step: 0 * step - 0.5)": "is -0.5 at step 0",
-    "optimizer=sgd | dict(before=(dict(name='sgd'),))": "'sgd' is an optimizer",
+    "optimizer=sgd | dict(before=(dict(name='sgd'),))": "'sgd' takes a learning rate, of which there is one",
+    "optimizer=sgd | dict(before=(dict(name='scale_by_learning_rate'),))": "takes a learning rate",
+    "optimizer=sgd | dict(learning_rate=lambda step: 0.1 + 0j)": "must be a real number, got complex64",
+    "optimizer=sgd | dict(learning_rate=lambda step: step > 3)": "must be a real number, got bool",
+    "optimizer=sgd | dict(learning_rate=lambda step: 'x')": "must be a number, got str",
+    "optimizer=sgd | dict(learning_rate=dict(name=lambda: 1))": "a function step -> rate, got int",
+    "schedule=None": "must be a function step -> weights, got NoneType",
+    "schedule=lambda step: 1.0": "a real floating array [classes] of 32 or 64 bits",
+    "schedule=lambda step: (jnp.ones(3),)": "one for each class, got tuple",
+    "schedule=lambda step: jnp.ones(3, 'bfloat16')": "of 32 or 64 bits, one for each class, got bfloat16[3]",
+    "tests={'far': tuple(dataset.test)}": "tests must be Batches with examples",
+    "tests={'so far': dataset.test}": "under names such as 'far', got 'so far'",
+    "tests={3: dataset.test}": "under names such as 'far', got 3",
+    "tests={'far': Batch(dataset.test.inputs[:0], dataset.test.labels[:0])}": "Batches with examples",
     "optimizer=sgd | dict(before=dict(name='clip'))": "before must be a tuple",
     "weighted_loss=lambda f, y, w: losses.cross_entropy(f, y, w**2)": "not linear in its weights",
 }
 TRIED = """
 import sys, jax.numpy as jnp
 from dlf import data, losses, models, schedules, train
+from dlf.types import Batch
 dataset, sgd = data.spiral(examples_per_class=4), dict(name="sgd", learning_rate=0.1)
 sound = dict(model=models.mlp(3, (4,), activation="tanh", initialization="updated", use_bias=True),
              train=dataset.train, weighted_loss=losses.cross_entropy, schedule=schedules.constant(3),

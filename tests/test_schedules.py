@@ -153,10 +153,13 @@ BAD = {
     "undefined": (lambda step: jnp.full(3, jnp.nan), "must be positive and sum to their number, 3"),
     "complex": (lambda step: jnp.ones(3, complex), "must be a real floating array [3]"),
     "whole numbers": (lambda step: jnp.ones(3, int), "must be a real floating array [3]"),
-    "of another number": (schedules.constant(2), "[3], one for each class, got float32[2]"),
-    "a column": (lambda step: jnp.ones((3, 1)), "[3], one for each class, got float32[3, 1]"),
-    "one number": (lambda step: jnp.ones(()), "[3], one for each class, got float32[]"),
-    "a list": (lambda step: [1.0, 1.0, 1.0], "[3], one for each class, got list"),
+    "of another number": (schedules.constant(2), "[3] of 32 or 64 bits, one for each class, got float32[2]"),
+    "a column": (
+        lambda step: jnp.ones((3, 1)),
+        "[3] of 32 or 64 bits, one for each class, got float32[3, 1]",
+    ),
+    "one number": (lambda step: jnp.ones(()), "[3] of 32 or 64 bits, one for each class, got float32[]"),
+    "a list": (lambda step: [1.0, 1.0, 1.0], "[3] of 32 or 64 bits, one for each class, got list"),
 }
 
 
@@ -188,5 +191,5 @@ def test_while_tracing_the_shape_of_weights_is_checked_and_nothing_is_computed()
 
     assert build(jnp.asarray(2.0)) == 2
     assert not jax.make_jaxpr(build)(2.0).jaxpr.eqns[0].params["jaxpr"].jaxpr.eqns
-    with pytest.raises(ValueError, match=r"\[4\], one for each class"):
+    with pytest.raises(ValueError, match=r"\[4\] of 32 or 64 bits, one for each class"):
         jax.jit(lambda amplitude: build.__wrapped__(amplitude, 4))(jnp.asarray(2.0))

@@ -249,6 +249,28 @@ def test_a_run_with_statistics_and_dropout_goes_on_after_a_kill_with_the_same_bi
     assert found.identical(expected) and found["loss"].notnull().all()
 
 
+class Defaults(nn.Module):
+    """Evaluation is its default, as usual in flax."""
+
+    is_frozen: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=self.is_frozen or not train)(nn.Dense(8)(x))
+        return nn.Dense(3)(nn.Dropout(0.1, deterministic=not train)(x))
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_statistics_that_no_training_moves_are_refused(is_frozen):
+    modes = dict(training={"train": True}, evaluation={"train": False}) if is_frozen else {}
+    model = models.linen(Defaults(is_frozen), **modes)
+    with pytest.raises(ValueError, match="statistics do not move in training: say by training=dict"):
+        problem = problem_of(model, POINTS)
+        train.make_loop(train.problem_step(problem))(first_state(problem), {}, 3)
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    assert models.linen(nn.Dense(3)).train(params, (), jnp.ones((4, 2)), KEY)[1] == ()
+
+
 @pytest.mark.parametrize("kind", ["statistics", "any state"])
 def test_a_loss_that_cannot_move_a_state_is_refused_in_words(float64, kind):
     problem = problem_of(NETWORKS["mlp"][0], POINTS)

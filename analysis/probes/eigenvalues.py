@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import preconditioned
-from analysis.parts import check_batch_size
-from analysis.probes.measures import check_settings
+from analysis.probes.measures import check_parts, check_settings
 from analysis.stability import preconditioner, threshold
 from analysis.tracking import class_subspace, gaps, gauss_newton_curvature, identify, split_change
 from dlf.losses import make_class_losses, make_loss
@@ -55,7 +54,7 @@ def tracker(problem: Problem, every: int, num: int, tol: float, batch_size: int 
     check_settings(tol, every=every)
     if type(num) is not int or num < 2:
         raise ValueError(f"num must be a whole number of at least 2, since a gap needs two, got {num}")
-    check_batch_size(batch_size, len(problem.train.inputs))
+    check_parts(problem, batch_size)
     optimizer = problem.optimizer.settings
     threshold(**optimizer, step=jnp.zeros((), jnp.int32))
     logits_loss = make_loss(lambda logits, inputs: logits, problem.weighted_loss, problem.schedule)
@@ -174,7 +173,7 @@ def forecast(problem: Problem, every: int, num: int, tol: float, batch_size: int
     the class weights of a later step `analysis.tracking.forecast` gives its sharpness, from below.
     """
     check_settings(tol, every=every, num=num)
-    check_batch_size(batch_size, len(problem.train.inputs))
+    check_parts(problem, batch_size)
 
     def measure(carry, state: TrainState):
         num_classes = len(problem.schedule(state.step))

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from analysis.linear_maps import precise
 from analysis.parts import BatchSize, accumulate, check_batch_size
-from analysis.probes.measures import check_settings
+from analysis.probes.measures import check_parts, check_settings
 from dlf.labels import wide
 from dlf.losses import rightness_of
 from dlf.models import apply_fn
@@ -46,45 +46,40 @@ def evaluation(
 
         <set>_loss, <set>_accuracy, <set>_class_accuracy [class]        sums over all parts, divided once
 
-    With a `batch_size` a set is taken in parts of that size. With `recomputed` the statistics of batch norm
-    are those of the training set at these parameters (see `recomputed_state`), not the running ones. A loss
-    that does not say what is right has no accuracies; a class without examples has NaN.
+    With a `batch_size` a test set is taken in parts of that size. With `recomputed` the statistics of batch
+    norm are those of the whole training set at these parameters (see `recomputed_state`), not the running
+    ones. A loss that does not say what is right has no accuracies; a class without examples has NaN.
 
     Raises ValueError for a problem without test sets.
     """
     check_settings(every=every)
     if not problem.tests:
         raise ValueError("there is no test set: give make_problem tests={'validation': ...}")
-    for batch in (*problem.tests.values(), *([problem.train] if recomputed else [])):
-        check_batch_size(
-            None if batch_size is None else min(batch_size, len(batch.inputs)), len(batch.inputs)
-        )
-    right_fn, series = rightness_of(problem.weighted_loss), {}
+    check_parts(problem, None if batch_size is None else min(batch_size, len(problem.train.inputs)))
+    right_fn, series, sizes = rightness_of(problem.weighted_loss), {}, {}
     for name, batch in problem.tests.items():
+        sizes[name] = None if batch_size is None else min(batch_size, len(batch.inputs))
+        check_batch_size(sizes[name], len(batch.inputs))
         series[f"{name}_loss"] = Series((), "nat", f"{name} loss with all class weights one")
         if right_fn is not None:
             series[f"{name}_accuracy"] = Series((), "1", f"{name} accuracy")
-        if right_fn is not None and _has_classes(batch):
-            series[f"{name}_class_accuracy"] = Series(("class",), "1", f"{name} accuracy of each class")
+            if _has_classes(batch):
+                series[f"{name}_class_accuracy"] = Series(("class",), "1", f"{name} accuracy of each class")
 
     def measure(carry, state: TrainState):
-        model_state = recomputed_state(problem, state, batch_size) if recomputed else state.model_state
+        model_state = recomputed_state(problem, state) if recomputed else state.model_state
         network, ones = apply_fn(problem.model, model_state), jnp.ones_like(problem.schedule(state.step))
         rows = {}
         for name, batch in problem.tests.items():
-            size = None if batch_size is None else min(batch_size, len(batch.inputs))
-            sums = partial(_sums, network, problem.weighted_loss, right_fn, ones, state.params)
-            like = jax.eval_shape(sums, batch, None, len(batch.inputs))
-            total = accumulate(
-                sums, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), batch, BatchSize(size)
-            )
-            rows[f"{name}_loss"] = total["loss"] / len(batch.inputs)
-            if right_fn is not None:
-                rows[f"{name}_accuracy"] = total["all_right"] / len(batch.inputs)
-            if right_fn is not None and _has_classes(batch):
-                of_class = total["right"] / jnp.maximum(total["members"], 1)
-                gap = missing((), of_class.dtype)
-                rows[f"{name}_class_accuracy"] = jnp.where(total["members"] > 0, of_class, gap)
+            num, sums = len(batch.inputs), partial(_sums, network, problem, right_fn, ones, state.params)
+            like = jax.eval_shape(sums, batch, None, num)
+            like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+            total = accumulate(sums, like, batch, BatchSize(sizes[name]))
+            rows |= {f"{name}_{of}": total[of] / num for of in ("loss", "accuracy") if of in total}
+            if "class_members" in total:
+                right, members = total["class_right"], total["class_members"]
+                found = jnp.where(members > 0, right / jnp.maximum(members, 1), missing((), right.dtype))
+                rows[f"{name}_class_accuracy"] = found
         return carry, rows
 
     return Probe(every, lambda state: (), measure, series)
@@ -94,19 +89,20 @@ def _has_classes(batch: Batch) -> bool:
     return batch.labels.ndim == 1 and jnp.isdtype(batch.labels.dtype, "integral")
 
 
-def _sums(network, weighted_loss, right_fn, ones, params, part, mask, num_examples):
+def _sums(network, problem, right_fn, ones, params, part, mask, num_examples):
     """Return the sums over a part of losses, and of right answers and members by class."""
     logits = wide(network(params, part.inputs))
     kept = jnp.ones(len(part.inputs), bool) if mask is None else mask
-    losses = weighted_loss(logits, part.labels, ones.astype(logits.dtype))
+    losses = wide(problem.weighted_loss(logits, part.labels, ones.astype(logits.dtype)))
     found = {"loss": jnp.sum(jnp.where(kept, losses, 0))}
     if right_fn is not None:
         right = right_fn(logits, part.labels)
-        found["all_right"] = jnp.sum(jnp.where(kept, right, 0))
-    if right_fn is not None and _has_classes(part):
-        members = jax.nn.one_hot(part.labels, len(ones), dtype=right.dtype)
-        members = members * kept.astype(right.dtype)[:, None]
-        found |= {"right": right @ members, "members": members.sum(0)}
+        found["accuracy"] = jnp.sum(jnp.where(kept, right, 0))
+        if _has_classes(part):
+            # a short type cannot count many classes
+            members = jax.nn.one_hot(part.labels.astype(int), len(ones), dtype=right.dtype)
+            members = members * kept.astype(right.dtype)[:, None]
+            found |= {"class_right": right @ members, "class_members": members.sum(0)}
     return found
 
 
@@ -116,42 +112,36 @@ def _test_set(problem: Problem, name: str) -> Batch:
     return problem.tests[name]
 
 
-def recomputed_state(problem: Problem, state: TrainState, batch_size: int | None = None) -> ModelState:
+def recomputed_state(problem: Problem, state: TrainState) -> ModelState:
     """Return the model state to which repeated training passes over the training set would tend.
 
         s <- m s + (1 - m) b,    s* = b        for every number in the state: the statistics of the set
 
     A pass from zeros, and its derivative with respect to them, m, give both coefficients of this running
-    mean, whatever the layer; NaN for what is none: a further pass must change nothing. As one batch the
-    statistics are exact; with a `batch_size` they are means of those of whole parts (the last examples that
-    fill no part are left out). What is no floating number stays; dropout is on, as in training.
+    mean, whatever the layer; NaN for what is none: a further pass must change nothing. The set is one batch,
+    since statistics of parts are not those of the whole. What is no floating number stays; dropout is on, as
+    in training.
     """
-    key, examples = jax.random.fold_in(problem.key, state.step), problem.train.inputs
-    size = len(examples) if batch_size is None else min(batch_size, len(examples))
-    parts = examples[: len(examples) // size * size].reshape(-1, size, *examples.shape[1:])
-    leaves, tree = jax.tree.flatten(state.model_state)
+    key, leaves = jax.random.fold_in(problem.key, state.step), jax.tree.leaves(state.model_state)
     moving = [jnp.isdtype(leaf.dtype, "real floating") for leaf in leaves]
 
     def joined(values):
         values = iter(values)
-        return tree.unflatten([next(values) if moves else x for x, moves in zip(leaves, moving, strict=True)])
+        found = [next(values) if moves else x for x, moves in zip(leaves, moving, strict=True)]
+        return jax.tree.structure(state.model_state).unflatten(found)
 
-    def statistics(part):
-        def after(values):
-            state_after = problem.model.train(state.params, joined(values), part, key)[1]
-            both = zip(jax.tree.leaves(state_after), moving, strict=True)
-            return [x for x, moves in both if moves]
+    def after(values):
+        moved = problem.model.train(state.params, joined(values), problem.train.inputs, key)[1]
+        return [x for x, moves in zip(jax.tree.leaves(moved), moving, strict=True) if moves]
 
-        zeros = [jnp.zeros_like(x) for x, moves in zip(leaves, moving, strict=True) if moves]
-        reached, kept = jax.jvp(after, (zeros,), ([*map(jnp.ones_like, zeros)],))
-        found = [x / (1 - m) for x, m in zip(reached, kept, strict=True)]
-        # what is no running mean does not stay there
-        return [
-            jnp.where(jnp.abs(x - y) <= _STAYS * jnp.max(jnp.abs(x)), x, jnp.nan)
-            for x, y in zip(found, after(found), strict=True)
-        ]
-
-    return joined(jnp.mean(of_parts, axis=0) for of_parts in jax.lax.map(statistics, parts))
+    zeros = [jnp.zeros_like(x) for x, moves in zip(leaves, moving, strict=True) if moves]
+    reached, kept = jax.jvp(after, (zeros,), ([*map(jnp.ones_like, zeros)],))
+    found = [x / (1 - m) for x, m in zip(reached, kept, strict=True)]
+    # what is no running mean does not stay there
+    return joined(
+        jnp.where(jnp.abs(x - y) <= _STAYS * jnp.max(jnp.abs(x)), x, jnp.nan)
+        for x, y in zip(found, after(found), strict=True)
+    )
 
 
 def batch_sharpness(problem: Problem, every: int, num_batches: int) -> Probe:

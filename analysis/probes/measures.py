@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.ntk import empirical_ntk
-from analysis.parts import check_batch_size
+from analysis.parts import check_batch_size, check_network
 from analysis.stability import effective_hessian, first_tangents, log_growth, threshold
+from dlf.models import apply_fn
 from dlf.recording import missing
 from dlf.train import frozen, loss_of, problem_step
 from dlf.types import Probe, Problem, Series, TrainState
@@ -29,6 +30,20 @@ def check_settings(tol: float = 1.0, **counts: int) -> None:
         raise ValueError(f"tol must be positive, got {tol}")
 
 
+def check_parts(problem: Problem, batch_size: int | None, num_examples: int | None = None) -> None:
+    """Raise ValueError for an impossible size of parts, or a network that couples the examples of a part.
+
+    It is tried at parameters drawn with the problem's key, unless data or key are traced.
+    """
+    inputs = problem.train.inputs
+    check_batch_size(batch_size, num_examples or len(inputs))
+    given = jax.tree.leaves((problem.train, problem.key))
+    is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in given)
+    if batch_size is not None and not is_traced:
+        params, model_state = problem.model.init(problem.key, inputs[:1])
+        check_network(apply_fn(problem.model, model_state), params, inputs)
+
+
 def hessian(problem: Problem, every: int, num: int, tol: float, batch_size: int | None = None) -> Probe:
     """Measure the `num` largest eigenvalues of the Hessian of the dynamical loss at its step.
 
@@ -37,7 +52,7 @@ def hessian(problem: Problem, every: int, num: int, tol: float, batch_size: int 
     set is taken in parts of that size.
     """
     check_settings(tol, every=every, num=num)
-    check_batch_size(batch_size, len(problem.train.inputs))
+    check_parts(problem, batch_size)
 
     def measure(carry, state: TrainState):
         at = state.params, problem.train, state.step
@@ -71,7 +86,7 @@ def ntk(problem: Problem, every: int, num: int, num_examples: int, batch_size: i
     inputs = problem.train.inputs
     if num_examples > len(inputs):
         raise ValueError(f"num_examples must be at most {len(inputs)}, got {num_examples}")
-    check_batch_size(batch_size, num_examples)
+    check_parts(problem, batch_size, num_examples)
 
     def measure(carry, state: TrainState):
         settings = dict(batch_size=batch_size)
@@ -92,7 +107,7 @@ def kernel(problem: Problem, every: int, num_examples: int, batch_size: int | No
     """
     check_settings(every=every, num_examples=num_examples)
     inputs = evenly(problem.train.inputs, num_examples)
-    check_batch_size(batch_size, num_examples)
+    check_parts(problem, batch_size, num_examples)
 
     def measure(carry, state: TrainState):
         found = empirical_ntk(frozen(problem, state), state.params, inputs, batch_size=batch_size)
@@ -126,7 +141,7 @@ def stability(problem: Problem, every: int, tol: float, batch_size: int | None =
     a formula.
     """
     check_settings(tol, every=every)
-    check_batch_size(batch_size, len(problem.train.inputs))
+    check_parts(problem, batch_size)
     optimizer, step_fn = problem.optimizer.settings, problem_step(problem)
     threshold(**optimizer, step=jnp.zeros((), jnp.int32))
 

@@ -114,8 +114,8 @@ def effective_hessian(matvec: Matvec, opt_state: PyTree, name: str, **settings: 
 
     `opt_state` is that of the optimizer, in wrappers of optax or not; `name`, settings and errors as in
     `threshold`. Parameters that a mask keeps from it count as frozen: their rows and columns are zero, the
-    rest is that of the trained ones. Before the first update P is NaN, and so are all products (where the
-    state is traced, else ValueError).
+    rest is that of the trained ones. Of a partition, groups that are moved otherwise are refused. Before the
+    first update P is NaN, and so are all products (where the state is traced, else ValueError).
 
     >>> rmsprop = optax.rmsprop(0.1, decay=0.75)
     >>> _, opt_state = rmsprop.update(jnp.asarray([4.0]), rmsprop.init(jnp.ones(1)))

@@ -36,7 +36,7 @@ def allocate(
     for name in (*coordinates, *series):
         if not re.fullmatch(r"(?!__|zarr\.json$|\.+$)[^/\0]+", name):
             raise StoreError(
-                f"a variable cannot be called {name!r}: use letters, digits, dots and underscores"
+                f"a variable cannot be called {name!r}: it has no slash, and does not begin with __"
             )
     partial, old = path.with_suffix(".partial"), path.with_suffix(".old")
     for at in (path, partial, old):

@@ -20,9 +20,8 @@ from ml_collections import ConfigDict
 
 from dlf.ensembles import RECORDS
 from dlf.store.cells import RESERVED
-from experiments import build
 from experiments.command_line import ConfigError, explain_unknown_key
-from experiments.settings import checked
+from experiments.settings import checked, is_argument
 
 MOST_LABELS = 10**6
 
@@ -42,7 +41,7 @@ class Axis(NamedTuple):
     @property
     def is_static(self) -> bool:
         """Whether the axis changes more than the numbers that one program takes as arguments."""
-        return not self.keys <= {*build.FLOATS, *build.COUNTS, *build.SEEDS}
+        return not all(is_argument(*of) for override in self.overrides for of in override.items())
 
 
 class Record(NamedTuple):

@@ -215,7 +215,7 @@ def run_block(sweep: Sweep, store: Store, block: Block, programs: dict[str, Call
 
     `programs` keeps the program of the last block. A cell that cannot be run is recorded with its reason.
     """
-    config, replicas, reasons = None, [], []
+    keys, replicas, reasons = {}, [], []
     for index in product(*(range(cells.start, cells.stop) for cells in block)):
         try:
             cell = sweep.cell(index)
@@ -224,12 +224,12 @@ def run_block(sweep: Sweep, store: Store, block: Block, programs: dict[str, Call
             replicas.append(None)
             reasons.append(str(error))
         else:
-            config = cell
+            keys[f"{cell.num_steps} {build.program(cell)}"] = cell
             reasons.append("")
     outcome = Outcome({}, np.full(len(replicas), -1, np.int32))
     active = np.array([replica is not None for replica in replicas])
-    if config is not None:
-        key = f"{config.num_steps} {build.program(config)}"
+    if keys:
+        ((key, config),) = keys.items()  # a block has one program
         try:
             if key not in programs:
                 programs.clear()
