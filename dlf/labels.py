@@ -13,7 +13,8 @@ def is_wide(dtype) -> bool:
 
 def wide(values: Array) -> Array:
     """Return real values in at least 32 bits: losses of half precision are computed in the default float."""
-    return values if is_wide(values.dtype) else values.astype(float)
+    is_half = jnp.isdtype(values.dtype, "real floating") and not is_wide(values.dtype)
+    return values.astype(float) if is_half else values
 
 
 def kind(value):
