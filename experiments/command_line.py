@@ -57,14 +57,12 @@ def fail(message: object, status: int = 2) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of options that ends the program with one line for a mistake."""
+    """A parser that ends the program with one line for a mistake, and has paths as `at_home`."""
 
     def error(self, message: str) -> NoReturn:
-        """End the program with the message."""
         fail(message)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parse, with paths as `at_home` has them."""
         return super().parse_known_args([*map(at_home, sys.argv[1:] if args is None else args)], namespace)
 
 
@@ -198,7 +196,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):  # shells let their background jobs ignore the first
             signal.signal(number, interrupt)
-        sys.exit(_told(main))
+        sys.exit(_told(main, heard))
     except SystemExit as end:
         leave(end)
         raise
@@ -210,17 +208,21 @@ def run(main: Callable[[], int]) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _told(main: Callable[[], int]) -> int:
+def _told(main: Callable[[], int], heard: list[float]) -> int:
     try:
         return main()
-    except (ConfigError, StoreError) as error:
-        fail(error)
-    except OSError as error:
-        fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
-    except MemoryError as error:
-        fail(f"not enough memory: {error}".rstrip(": "))
     except KeyboardInterrupt as at_once:
         fail(f"interrupted {at_once}".rstrip(), 130)
+    except Exception as error:
+        if max(heard) > 0:  # a module in C makes another error of an interrupt while it is imported
+            fail("interrupted", 130)
+        if isinstance(error, ConfigError | StoreError):
+            fail(error)
+        if isinstance(error, OSError):
+            fail(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
+        if isinstance(error, MemoryError):
+            fail(f"not enough memory: {error}".rstrip(": "))
+        raise
 
 
 def leave(end: SystemExit) -> None:

@@ -47,6 +47,31 @@ def test_an_interrupt_at_some_moment_ends_a_program(name, tmp_path):
         interrupt(name, tmp_path / str(number), seconds)
 
 
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_an_interrupt_that_an_import_turns_into_another_error_is_one(name, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text("""
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    raised = True
+if raised:  # as modules of pybind11 do, without a word of the interrupt
+    raise ImportError("initialization failed")
+""")
+    command = [
+        sys.executable,
+        "-m",
+        f"experiments.{name}",
+        f"--config={config}",
+        f"--workdir={tmp_path / 'x'}",
+    ]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert (done.returncode, done.stderr.strip()) == (130, "error: interrupted")
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_interrupt_at_any_moment_ends_a_program(name, tmp_path, record_property):
