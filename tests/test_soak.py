@@ -58,7 +58,7 @@ def soak(folder: Path, num_kills: int, num_steps: int, seed: int) -> dict[str, i
     counts = {"kills": 0, "completed": 0, "cells kept over a kill": 0}
     sessions: list[int] = []
     for _ in range(num_kills):
-        before = _committed(killed)
+        before, num_files = _committed(killed), _num_files(killed)
         process = subprocess.Popen(
             _command(killed, num_steps),
             cwd=_ROOT,
@@ -67,7 +67,12 @@ def soak(folder: Path, num_kills: int, num_steps: int, seed: int) -> dict[str, i
             stderr=subprocess.DEVNULL,
         )
         sessions.append(process.pid)
-        time.sleep(chance.uniform(0, seconds))
+        if chance.random() < 0.5:
+            time.sleep(chance.uniform(0, seconds))
+        else:  # amid the cells, which a busy machine may pass in a small part of that time
+            while process.poll() is None and _num_files(killed) <= num_files:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.5))
         victims = _processes(process.pid)
         if chance.random() < 0.5 and victims:
             victims = [chance.choice(victims)]
@@ -107,6 +112,10 @@ def _processes(session: int) -> list[int]:
         if int(fields[3]) == session and fields[0] != "Z":
             found.append(int(stat.parent.name))
     return found
+
+
+def _num_files(workdir: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(workdir / STORE))
 
 
 def _committed(workdir: Path) -> xr.Dataset | None:
