@@ -27,7 +27,7 @@ from experiments.settings import SEEDS
 from experiments.sweep.axes import Sweep
 
 # Multiplications of a forward pass up to which a second thread gains nothing: 210,000 are Fig. 4, where one
-# is 1.8 times as fast as two in float32 and as fast in float64.
+# is 1.3 to 1.8 times as fast as two in float32, by the machine, and as fast in float64.
 SMALL = 300_000
 _POOL = ("PJRT_NPROC", "NPROC")  # in the order in which XLA looks at them
 
