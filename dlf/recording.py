@@ -38,9 +38,7 @@ def with_gaps(rows: Mapping[str, Array | np.ndarray]) -> dict[str, np.ndarray]:
     found = {name: np.asarray(of) for name, of in rows.items()}
     if not jax.config.jax_debug_nans:
         return found
-    return {
-        name: np.where(of == np.finfo(of.dtype).max, of.dtype.type(np.nan), of) for name, of in found.items()
-    }
+    return {k: np.where(x == np.finfo(x.dtype).max, x.dtype.type(np.nan), x) for k, x in found.items()}
 
 
 def step_series(step_fn: StepFn, state: TrainState) -> dict[str, Series]:

@@ -153,7 +153,6 @@ def blaming(setting: str) -> Iterator[None]:
         raise ConfigError(f"{setting}: does not fit into memory: {error}") from error
     except FileNotFoundError as error:
         raise ConfigError(f"{setting}: there is no such file") from error
-    # whatever a function of a catalogue, or a user's, raises for what it is given; it may end the program
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # whatever a function of a catalogue, or a user's, raises
         words = next(iter(str(error).splitlines()), "")
         raise ConfigError(f"{setting}: {words or type(error).__name__}") from error

@@ -72,8 +72,8 @@ def evaluation(
         rows = {}
         for name, batch in problem.tests.items():
             num, sums = len(batch.inputs), partial(_sums, network, problem, right_fn, ones, state.params)
-            like = jax.eval_shape(sums, batch, None, num)
-            like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+            shapes = jax.eval_shape(sums, batch, None, num)
+            like = {of: jnp.zeros(x.shape, x.dtype) for of, x in shapes.items()}
             total = accumulate(sums, like, batch, BatchSize(sizes[name]))
             rows |= {f"{name}_{of}": total[of] / num for of in ("loss", "accuracy") if of in total}
             if "class_members" in total:
