@@ -239,9 +239,8 @@ def _only(kind, opt_state, name, settings):
     found = [*find(opt_state, settings)]
     if len(found) != 1:
         raise ValueError(f"the optimizer's state must hold that of one {name}, found {len(found)}")
-    is_partition = lambda node: isinstance(node, optax.PartitionState)  # noqa: E731
-    for node in filter(is_partition, jax.tree.leaves(opt_state, is_leaf=is_partition)):
-        for group, of in node.inner_states.items():
+    for node in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.PartitionState)):
+        for group, of in getattr(node, "inner_states", {}).items():
             if not (isinstance(of.inner_state, optax.EmptyState) or [*find(of, settings)]):
                 raise ValueError(f"the parameters {group!r} are moved otherwise: there is no one {name}")
     return found[0]

@@ -189,7 +189,7 @@ def make_problem(
     `optimizer` is one of `make_optimizer`, what that takes as a mapping, or any transformation of optax.
     Without a `batch_fn` each step sees all of `train`; without a `key` what is drawn comes from key 0.
 
-    Outside of a program, loss and schedule are tried (`check_loss`, `check_schedule`).
+    Outside of a program, labels, loss and schedule are tried (`check_loss`, `check_schedule`).
 
     Raises ValueError or TypeError as these and `make_optimizer` do, and for a test set that is no Batch of
     examples, with a name of letters, digits and underscores.
@@ -210,6 +210,9 @@ def make_problem(
         variables = jax.eval_shape(model.init, key, few.inputs)
         like = jax.eval_shape(lambda *args: model.apply(*args), *variables, few.inputs)
         check_loss(weighted_loss, jax.random.normal(key, like.shape, like.dtype), few.labels, num_classes)
+        if (right_fn := rightness_of(weighted_loss)) is not None:  # which looks at all labels
+            for of in (train, *tests.values()):
+                right_fn(jnp.zeros((len(of.labels), *like.shape[1:]), like.dtype), of.labels)
         check_rate(optimizer, _FIRST_STEPS)
     return Problem(model, weighted_loss, schedule, batch_fn, train, dict(tests), optimizer, key)
 

@@ -197,6 +197,8 @@ REFUSED = {
     "schedule=lambda step: jnp.ones(3, 'bfloat16')": "of 32 or 64 bits, one for each class, got bfloat16[3]",
     "tests={'far': tuple(dataset.test)}": "tests must be Batches with examples",
     "tests={'so far': dataset.test}": "under names such as 'far', got 'so far'",
+    "train=dataset.train._replace(labels=dataset.train.labels.at[1].set(7))": "labels must be from 0",
+    "tests={'far': dataset.test._replace(labels=dataset.test.labels.at[1].set(-1))}": "labels must be from 0",
     "tests={3: dataset.test}": "under names such as 'far', got 3",
     "tests={'far': Batch(dataset.test.inputs[:0], dataset.test.labels[:0])}": "Batches with examples",
     "optimizer=sgd | dict(before=dict(name='clip'))": "before must be a tuple",
