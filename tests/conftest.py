@@ -18,13 +18,14 @@ import pytest
 
 # One program is compiled once for all tests, their worker processes, subprocesses and notebook kernels: what
 # JAX reads in the environment when it is imported. Its loader of stored programs speaks of each of them on
-# standard error, where tests count lines.
+# standard error, where tests count lines, and so does a process that reads one half written (see setup.cfg).
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # which has the environment of the process that started it
 if not _IS_WORKER:
     os.environ |= {
         "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="dlf-programs-"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry:UserWarning",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
 
