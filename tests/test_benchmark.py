@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 
 import jax
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from experiments import command_line
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import eigenpairs, one_run, timing
+from experiments.benchmark import eigenpairs, many_runs, one_run, timing
+from experiments.configs import cascades as config_cascades
 from experiments.configs import fig4 as config_fig4
 from experiments.configs import tiny
 
@@ -38,6 +40,27 @@ def test_fig4_measures_every_row_and_the_implementations_agree(tmp_path, monkeyp
     programs = {f"{words}, {name}" for words in ("compile", "memory") for name in ("no probes", "all probes")}
     assert {("float64", name) for name in probes | programs} <= taken
     assert ("float32", "minibatches of 128 of 50,000: share of 1 ms") in taken
+
+
+def test_ensembles_and_sweeps_are_measured(monkeypatch):
+    monkeypatch.setattr(many_runs, "_REPLICAS", (1,))
+    monkeypatch.setattr(many_runs, "_WINDOW", 0.0)
+    before = os.sched_getaffinity(0)
+    try:
+        compiling, share = many_runs.overhead(repeats=2, num_steps=2)
+        taken = {name: many_runs.rate(min(before), False, name) for name in ("alone", "mapped, 1")}
+    finally:
+        os.sched_setaffinity(0, before)
+    assert np.isfinite([compiling, *share]).all() and len(share) == 2 and min(taken.values()) > 0
+    assert many_runs.peak_of_sweep(10) > 0
+
+
+def test_tracker_exponent_and_labels_are_measured(float64, monkeypatch):
+    config = config_cascades.get_config()
+    config.num_steps = 128
+    monkeypatch.setattr(config_cascades, "get_config", lambda: config)
+    rows = next(one_run.tracking(repeats=1))["rows"]
+    assert all(np.isfinite(row["median"]) for row in rows) and len(rows) == 10
 
 
 def test_all_cases_run_in_turn_and_the_first_time_is_not_counted():

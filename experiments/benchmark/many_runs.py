@@ -118,13 +118,12 @@ def peak_of_sweep(num_cells: int) -> float:
     return timing.peak_memory()
 
 
-def overhead(repeats: int) -> tuple[float, np.ndarray]:
+def overhead(repeats: int, num_steps: int) -> tuple[float, np.ndarray]:
     """Return the seconds that the first block takes longer, and what the others take over compute, in %."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # ten cells a block, on one core
-    num_steps = 35_001
     sweep, experiment = _sweep(10 * (repeats + 1), num_steps)
     program = blocks.ensemble(sweep, experiment, num_steps)
-    alone = timed(partial(program, *blocks.copies(experiment, 10)))
+    alone = timed(partial(program, *blocks.copies(sweep, experiment, 10)))
     alone()  # compiles
     with tempfile.TemporaryDirectory() as folder:
         fill.create(sweep, Path(folder), blocks.plan(sweep, 2**30))
@@ -138,7 +137,7 @@ def speed(repeats: int) -> Iterator[dict[str, list[Record]]]:
     for num in (100, 1_000, 10_000):
         peak = in_fresh_process(peak_of_sweep, num)
         yield {"rows": [row("float32", f"peak memory, {num:,} cells", "MiB", peak)]}
-    compiling, share = in_fresh_process(overhead, repeats)
+    compiling, share = in_fresh_process(overhead, repeats, 35_001)
     yield {"rows": [row("float32", "compile a block's program", "s", compiling)]}
     yield {"rows": [row("float32", "sweep machinery : compute", "%", share, ("<=", 5.0))]}
     for float64 in (False, True):
