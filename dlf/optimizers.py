@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from dlf import rates
 from dlf.types import Optimizer, Params
+
+_POSITIVE = {"max_norm", "max_delta", "clipping_threshold", "k"}  # of transformations of the gradient
 
 
 def make_optimizer(
@@ -40,7 +42,7 @@ def make_optimizer(
     """
     chain = {"before": before} if before else {}
     given = dict(name=name, learning_rate=learning_rate, **chain, **settings)
-    rate = _rate(learning_rate)
+    rate = rates.rate(learning_rate)
     if callable(learning_rate) or isinstance(learning_rate, Mapping):
         learning_rate = given["learning_rate"] = rate
     if callable(name):
@@ -50,7 +52,7 @@ def make_optimizer(
     elif name == "ema":
         found = optax.chain(optax.ema(**settings), optax.scale_by_learning_rate(learning_rate))
     else:
-        names = [*_named(_is_optimizer), "ema"]
+        names = [*rates.named(_is_optimizer), "ema"]
         if name not in names:
             raise ValueError(f"unknown optimizer {name!r}: one of {', '.join(names)}")
         found = getattr(optax, name)(learning_rate=learning_rate, **settings)
@@ -76,79 +78,14 @@ def as_optimizer(optimizer: Mapping[str, Any] | Optimizer | optax.GradientTransf
     return Optimizer(optimizer.init, optimizer.update, None, {"name": "a transformation of optax"})
 
 
-def check_rate(optimizer: Optimizer, num_steps: int) -> None:
-    """Raise ValueError for a learning rate that is negative or not finite at some step, or zero at all.
-
-    At most 1,000 steps are looked at, spread evenly over the run.
-    """
-    if optimizer.rate is None:
-        return
-    steps = np.unique(np.linspace(0, num_steps - 1, min(num_steps, 1_000)).astype(int))
-    rates = np.asarray(jax.vmap(optimizer.rate)(jnp.asarray(steps, jnp.int32)))
-    if rates.ndim != 1:
-        raise ValueError(f"the learning rate must be one number a step, got the shape {rates.shape[1:]}")
-    wrong = np.flatnonzero(~(np.isfinite(rates) & (rates >= 0)))
-    if len(wrong):
-        raise ValueError(
-            f"the learning rate is {rates[wrong[0]]:g} at step {steps[wrong[0]]}: at least 0 is taken"
-        )
-    if not rates.any():
-        raise ValueError("the learning rate is 0 at every step")
-
-
-def _rate(learning_rate: Any) -> Callable[[Array], Array]:
-    """Return step -> learning rate in the working precision; errors as in `make_optimizer`."""
-    if isinstance(learning_rate, Mapping):
-        learning_rate = _schedule(learning_rate)
-    if callable(learning_rate):
-        # of a step in the working float: an integer one is divided in float32
-        return lambda step: _real(learning_rate(jnp.asarray(step).astype(jnp.result_type(float))))
-    if not isinstance(learning_rate, jax.core.Tracer):
-        if isinstance(learning_rate, bool | str) or jnp.ndim(learning_rate):
-            raise ValueError(f"learning_rate must be a number or a schedule, got {learning_rate!r}")
-        if not 0 < learning_rate < float("inf"):
-            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
-        info = jnp.finfo(jnp.result_type(float))
-        if not float(info.tiny) <= learning_rate <= float(info.max):
-            raise ValueError(f"learning_rate={learning_rate} does not fit {info.dtype}")
-    return lambda step: jnp.asarray(learning_rate, jnp.result_type(float))
-
-
-def _real(rate: Any) -> Array:
-    """Return a rate as an array in the working precision; raise ValueError for what is no number."""
-    try:
-        rate = jnp.asarray(rate)
-    except TypeError as error:
-        raise ValueError(f"the learning rate must be a number, got {type(rate).__name__}") from error
-    if not jnp.isdtype(rate.dtype, ("real floating", "integral")):
-        raise ValueError(f"the learning rate must be a real number, got {rate.dtype}")
-    return rate.astype(jnp.result_type(float))
-
-
-def _schedule(section: Mapping[str, Any]) -> optax.Schedule:
-    """Build a schedule of optax by name; keys that are numbers, of boundaries, may be words."""
-    given, names = dict(section), _named(_is_schedule)
-    name = given.pop("name", None)
-    if callable(name):
-        if not callable(found := name(**given)):
-            must = "a schedule of the learning rate must be a function step -> rate"
-            raise ValueError(f"{must}, got {type(found).__name__}")
-        return found
-    if name not in names:
-        raise ValueError(f"unknown schedule of the learning rate {name!r}: one of {', '.join(names)}")
-    for key, value in given.items():
-        if isinstance(value, Mapping):
-            given[key] = {int(at): scale for at, scale in value.items()}
-        elif isinstance(value, list | tuple):
-            given[key] = [_schedule(of) if isinstance(of, Mapping) and "name" in of else of for of in value]
-    return getattr(optax, name)(**given)
-
-
 def _transformation(section: Mapping[str, Any]) -> optax.GradientTransformation:
     if not isinstance(section, Mapping):
         raise ValueError(f"before must be a tuple of dict(name=..., ...), got {section!r} in it")
     given = dict(section)
     name = given.pop("name", None)
+    for key in _POSITIVE & given.keys():
+        if not given[key] > 0:
+            raise ValueError(f"before: {key} of {name} must be positive, got {given[key]}")
     builder = name if callable(name) else getattr(optax, str(name), None)
     if inspect.isfunction(builder) and "learning_rate" in inspect.signature(builder).parameters:
         raise ValueError(f"before: {name!r} takes a learning rate, of which there is one: leave it out")
@@ -158,20 +95,10 @@ def _transformation(section: Mapping[str, Any]) -> optax.GradientTransformation:
     return found
 
 
-def _named(is_one: Callable[[str, Any], bool]) -> list[str]:
-    return [
-        name for name in dir(optax) if inspect.isfunction(of := getattr(optax, name)) and is_one(name, of)
-    ]
-
-
 def _is_optimizer(name: str, builder: Any) -> bool:
     # without building blocks, and lbfgs, whose update asks for the loss as a function
     takes_rate = next(iter(inspect.signature(builder).parameters), "") == "learning_rate"
     return takes_rate and not name.startswith(("_", "scale_by_", "lbfgs"))
-
-
-def _is_schedule(name: str, builder: Any) -> bool:
-    return name.endswith(("_schedule", "_schedules")) or name == "exponential_decay"
 
 
 def adam_preconditioner(

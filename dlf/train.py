@@ -3,6 +3,7 @@
 Row `step` of a series is measured at the parameters after `step` updates, with the loss of that step.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,10 +14,11 @@ import optax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array
 
-from dlf import models
+from dlf import memory, models
 from dlf.data.batches import full_batch
 from dlf.losses import check_loss, make_loss, rightness_of
-from dlf.optimizers import as_optimizer, check_rate
+from dlf.optimizers import as_optimizer
+from dlf.rates import check_rate
 from dlf.recording import Rows, StepFn, missing
 from dlf.schedules import check_schedule, constant
 from dlf.types import (
@@ -36,6 +38,7 @@ from dlf.types import (
 )
 
 _FEW, _FIRST_STEPS = 8, 1_000  # examples and steps, on which loss and rate are tried
+_LOOKED = 2**22  # outputs for which labels are looked at at once
 _TRAINING = 2**31 - 1  # no step has this number, so no probe draws from the key of it
 
 # By this mark XLA keeps a loop that it knows to turn once. Else it takes such a loop apart and compiles the
@@ -106,6 +109,10 @@ def _descend(objective, batch_fn: BatchFn, optimizer, metrics_fn) -> StepFn:
                 raise ValueError(f"{words} of the structure, shapes and dtypes it is given")
         if any(map(jnp.iscomplexobj, jax.tree.leaves(updates))):
             raise ValueError("the optimizer returns complex updates: parameters are real")
+        if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, state.params):
+            raise ValueError(
+                "the optimizer must return updates of the structure and shapes of the parameters"
+            )
         params = optax.apply_updates(state.params, updates)
         series = {"loss": loss, **metrics_fn(state, batch, logits)}
         return TrainState(state.step + 1, params, model_state, opt_state), series
@@ -158,6 +165,8 @@ def problem_step(problem: Problem, metrics_fn: Callable[[TrainState], Rows] = la
     right_fn = rightness_of(problem.weighted_loss)
 
     def metrics(state: TrainState, batch: Batch, logits) -> Rows:
+        # compiled apart from the loss, whose rounding must not depend on what else is recorded
+        logits = jax.lax.optimization_barrier(logits)
         weights = problem.schedule(state.step)
         static = problem._replace(schedule=constant(len(weights)))
         rows = {"static_loss": _logits_loss(static)(logits, batch, state.step), "class_weights": weights}
@@ -210,9 +219,15 @@ def make_problem(
         variables = jax.eval_shape(model.init, key, few.inputs)
         like = jax.eval_shape(lambda *args: model.apply(*args), *variables, few.inputs)
         check_loss(weighted_loss, jax.random.normal(key, like.shape, like.dtype), few.labels, num_classes)
-        if (right_fn := rightness_of(weighted_loss)) is not None:  # which looks at all labels
+        outputs = math.prod(like.shape[1:])
+        needed = 4.0 * len(train.inputs) * outputs * like.dtype.itemsize  # with their gradients
+        memory.require("the logits of all examples (dataset, model)", needed)
+        if (right_fn := rightness_of(weighted_loss)) is not None:  # which looks at labels, here at all
+            size = max(1, _LOOKED // outputs)
             for of in (train, *tests.values()):
-                right_fn(jnp.zeros((len(of.labels), *like.shape[1:]), like.dtype), of.labels)
+                for first in range(0, len(of.labels), size):
+                    labels = of.labels[first : first + size]
+                    right_fn(jnp.zeros((len(labels), *like.shape[1:]), like.dtype), labels)
         check_rate(optimizer, _FIRST_STEPS)
     return Problem(model, weighted_loss, schedule, batch_fn, train, dict(tests), optimizer, key)
 

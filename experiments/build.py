@@ -7,6 +7,7 @@ run has the same bits alone as among others (a constant would be folded into oth
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from numbers import Integral, Real
@@ -21,13 +22,16 @@ from ml_collections import ConfigDict
 from analysis.infinite_width import linearized
 from analysis.parts import check_network
 from analysis.stability import threshold
-from dlf import data, losses, models, optimizers, recording, schedules
+from dlf import data, losses, models, recording, schedules
 from dlf import train as training
 from dlf.ensembles import Run
+from dlf.labels import is_wide
 from dlf.layers import warn_of_convolutions
-from dlf.types import Batch, Dataset, Model, ModelState, Params, Problem, Series, TrainState
+from dlf.rates import check_rate
+from dlf.types import Batch, Model, ModelState, Optimizer, Params, Problem, Series, TrainState
 from experiments.catalogues import blaming, bound, call, optimizer, probe, tuples, untupled
 from experiments.command_line import ConfigError
+from experiments.datasets import dataset_of
 from experiments.settings import COUNTS, FLOATS, MOST_STEPS, SEEDS, check_size, checked, is_argument
 
 
@@ -61,7 +65,8 @@ class Experiment(NamedTuple):
 def build(config: ConfigDict) -> Experiment:
     """Turn a configuration into a program and its arrays.
 
-    Warns of a network with `lax.conv` on a CPU. Raises ConfigError for a value that cannot be run.
+    Warns of a network with `lax.conv` on a CPU, and of parameters in float32 in a run in float64. Raises
+    ConfigError for a value that cannot be run.
     """
     config = checked(config)
     check_size("the data and the parameters (dataset, model)", replica_bytes(config))
@@ -71,22 +76,35 @@ def build(config: ConfigDict) -> Experiment:
         apply_fn = training.frozen(problem, run.state)
         if ":" in config.model.name:  # probes, which are traced, cannot try it
             check_network(apply_fn, replica.params, replica.train.inputs)
-        logits = jax.eval_shape(apply_fn, replica.params, replica.train.inputs)
-    check_size("the logits of all examples (dataset, model)", 4 * logits.size * logits.dtype.itemsize)
+    if config.float64 and any(is_wide(x.dtype) and x.itemsize < 8 for x in jax.tree.leaves(replica.params)):
+        words = "parameters are float32 although float64=True: give its layers param_dtype=float"
+        warnings.warn(f"model {config.model.name}: {words}", stacklevel=2)
     warn_of_convolutions(apply_fn, replica.params, replica.train.inputs[:1])
     with blaming("optimizer.learning_rate"):
-        optimizers.check_rate(problem.optimizer, config.num_steps)
-    with blaming("the training step"):
-        series = recording.step_series(run.step_fn, run.state)
-    for name, of in run.probes.items():
-        with blaming(f"probes.{name}"):
-            found = recording.probe_series(name, of, run.state)
-            if twice := series.keys() & found.keys():
-                raise ValueError(f"another one measures {', '.join(sorted(twice))}, too")
-            series |= found
-            recording.check_names(series)
+        check_rate(problem.optimizer, config.num_steps)
+    series = _series(static, replica)
     check_size(*_largest(config, series))
     return Experiment(replica, run, problem, series, lambda arrays: _assemble(static, arrays)[0], static)
+
+
+def _series(static: str, replica: Replica) -> dict[str, Series]:
+    """Return all that a run records, from a trace of its program, where a replica is an argument."""
+    series = {}
+
+    def described(arrays: Replica) -> None:
+        run, _ = _assemble(static, arrays)
+        with blaming("the training step"):
+            series.update(recording.step_series(run.step_fn, run.state))
+        for name, of in run.probes.items():
+            with blaming(f"probes.{name}"):
+                found = recording.probe_series(name, of, run.state)
+                if twice := series.keys() & found.keys():
+                    raise ValueError(f"another one measures {', '.join(sorted(twice))}, too")
+                series.update(found)
+                recording.check_names(series)
+
+    jax.eval_shape(described, replica)
+    return series
 
 
 def _largest(config: ConfigDict, series: Mapping[str, Series]) -> tuple[str, int]:
@@ -126,7 +144,7 @@ def _loop(static: str, probe_names: tuple[str, ...]) -> Callable:
 def draw(config: ConfigDict) -> Replica:
     """Draw data and parameters of a configuration. Raises ConfigError for a value that cannot be run."""
     settings = _checked(config)
-    dataset = _dataset(config.dataset.to_json(), config.float64)
+    dataset = dataset_of(config.dataset.to_json(), config.float64)
     if ":" in config.schedule.name:  # of one's own: every cell of a sweep has its numbers
         moving = call(schedules, "schedule", config.schedule, num_classes=dataset.num_classes)
         with blaming(f"schedule {config.schedule.name}"):
@@ -148,7 +166,7 @@ def check_precision(config: ConfigDict) -> None:
 def replica_bytes(config: ConfigDict) -> int:
     """Return the bytes of what `draw` returns, which is not drawn. Raises ConfigError as that does."""
     _checked(config)
-    dataset = _dataset(config.dataset.to_json(), config.float64)
+    dataset = dataset_of(config.dataset.to_json(), config.float64)
     with blaming(f"model {config.model.name}"):
         init = _model(config.model, dataset.num_classes).init
         drawn = jax.eval_shape(init, jax.random.key(0), dataset.train.inputs)
@@ -163,7 +181,7 @@ def program(config: ConfigDict) -> str:
         section, key = _place(static, name)
         if name not in FLOATS or is_argument(name, section.get(key)):
             section.pop(key, None)
-    num_classes = _dataset(config.dataset.to_json(), config.float64).num_classes
+    num_classes = dataset_of(config.dataset.to_json(), config.float64).num_classes
     return json.dumps(static | {"num_classes": num_classes}, sort_keys=True)
 
 
@@ -173,30 +191,10 @@ def _place(config: Any, name: str) -> tuple[Any, str]:
     return config[section] if section else config, key
 
 
-# The cells of a sweep share data and first parameters; the last argument is JAX's precision.
-@lru_cache(maxsize=16)
-def _dataset(section: str, float64: bool) -> Dataset:
-    name = (given := untupled(section))["name"]
-    with np.errstate(all="ignore"):  # what comes of it is judged
-        found = call(data, "dataset", given)
-    with blaming(f"dataset {name}"):
-        train, test, num_classes = found
-        tests = test if isinstance(test, Mapping) else {"validation": test}
-        for of in tests:
-            if not (isinstance(of, str) and of.isidentifier()):
-                raise ValueError(f"a test set needs a name of letters, digits and underscores, got {of!r}")
-        train, *others = (Batch(*map(jnp.asarray, of)) for of in (train, *tests.values()))
-        for batch in (train, *others):
-            if not (batch.inputs.ndim and batch.labels.ndim and len(batch.inputs) == len(batch.labels) > 0):
-                raise ValueError("it needs examples, and a label for each")
-            if not jnp.isfinite(batch.inputs).all():
-                raise ValueError("its inputs are not all finite")
-        return Dataset(train, dict(zip(tests, others, strict=True)), num_classes)
-
-
+# The cells of a sweep share first parameters; the last argument is JAX's precision.
 @lru_cache(maxsize=16)
 def _params(seed: int, model: str, dataset: str, float64: bool) -> tuple[Params, ModelState]:
-    inputs, num_classes = _dataset(dataset, float64).train.inputs, _dataset(dataset, float64).num_classes
+    inputs, num_classes = dataset_of(dataset, float64).train.inputs, dataset_of(dataset, float64).num_classes
     section = untupled(model)
     with blaming(f"model {section['name']}"):  # a network of images, say, on points in the plane
         params, model_state = _model(section, num_classes).init(jax.random.key(seed), inputs)
@@ -250,7 +248,7 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
     ), problem
 
 
-def _measured_threshold(optimizer: optimizers.Optimizer) -> Callable[[TrainState], dict[str, Array]]:
+def _measured_threshold(optimizer: Optimizer) -> Callable[[TrainState], dict[str, Array]]:
     """Return what records the threshold of an optimizer that has a formula."""
     try:
         threshold(**optimizer.settings, step=jnp.zeros((), jnp.int32))

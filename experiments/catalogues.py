@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from analysis import probes
@@ -153,6 +154,11 @@ def blaming(setting: str) -> Iterator[None]:
         raise ConfigError(f"{setting}: does not fit into memory: {error}") from error
     except FileNotFoundError as error:
         raise ConfigError(f"{setting}: there is no such file") from error
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise ConfigError(
+            f"{setting}: rate, amplitude, period, data and key are arguments of the compiled program: take "
+            "jax.numpy for what depends on them, not float(), int(), if or NumPy"
+        ) from error
     except (Exception, SystemExit) as error:  # whatever a function of a catalogue, or a user's, raises
         words = next(iter(str(error).splitlines()), "")
         raise ConfigError(f"{setting}: {words or type(error).__name__}") from error

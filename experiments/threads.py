@@ -50,8 +50,11 @@ def choose(asked: Iterable[ConfigDict | Sweep]) -> None:
 
 def used(available: int | None = None) -> int:
     """Return the threads of XLA's pool, in a process with so many CPUs (this one's), once JAX has started."""
-    asked = (os.environ[name] for name in _POOL if re.fullmatch(r"\s*[+-]?\d+\s*", os.environ.get(name, "")))
-    return max(int(next(asked, available or num_cpus())), _num_devices())
+    words = (os.environ.get(name, "") for name in _POOL)
+    asked = (int(word) for word in words if re.fullmatch(r"\s*[+-]?\d+\s*", word))
+    virtual = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    fitting = (num for num in asked if num < 2**31)  # what does not fit XLA does not read
+    return max(next(fitting, available or num_cpus()), _num_devices(), *map(int, virtual[-1:]))
 
 
 def num_cpus() -> int:

@@ -16,6 +16,14 @@ from experiments.configs import fig4 as config_fig4
 from experiments.configs import tiny
 
 
+@pytest.fixture(autouse=True)
+def precision_is_given_back():
+    """Give back the precision that a benchmark sets, as a `main` may."""
+    before = jax.config.jax_enable_x64
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
 def test_fig4_measures_every_row_and_the_implementations_agree(tmp_path, monkeypatch, capsys):
     path = tmp_path / "fig4.json"
     monkeypatch.setattr("sys.argv", ["benchmark", "fig4", "--repeats=1", "--steps=4", f"--json={path}"])
@@ -55,7 +63,7 @@ def test_ensembles_and_sweeps_are_measured(monkeypatch):
     assert many_runs.peak_of_sweep(10) > 0
 
 
-def test_tracker_exponent_and_labels_are_measured(float64, monkeypatch):
+def test_tracker_exponent_and_labels_are_measured(monkeypatch):
     config = config_cascades.get_config()
     config.num_steps = 128
     monkeypatch.setattr(config_cascades, "get_config", lambda: config)

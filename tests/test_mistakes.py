@@ -56,7 +56,7 @@ CONFIG_FILES = {
     "config.schedule = dict(name='dlf.data:spiral')": "schedule dlf.data:spiral: ",
     "config.model = dict(name='math:moon')": "math has no function 'moon'",
     "config.optimizer.name = 'optax:constant_schedule'": "optimizer: constant_schedule() got an unexpected",
-    "config.probes.mine = dict(name='types:SimpleNamespace')": "probes.mine: no signature found",
+    "config.probes.mine = dict(name='builtins:dict')": "probes.mine: no signature found",
     "config.model.normalization = 'moon'": "unknown normalization 'moon': one of none, batch, group, layer",
     "config.model.dropout = 1.0": "dropout must be at least 0 and below 1",
     "config.model.update(linearized=True, normalization='batch')": "a network with statistics has no tangent",

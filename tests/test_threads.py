@@ -104,6 +104,28 @@ def test_a_sweep_is_as_large_as_its_largest_cell(idle):
     assert os.environ["PJRT_NPROC"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "num"),
+    [
+        ("XLA_FLAGS", "--xla_force_host_platform_device_count=8", 8),
+        ("NPROC", "99999999999", 2),
+        ("NPROC", "3", 3),
+    ],
+)
+def test_the_threads_that_are_told_are_those_of_the_pool(name, value, num):
+    code = (
+        "import os, jax; from experiments import threads\n"
+        "jax.devices(); print(threads.used(2)); jax.numpy.ones(3).block_until_ready()\n"
+        "names = [open(f'/proc/self/task/{t}/comm').read() for t in os.listdir('/proc/self/task')]\n"
+        "print(sum('XLAEigen' in name for name in names))"
+    )
+    out = subprocess.run(
+        ["taskset", "-c", "0,1", sys.executable, "-c", code], env={**os.environ, name: value},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert [*map(int, out.split())] == [num, num]
+
+
 def run(config, workdir, **environment):
     """Train in a process of its own, and return what its meta.json says and its series."""
     kept = {key: of for key, of in os.environ.items() if key not in (*threads._POOL, "OMP_NUM_THREADS")}
