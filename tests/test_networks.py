@@ -8,9 +8,11 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from dlf import data, layers, losses, models, schedules, train
+from dlf import data, layers, losses, models, schedules, store, train
 from dlf.data import augmentations
-from dlf.types import Batch
+from dlf.types import Batch, Dataset
+from experiments.configs import tiny
+from experiments.train import train as train_config
 
 BYTES = dict(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
@@ -239,6 +241,42 @@ def test_impossible_networks_are_refused(build, words):
 )
 def test_networks_that_do_not_fit_their_inputs_are_refused(model, inputs, words):
     refused(lambda: jax.eval_shape(model.init, jax.random.key(0), inputs), words)
+
+
+class Half(Exception):
+    """The process is killed between two chunks."""
+
+
+def test_a_resumed_run_of_augmented_bytes_has_the_same_bits(tmp_path, monkeypatch):
+    commit, images = store.commit, data.digits(num_train=40)
+    of_bytes = jax.tree.map(lambda x: (40 * x + 60).astype(jnp.uint8) if x.ndim > 1 else x, images.train)
+    monkeypatch.setattr(data, "made", lambda: Dataset(of_bytes, of_bytes, 10), raising=False)
+    monkeypatch.setattr(data, "__all__", [*data.__all__, "made"])
+    config = tiny.get_config()
+    config.update(num_steps=12, steps_per_chunk=4, float64=False)
+    with config.unlocked():
+        config.dataset = dict(name="made")
+        config.model = dict(name="myrtle", widths=(4, 4), activation="relu", normalization="weighted_batch")
+        config.model.update(mean=(0.3,), std=(0.3,))
+        config.batches = dict(name="minibatches", batch_size=16)
+        config.batches.augment = ("flip", dict(name="pad_crop", pad=2), dict(name="cutout", side=3))
+        config.probes = dict(evaluation=dict(every=4, batch_size=7, recomputed=True))
+    with jax.enable_x64(False):
+        train_config(config, tmp_path / "whole")
+
+        def killed(*arguments):
+            commit(*arguments)
+            raise Half
+
+        monkeypatch.setattr(store, "commit", killed)
+        for _ in range(2):
+            with pytest.raises(Half):
+                train_config(config, tmp_path / "killed", resume=True)
+        monkeypatch.setattr(store, "commit", commit)
+        train_config(config, tmp_path / "killed", resume=True)
+    found, expected = (store.load(tmp_path / name) for name in ("killed", "whole"))
+    found.attrs = expected.attrs = {}
+    assert found.identical(expected) and found["loss"].notnull().all()
 
 
 def in_numpy(name, key, images, **settings):
