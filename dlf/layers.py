@@ -1,5 +1,6 @@
 """Layers in flax.linen that are fast on CPU, too: products with a thin axis, convolutions inside a loop."""
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -11,9 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dlf.labels import wide
+
 # XLA's CPU code is slow for products with an axis this short unless they are written its way, and
 # folds a transpose into the product unless a barrier keeps it.
 _THIN = 4
+_MOMENTUM, _EPSILON = 0.9, 1e-5  # of batch norm
 
 
 def _contract(a, b, axis):
@@ -66,7 +70,7 @@ def _(primals, tangents):
 
 
 class Dense(nn.Module):
-    """flax's Dense with products that are fast for few inputs or few outputs, too."""
+    """flax's Dense, in the inputs' precision, with products that are fast for few inputs or outputs, too."""
 
     features: int
     use_bias: bool
@@ -74,69 +78,125 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x):
         shape, dtype = (x.shape[1], self.features), x.dtype
-        w = self.param("kernel", nn.initializers.lecun_normal(), shape, dtype)
+        w = self.param("kernel", nn.initializers.lecun_normal(), shape, dtype).astype(dtype)
         if not self.use_bias:
             return _matmul(x, w)
-        b = self.param("bias", nn.initializers.zeros_init(), shape[1:], dtype)
+        b = self.param("bias", nn.initializers.zeros_init(), shape[1:], dtype).astype(dtype)
         if x.shape[1] < _THIN:  # the bias as the weight of a constant input: one gradient product
             x = jnp.concatenate([x, jnp.ones_like(x, shape=(x.shape[0], 1))], axis=1)
             return _matmul(x, jnp.concatenate([w, b[None]]))
         return _matmul(x, w) + b[None]
 
 
-def _convolve(x, kernel):
-    """Convolve x [examples, height, width, in] with kernel [3, 3, in, out] and zeros around the image.
+def _convolve(x, kernel, stride=1):
+    """Convolve x [examples, *sides, in] with kernel [*sides, in, out] and zeros around, on one or two axes.
+
+    Of n points on a side ceil(n / stride) stay, with the padding that XLA calls "SAME".
 
     >>> _convolve(jnp.ones((1, 2, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
     [[4.0, 6.0, 4.0], [4.0, 6.0, 4.0]]
     """
+    sides, taps, (channels, features) = x.shape[1:-1], kernel.shape[:-2], kernel.shape[-2:]
     if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        order = ("NWC", "WIO", "NWC") if len(sides) == 1 else ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (stride,) * len(sides), "SAME", dimension_numbers=order)
     # On CPU, XLA runs the derivatives of lax.conv 20 to 50 times slower inside a loop (jax issue 12868).
-    (examples, height, width, channels), features = x.shape, kernel.shape[3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    left = [-(-n // stride) for n in sides]
+    missing = [max((m - 1) * stride + k - n, 0) for m, k, n in zip(left, taps, sides, strict=True)]
+    x = jnp.pad(x, ((0, 0), *((of // 2, of - of // 2) for of in missing), (0, 0)))
+    shifted = [
+        x[:, *(slice(i, i + (m - 1) * stride + 1, stride) for i, m in zip(tap, left, strict=True))]
+        for tap in itertools.product(*map(range, taps))
+    ]
     # A product of two plain matrices: with more axes the derivatives are slower.
-    patches = jnp.concatenate(shifted, axis=3).reshape(examples * height * width, 9 * channels)
-    return (patches @ kernel.reshape(9 * channels, features)).reshape(examples, height, width, features)
+    patches = jnp.concatenate(shifted, axis=-1).reshape(-1, math.prod(taps) * channels)
+    return (patches @ kernel.reshape(-1, features)).reshape(len(x), *left, features)
 
 
 class Conv(nn.Module):
-    """flax's Conv, 3x3 with zero padding, He-normal, as fast inside a loop as outside on CPU, too."""
+    """flax's Conv on one or two axes, zero padding, He-normal, as fast inside a loop as outside on CPU."""
 
     features: int
+    taps: int = 3  # a side of the kernel
+    stride: int = 1
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
-        shape = (3, 3, x.shape[3], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape, x.dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), shape[3:], x.dtype)
-        return _convolve(x, kernel) + bias[None, None, None]
+        num_sides, dtype = x.ndim - 2, x.dtype
+        shape = (*(self.taps,) * num_sides, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, dtype).astype(dtype)
+        y = _convolve(x, kernel, self.stride)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros_init(), shape[-1:], dtype).astype(dtype)
+        return y + bias.reshape(*(1,) * (num_sides + 1), -1)
 
 
-def _batch_norm(x, train):
+class WeightedBatchNorm(nn.Module):
+    """flax's BatchNorm with the statistics of a weighted batch, as the loss weighs its examples.
+
+        m = sum_j w_j h_j / sum_j w_j,    v = sum_j w_j (h_j - m)^2 / sum_j w_j
+
+    Weights [examples], None for equal ones; of an example all places count alike.
+
+    Source: Yasuda 2020 (arXiv 2001.01433), its abstract; momentum and the rest as in `NORMALIZATIONS`.
+    """
+
+    @nn.compact
+    def __call__(self, x, train, weights=None):
+        shape, axes = x.shape[-1:], tuple(range(x.ndim - 1))
+        lift = (None,) * (x.ndim - 1)
+        scale = self.param("scale", nn.initializers.ones_init(), shape, x.dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape, x.dtype)
+        running = [
+            self.variable("batch_stats", name, begin, shape, x.dtype)
+            for name, begin in (("mean", jnp.zeros), ("var", jnp.ones))
+        ]
+        mean, var = (of.value for of in running)
+        if train:
+            shares = jnp.ones(len(x), x.dtype) if weights is None else weights.astype(x.dtype)
+            shares = (shares / shares.sum())[:, *lift] / math.prod(x.shape[1:-1])
+            mean = (shares * x).sum(axes)
+            var = (shares * (x - mean[lift]) ** 2).sum(axes)
+            for of, found in zip(running, (mean, var), strict=True):
+                of.value = _MOMENTUM * of.value + (1 - _MOMENTUM) * found
+        return (x - mean[lift]) * (lax.rsqrt(var + _EPSILON) * scale)[lift] + bias[lift]
+
+
+def _batch_norm(x, train, weights):
     return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, param_dtype=x.dtype, force_float32_reductions=False
+        use_running_average=not train, momentum=_MOMENTUM, param_dtype=x.dtype, force_float32_reductions=False
     )(x)
 
 
-def _group_norm(x, train):
+def _weighted_batch_norm(x, train, weights):
+    return WeightedBatchNorm()(x, train, weights)
+
+
+def _group_norm(x, train, weights):
     num_groups = math.gcd(x.shape[-1], 8)
     return nn.GroupNorm(num_groups, param_dtype=x.dtype, force_float32_reductions=False)(x)
 
 
-def _layer_norm(x, train):
+def _layer_norm(x, train, weights):
     return nn.LayerNorm(param_dtype=x.dtype, force_float32_reductions=False)(x)
 
 
-# What a network may have between a layer and its activation, as functions (x, train) -> x inside a module, by
-# features, the last axis. Batch norm: statistics of the batch in training, their running means in evaluation
-# (momentum 0.9). Group norm: up to 8 groups.
+def _in_full(norm):
+    """Return a norm that is computed in at least 32 bits."""
+    return lambda x, train, weights: norm(wide(x), train, weights).astype(x.dtype)
+
+
+# What a network may have between a layer and its activation, as functions (x, train, weights of the examples
+# in the loss) -> x inside a module, by features, the last axis. Batch norm: statistics of the batch in
+# training, their running means in evaluation (momentum 0.9). Group norm: up to 8 groups.
 NORMALIZATIONS = {
-    "none": lambda x, train: x,
-    "batch": _batch_norm,
-    "group": _group_norm,
-    "layer": _layer_norm,
+    "none": lambda x, train, weights: x,
+    "batch": _in_full(_batch_norm),
+    "weighted_batch": _in_full(_weighted_batch_norm),
+    "group": _in_full(_group_norm),
+    "layer": _in_full(_layer_norm),
 }
 
 

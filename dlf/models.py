@@ -1,21 +1,25 @@
 """Networks in flax.linen, each as three functions: init, apply in evaluation, train.
 
-`__all__` is the catalogue that a config names a model from.
+`__all__` is the catalogue that a config names a model from. Of images that are bytes, each takes the `mean`
+and the `std` of every channel, from 0 to 1, and computes in `dtype`, "bfloat16" say, if that is set;
+parameters, statistics and losses stay as they are.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-from jax import Array, lax
 
-from dlf.layers import NORMALIZATIONS, Conv, Dense, relu
-from dlf.types import ApplyFn, Inputs, Model, ModelState, Params
+from dlf import networks
+from dlf.layers import NORMALIZATIONS
+from dlf.modes import apply_fn as apply_fn
+from dlf.modes import linen as linen
+from dlf.modes import prepared
+from dlf.modes import stateless as stateless
+from dlf.types import Model
 
-__all__ = ["mlp", "myrtle"]
+__all__ = ["mlp", "myrtle", "wide_resnet"]
 
 # The two initialisations that the authors published: (kernel, bias).
 _INITIALIZERS = {
@@ -26,56 +30,11 @@ _INITIALIZERS = {
     "updated": (nn.initializers.glorot_normal(), nn.initializers.normal(0.01)),
 }
 
-_ACTIVATIONS = {name: getattr(nn, name) for name in ("elu", "gelu", "sigmoid", "silu", "softplus", "tanh")}
-_ACTIVATIONS["relu"] = relu
-
-
-class _Mlp(nn.Module):
-    widths: Sequence[int]  # of all layers, the logits included
-    activation: str
-    use_bias: bool
-    normalization: str
-    dropout: float
-
-    @nn.compact
-    def __call__(self, inputs, train=False):
-        hidden = inputs.reshape(inputs.shape[0], math.prod(inputs.shape[1:]))
-        for depth, width in enumerate(self.widths):
-            if depth > 0:
-                hidden = NORMALIZATIONS[self.normalization](hidden, train)
-                hidden = _ACTIVATIONS[self.activation](hidden)
-                hidden = _drop(self.dropout, hidden, train)
-            hidden = Dense(width, self.use_bias, name=f"Dense_{depth}")(hidden)
-        return hidden
-
-
-class _Myrtle(nn.Module):
-    widths: Sequence[int]  # of all layers, the logits included
-    activation: str
-    normalization: str
-    dropout: float
-
-    @nn.compact
-    def __call__(self, inputs, train=False):
-        if inputs.ndim != 4:
-            raise ValueError(f"need images [examples, height, width, channels], got shape {inputs.shape}")
-        hidden = inputs
-        for depth, width in enumerate(self.widths[:-1]):
-            hidden = NORMALIZATIONS[self.normalization](Conv(width, name=f"Conv_{depth}")(hidden), train)
-            hidden = _ACTIVATIONS[self.activation](hidden)
-            if depth > 0 and min(hidden.shape[1:3]) > 2:
-                hidden = nn.pool(hidden, 0.0, lax.add, (2, 2), (2, 2), "VALID") / 4
-        hidden = _drop(self.dropout, hidden.mean(axis=(1, 2)), train)
-        return Dense(self.widths[-1], use_bias=True, name="Dense_0")(hidden)
-
-
-def _drop(rate, hidden, train):
-    return nn.Dropout(rate, deterministic=not train)(hidden) if rate else hidden
-
 
 def _check(activation, normalization, dropout, widths):
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}: one of {', '.join(sorted(_ACTIVATIONS))}")
+    if activation not in networks.ACTIVATIONS:
+        known = ", ".join(sorted(networks.ACTIVATIONS))
+        raise ValueError(f"unknown activation {activation!r}: one of {known}")
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"unknown normalization {normalization!r}: one of {', '.join(NORMALIZATIONS)}")
     if not 0 <= dropout < 1:
@@ -92,6 +51,9 @@ def mlp(
     use_bias: bool,
     normalization: str = "none",
     dropout: float = 0.0,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    dtype: str = "",
 ) -> Model:
     """Build a fully connected network: (inputs [examples, ...]) -> logits [examples, classes].
 
@@ -121,10 +83,11 @@ def mlp(
     _check(activation, normalization, dropout, widths)
     if initialization not in _INITIALIZERS:
         raise ValueError(f"unknown initialization {initialization!r}: one of {', '.join(_INITIALIZERS)}")
-    model = _model(_Mlp(widths, activation, use_bias, normalization, dropout))
+    model = _model(networks.Mlp(widths, activation, use_bias, normalization, dropout))
     draw_kernel, draw_bias = _INITIALIZERS[initialization]
 
     def init(key, inputs):
+        networks.check_inputs(inputs, range(1, 10))
         params, model_state = model.init(key, inputs) if normalization != "none" else ({}, ())
         fan_in, dtype = math.prod(inputs.shape[1:]), inputs.dtype
         with jax.threefry_partitionable(False):
@@ -140,30 +103,36 @@ def mlp(
                 fan_in = width
         return params, model_state
 
-    return model._replace(init=init)
+    return prepared(model._replace(init=init), mean, std, dtype)
 
 
 def myrtle(
     num_classes: int,
     widths: Sequence[int],
     activation: str,
+    per_pool: Sequence[int] = (),
     normalization: str = "none",
     dropout: float = 0.0,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    dtype: str = "",
 ) -> Model:
     """Build a convolutional network: (images [examples, height, width, channels]) -> logits.
 
         h_{l+1} = pool(activation(norm(conv(h_l)))),   logits = W drop(mean_{pixels} h_L) + b
 
-    One 3x3 convolution with zero padding and biases for each of `widths`, its number of channels.
-    From the second on, while both sides are longer than 2, `pool` averages squares of 2x2 pixels
-    (without an odd last row or column). So four widths make Myrtle5 of 32x32 images, and two to
-    four suit 8x8 ones. `normalization` and `dropout` as in `mlp`. Kernels are He-normal (variance
+    One 3x3 convolution with zero padding and biases for each of `widths`, its number of channels; of signals
+    [examples, points, channels] one over 3 points. `pool` averages squares of 2x2 pixels (without an odd last
+    row or column), or pairs of points. `per_pool` are the convolutions before each pool: Myrtle5 has four
+    widths and (2, 1, 1), Myrtle7 six and (2, 2, 2), Myrtle10 nine and (3, 3, 3). Without it there is a pool
+    after each from the second on, while the sides are longer than 2: four widths are Myrtle5 of 32x32 images,
+    two to four suit 8x8 ones. `normalization` and `dropout` as in `mlp`. Kernels are He-normal (variance
     2/fan_in), W has variance 1/fan_in, both from normals cut at two standard deviations; biases start at
     zero.
 
-    Raises ValueError as `mlp` does, and for inputs that are no images.
+    Raises ValueError as `mlp` does, for inputs that are neither images nor signals, or too many pools.
 
-    Source: Shankar et al. 2020 (arXiv 2003.02237), Myrtle5; initialisation and other sizes are ours.
+    Source: Shankar et al. 2020 (arXiv 2003.02237); initialisation and other sizes are ours.
 
     >>> import jax.numpy as jnp
     >>> model = myrtle(10, (4, 8), activation="relu")
@@ -174,117 +143,49 @@ def myrtle(
     """
     widths = (*widths, num_classes)
     _check(activation, normalization, dropout, widths)
-    model = _model(_Myrtle(widths, activation, normalization, dropout))
-    return model._replace(init=jax.jit(model.init))  # compiled, it skips the logits
+    if per_pool and (min(per_pool) < 1 or sum(per_pool) > len(widths) - 1):
+        raise ValueError(f"per_pool must share out the {len(widths) - 1} convolutions, got {per_pool}")
+    model = _model(networks.Myrtle(widths, tuple(per_pool), activation, normalization, dropout))
+    model = model._replace(init=jax.jit(model.init))  # compiled, it skips the logits
+    return prepared(model, mean, std, dtype)
+
+
+def wide_resnet(
+    num_classes: int,
+    depth: int,
+    widen_factor: int,
+    normalization: str = "batch",
+    dropout: float = 0.0,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    dtype: str = "",
+) -> Model:
+    """Build a wide residual network of images or signals: inputs as those of `myrtle` -> logits.
+
+        h <- h + conv(drop(relu(norm(conv(relu(norm(h)))))))        a block
+
+    After one convolution of 16 channels three groups of (depth - 4) / 6 blocks with 16 k, 32 k and 64 k
+    channels, of which the second and third halve the sides; where shapes differ, a convolution over one pixel
+    takes the place of h. Then a mean over pixels and a dense layer. Convolutions have biases only without
+    `normalization`.
+
+    Raises ValueError for a depth that is not 6 n + 4, an impossible factor, or as `myrtle` does.
+
+    Source: Zagoruyko and Komodakis 2016 (arXiv 1605.07146); the initialisation, as in `myrtle`, is ours.
+
+    >>> import jax.numpy as jnp
+    >>> model = wide_resnet(10, depth=10, widen_factor=1)
+    >>> params, _ = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> sum(p.size for p in jax.tree.leaves(params))
+    77850
+    """
+    _check("relu", normalization, dropout, (widen_factor, num_classes))
+    if type(depth) is not int or depth < 10 or depth % 6 != 4:
+        raise ValueError(f"depth must be 6 n + 4 for n blocks a group, from 10 on, got {depth}")
+    model = _model(networks.WideResNet(num_classes, (depth - 4) // 6, widen_factor, normalization, dropout))
+    return prepared(model._replace(init=jax.jit(model.init)), mean, std, dtype)
 
 
 def _model(module: nn.Module) -> Model:
-    return linen(module, training={"train": True}, evaluation={"train": False})
-
-
-@dataclass(frozen=True)
-class _Apply:
-    """The network in evaluation, equal for equal modules and modes."""
-
-    module: nn.Module
-    mode: tuple[tuple[str, Any], ...]
-
-    def __call__(self, params, model_state, inputs):
-        return self.module.apply({"params": params, **dict(model_state)}, inputs, **dict(self.mode))
-
-
-@dataclass(frozen=True)
-class _Train:
-    """The network in training: all of its state may move, masks come from the key."""
-
-    module: nn.Module
-    mode: tuple[tuple[str, Any], ...]
-
-    def __call__(self, params, model_state, inputs, key):
-        variables = {"params": params, **dict(model_state)}
-        rngs, mutable = {"dropout": key}, [*dict(model_state)]
-        logits, moved = self.module.apply(variables, inputs, rngs=rngs, mutable=mutable, **dict(self.mode))
-        statistics = [*map(jax.tree.leaves, (variables.get("batch_stats"), moved.get("batch_stats")))]
-        if statistics[0] and all(x is of for x, of in zip(*statistics, strict=True)):
-            raise ValueError(
-                "the batch statistics do not move in training: say by training=dict(...) and "
-                "evaluation=dict(...) how its call is told the mode, such as train=True and train=False"
-            )
-        # flax begins statistics in float32, and goes on in the precision of the inputs
-        state = {
-            name: jax.tree.map(lambda x, of: of.astype(x.dtype), variables[name], moved[name])
-            for name in moved
-        }
-        return logits, state or ()
-
-
-def linen(
-    module: nn.Module, *, training: Mapping[str, Any] = {}, evaluation: Mapping[str, Any] = {}
-) -> Model:
-    """Return the three functions of a flax.linen module whose call gives logits.
-
-    `training` and `evaluation` are the keyword arguments of its call in these modes, such as
-    dict(train=True) and dict(train=False). What it holds beside its parameters is the model state; it draws
-    from the stream "dropout".
-
-    Raises ValueError, when called, for batch statistics that stay as they are in training, flax's
-    ModifyScopeVariableError for an evaluation that would change the state.
-
-    >>> import jax.numpy as jnp
-    >>> modes = dict(use_running_average=False), dict(use_running_average=True)
-    >>> model = linen(nn.BatchNorm(), training=modes[0], evaluation=modes[1])
-    >>> params, state = model.init(jax.random.key(0), inputs := jnp.asarray([[1.0], [3.0]]))
-    >>> model.apply(params, state, inputs).round(2).tolist()
-    [[1.0], [3.0]]
-    >>> logits, state = model.train(params, state, inputs, jax.random.key(0))
-    >>> logits.round(2).tolist(), round(float(state["batch_stats"]["mean"][0]), 4)
-    ([[-1.0], [1.0]], 0.02)
-    """
-
-    def init(key, inputs):
-        variables = dict(module.init(key, inputs, **evaluation))
-        return variables.pop("params", {}), variables or ()
-
-    modes = (tuple(sorted(mode.items())) for mode in (evaluation, training))
-    return Model(init, _Apply(module, next(modes)), _Train(module, next(modes)))
-
-
-def stateless(init: Callable[[Array, Inputs], Params], apply_fn: ApplyFn) -> Model:
-    """Return the three functions of a network that is the same in training: no statistics, nothing drawn.
-
-    `init(key, inputs)` gives the first parameters, `apply_fn(params, inputs)` the logits.
-
-    >>> import jax.numpy as jnp
-    >>> model = stateless(lambda key, inputs: jnp.eye(2), lambda params, inputs: inputs @ params)
-    >>> logits, model_state = model.train(jnp.eye(2), (), jnp.ones((1, 2)), jax.random.key(0))
-    >>> logits.tolist(), model_state
-    ([[1.0, 1.0]], ())
-    """
-    return Model(
-        lambda key, inputs: (init(key, inputs), ()),
-        lambda params, model_state, inputs: apply_fn(params, inputs),
-        lambda params, model_state, inputs, key: (apply_fn(params, inputs), model_state),
-    )
-
-
-@dataclass(frozen=True)
-class _Frozen:
-    apply: Callable
-
-    def __call__(self, model_state, params, inputs):
-        return self.apply(params, model_state, inputs)
-
-
-def apply_fn(model: Model, model_state: ModelState = ()) -> ApplyFn:
-    """Return (params, inputs) -> logits of a network in evaluation mode, its state held fixed.
-
-    The function is a pytree of the state's arrays, equal in structure for equal networks: compiled functions
-    that take it as an argument are not compiled again.
-
-    >>> import jax.numpy as jnp
-    >>> model = mlp(3, (4,), activation="relu", initialization="original", use_bias=True)
-    >>> params, model_state = model.init(jax.random.key(0), jnp.zeros((1, 2)))
-    >>> apply_fn(model, model_state)(params, jnp.zeros((5, 2))).shape
-    (5, 3)
-    """
-    return jax.tree_util.Partial(_Frozen(model.apply), model_state)
+    weights = "weights" if module.normalization == "weighted_batch" else ""
+    return linen(module, training={"train": True}, evaluation={"train": False}, weights=weights)

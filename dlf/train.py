@@ -85,8 +85,10 @@ def make_objective(problem: Problem) -> Callable:
     logits_loss, key = _logits_loss(problem), jax.random.fold_in(problem.key, _TRAINING)
 
     def objective(params: Params, model_state: ModelState, batch: Batch, step, later=0):
-        drawn = jax.random.fold_in(key, step + later)
-        logits, model_state = problem.model.train(params, model_state, batch.inputs, drawn)
+        drawn, weights = jax.random.fold_in(key, step + later), {}
+        if getattr(problem.model.train, "takes_weights", False):
+            weights = {"weights": problem.schedule(step)[batch.labels]}
+        logits, model_state = problem.model.train(params, model_state, batch.inputs, drawn, **weights)
         return logits_loss(logits, batch, step), (model_state, logits)
 
     return objective

@@ -6,11 +6,11 @@ Time is counted in steps (updates of the parameters already applied), never in e
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Int, Integer, PyTree
+from jaxtyping import Array, Float, Int, Integer, PyTree, Real
 
 Step = Int[Array, ""]  # updates already applied; 0 before the first
 Params = PyTree[Float[Array, "..."]]
-Inputs = Float[Array, "examples ..."]
+Inputs = Real[Array, "examples ..."]  # of images also bytes
 Logits = Float[Array, "examples classes"]
 Labels = Integer[Array, " examples"]
 Losses = Float[Array, " examples"]

@@ -182,6 +182,7 @@ _WORDS = {
     bool: "True or False",
     str: "a word",
     Sequence[int]: "whole numbers, such as (100,)",
+    Sequence[float]: "numbers, such as (0.5,)",
 }
 
 
@@ -199,6 +200,6 @@ def check_kinds(what: str, builder: Callable, given: Mapping[str, Any]) -> None:
 def _is(value: Any, kind: Any) -> bool:
     if isinstance(value, jax.Array):  # traced: checked before
         return True
-    if kind == Sequence[int]:
-        return isinstance(value, list | tuple) and all(type(of) is int for of in value)
+    if kind in (Sequence[int], Sequence[float]):
+        return isinstance(value, list | tuple) and all(_is(of, *get_args(kind)) for of in value)
     return type(value) is kind or (kind is float and type(value) is int)

@@ -7,11 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state, jaxpr_as_fun
-from jaxtyping import Array, Float
 
 from analysis.parts import checked_logits
 from dlf.layers import Dense
-from dlf.types import ApplyFn, Params
+from dlf.types import ApplyFn, Inputs, Params
 
 # With these settings flax's Dense is h W + b and nothing else.
 _PLAIN = {
@@ -20,7 +19,7 @@ _PLAIN = {
 }
 
 
-def jacobian_factors(apply_fn: ApplyFn, params: Params, inputs: Float[Array, "examples ..."]) -> Callable:
+def jacobian_factors(apply_fn: ApplyFn, params: Params, inputs: Inputs) -> Callable:
     """Return the function from examples, as `inputs`, and roots of weights to factors of the Jacobian.
 
         W^{1/2} grad f_c(x) = (h(x) delta_c(x)^T, one such outer product for each factor)

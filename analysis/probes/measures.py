@@ -6,7 +6,6 @@ All raise ValueError for `every` or another count below 1, or `tol` not positive
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
@@ -16,7 +15,7 @@ from analysis.stability import effective_hessian, first_tangents, log_growth, th
 from dlf.models import apply_fn
 from dlf.recording import missing
 from dlf.train import frozen, loss_of, problem_step
-from dlf.types import Probe, Problem, Series, TrainState
+from dlf.types import Inputs, Probe, Problem, Series, TrainState
 
 __all__ = ["hessian", "kernel", "lyapunov", "ntk", "stability"]
 
@@ -117,7 +116,7 @@ def kernel(problem: Problem, every: int, num_examples: int, batch_size: int | No
     return Probe(every, lambda state: (), measure, series)
 
 
-def evenly(inputs: Float[Array, "examples ..."], num_examples: int) -> Float[Array, "num_examples ..."]:
+def evenly(inputs: Inputs, num_examples: int) -> Inputs:
     """Return `num_examples` of the inputs, spread evenly from the first on: number k is floor(k P / num).
 
     Raises ValueError for more than there are.

@@ -1,14 +1,16 @@
 """What a step sees of a data set: pure functions of the step, so that a resume sees the same."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from dlf.data.augmentations import chain
 from dlf.schedules import as_step
 from dlf.types import Batch, BatchFn, Inputs
 
@@ -30,7 +32,7 @@ def minibatches(
     batch_size: int,
     *,
     drop_last: bool = False,
-    augment: Callable[[Array, Inputs], Inputs] | None = None,
+    augment: Callable[[Array, Inputs], Inputs] | Sequence[Mapping[str, Any] | str] | None = None,
     key: Array,
 ) -> BatchFn:
     """Return `batch_size` examples a step, drawn without replacement, in another order every epoch.
@@ -43,7 +45,8 @@ def minibatches(
     epochs. The order is no list: only the places of one batch are worked out, in O(B).
 
     `augment(key, inputs) -> inputs` of the same shape and type is applied to the batch, with a key of its
-    own for each step. Of `key` alone depend both: replicas with other keys share one `train`.
+    own for each step; or it is a tuple of augmentations by name, see `dlf.data.augmentations`. Of `key` alone
+    depend both: replicas with other keys share one `train`.
 
     Raises ValueError for a batch size that is no int from 1 to P, inputs and labels of different
     numbers, or more than 2^30 examples; when it is called, for an augmentation of another shape or type.
@@ -63,6 +66,8 @@ def minibatches(
             f"batch_size must be an int from 1 to the number of examples, which is {num_examples} "
             f"and may be 2**30, got {batch_size!r}"
         )
+    if augment is not None and not callable(augment):
+        augment = chain(augment)
     length = num_examples - (num_examples % batch_size if drop_last else 0)
     order_key, augment_key = jax.random.split(key)
 

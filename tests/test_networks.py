@@ -1,0 +1,349 @@
+"""Networks of images and signals: layers against lax, sizes as published, norms, bytes, augmentation."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from dlf import data, layers, losses, models, schedules, store, train
+from dlf.data import augmentations
+from dlf.types import Batch, Dataset
+from experiments.configs import tiny
+from experiments.train import train as train_config
+
+BYTES = dict(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+def lax_convolution(x, kernel, stride):
+    order = ("NWC", "WIO", "NWC") if x.ndim == 3 else ("NHWC", "HWIO", "NHWC")
+    strides = (stride,) * (x.ndim - 2)
+    return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=order)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("taps", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("sides", [(9,), (2,), (6, 7), (1, 4)], ids=str)
+def test_convolutions_of_any_kind_are_those_of_lax(x64, monkeypatch, sides, stride, taps, platform):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    rng = np.random.default_rng(0)
+    x, dx = (jnp.asarray(rng.normal(size=(2, *sides, 3)), float) for _ in range(2))
+    kernel, dkernel = (jnp.asarray(rng.normal(size=((taps,) * len(sides) + (3, 4))), float) for _ in range(2))
+
+    def derivatives(convolve):
+        def loss(*primals):
+            return jnp.sum(jnp.tanh(convolve(*primals, stride)))
+
+        gradient = jax.grad(loss, argnums=(0, 1))
+        return jax.jit(lambda *p: (convolve(*p, stride), jax.jvp(gradient, p, (dx, dkernel))))(x, kernel)
+
+    tolerance = dict(rtol=1e-10, atol=1e-10) if x64 else dict(rtol=1e-3, atol=1e-3)
+    found, expected = derivatives(layers._convolve), derivatives(lax_convolution)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, expected)
+
+
+def size(model, shape=(1, 32, 32, 3)):
+    params, _ = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("widths", "per_pool", "published"),
+    [
+        ((64,) * 4, (2, 1, 1), 113_226),
+        ((16,) * 4, (2, 1, 1), 7_578),
+        ((64,) * 4, (), 113_226),
+        ((64,) * 9, (3, 3, 3), 297_866),
+    ],
+)
+def test_myrtles_have_the_published_sizes(widths, per_pool, published):
+    assert size(models.myrtle(10, widths, "relu", per_pool)) == published
+
+
+@pytest.mark.parametrize(
+    ("depth", "factor", "millions"),
+    [(16, 4, 2.7), (28, 10, 36.5), (40, 4, 8.9), (16, 8, 11.0), (22, 8, 17.2)],
+)
+def test_wide_residual_networks_have_the_published_sizes(depth, factor, millions):
+    assert (
+        round(size(models.wide_resnet(10, depth, factor)) / 1e6, 1) == millions
+    )  # table 4 and 5 of the paper
+
+
+def test_myrtle5_is_convolutions_and_pools_in_the_published_order(float64):
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    model = models.myrtle(10, (5, 6, 7, 8), "relu", (2, 1, 1))
+    params, state = model.init(jax.random.key(0), images)
+    hidden = images
+    for depth, pools in enumerate((False, True, True, True)):
+        layer = params[f"Conv_{depth}"]
+        hidden = jnp.maximum(lax_convolution(hidden, layer["kernel"], 1) + layer["bias"][None, None, None], 0)
+        if pools:
+            half = hidden.shape[1] // 2
+            hidden = hidden.reshape(2, half, 2, half, 2, -1).mean((2, 4))
+    pooled = hidden.mean((1, 2))
+    expected = pooled @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None]
+    np.testing.assert_allclose(model.apply(params, state, images), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16, 3), (4, 20, 1)], ids=str)
+def test_a_wide_residual_network_is_that_of_the_paper_in_plain_operations(float64, shape):
+    inputs = jax.random.normal(jax.random.key(1), shape)
+    model = models.wide_resnet(10, 10, 2)
+    params, state = model.init(jax.random.key(0), inputs)
+    statistics = iter(f"BatchNorm_{number}" for number in range(7))
+    kernels = iter(f"Conv_{number}" for number in range(10))
+    expected_state = {}
+    lift = (None,) * (inputs.ndim - 1)
+
+    def norm(h):
+        name = next(statistics)
+        axes = tuple(range(h.ndim - 1))
+        mean, var = h.mean(axes), h.var(axes)
+        expected_state[name] = {"mean": 0.1 * mean, "var": 0.9 + 0.1 * var}
+        scale, bias = params[name]["scale"], params[name]["bias"]
+        return (h - mean[lift]) / jnp.sqrt(var + 1e-5)[lift] * scale[lift] + bias[lift]
+
+    def conv(h, stride=1):
+        return lax_convolution(h, params[next(kernels)]["kernel"], stride)
+
+    h = conv(inputs)
+    for stride in (1, 2, 2):
+        active = nn.relu(norm(h))
+        shortcut = conv(active, stride)
+        h = shortcut + conv(nn.relu(norm(conv(active, stride))))
+    h = nn.relu(norm(h)).mean(range(1, h.ndim - 1))
+    expected = h @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None]
+    logits, moved = model.train(params, state, inputs, jax.random.key(2))
+    np.testing.assert_allclose(logits, expected, rtol=1e-8, atol=1e-10)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10),
+        dict(moved["batch_stats"]), expected_state,
+    )  # fmt: skip
+
+
+def weighted(normalization):
+    return models.mlp(3, (4,), "relu", "updated", True, normalization)
+
+
+def test_equal_weights_give_flax_batch_norm(x64):
+    inputs = jax.random.normal(jax.random.key(1), (20, 2))
+    params, state = weighted("batch").init(jax.random.key(0), inputs)
+    rename = {"WeightedBatchNorm_0": params["BatchNorm_0"]} | {
+        name: of for name, of in params.items() if name.startswith("Dense")
+    }
+    own_params, own_state = weighted("weighted_batch").init(jax.random.key(0), inputs)
+    assert jax.tree.map(jnp.shape, own_params) == jax.tree.map(jnp.shape, rename)
+    expected, moved = weighted("batch").train(params, state, inputs, jax.random.key(0))
+    for weights in (None, jnp.full(20, 3.0)):
+        logits, found = weighted("weighted_batch").train(
+            rename, own_state, inputs, jax.random.key(0), weights=weights
+        )
+        tolerance = dict(rtol=1e-10, atol=1e-12) if x64 else dict(rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(logits, expected, **tolerance)
+        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(moved), strict=True)
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, **tolerance)
+
+
+def test_the_weights_of_the_loss_are_those_of_the_statistics(float64):
+    batch = data.spiral(examples_per_class=10).train
+    schedule = schedules.triangular(3, amplitude=5.0, period=10)
+    problem = train.make_problem(
+        weighted("weighted_batch"), losses.cross_entropy, schedule, dict(name="sgd", learning_rate=0.1), batch
+    )
+    params, model_state = problem.model.init(jax.random.key(0), batch.inputs)
+    step = jnp.asarray(5)
+    _, (moved, _) = train.make_objective(problem)(params, model_state, batch, step)
+    hidden = np.asarray(batch.inputs @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None])
+    weights = np.asarray(schedule(step))[np.asarray(batch.labels)]
+    mean = np.average(hidden, axis=0, weights=weights)
+    var = np.average((hidden - mean) ** 2, axis=0, weights=weights)
+    found = moved["batch_stats"]["WeightedBatchNorm_0"]
+    np.testing.assert_allclose(found["mean"], 0.1 * mean, rtol=1e-10)
+    np.testing.assert_allclose(found["var"], 0.9 + 0.1 * var, rtol=1e-10)
+
+
+def test_bytes_are_scaled_by_channel_within_the_network(x64):
+    images = jax.random.randint(jax.random.key(0), (3, 8, 8, 3), 0, 256).astype(jnp.uint8)
+    scaled = (np.asarray(images) / 255 - np.array(BYTES["mean"])) / np.array(BYTES["std"])
+    of_bytes, plain = models.myrtle(10, (4,), "relu", **BYTES), models.myrtle(10, (4,), "relu")
+    params, state = of_bytes.init(jax.random.key(0), images)
+    rtol = 1e-10 if x64 else 1e-4
+    expected = plain.apply(params, state, jnp.asarray(scaled, float))
+    np.testing.assert_allclose(of_bytes.apply(params, state, images), expected, rtol=rtol, atol=rtol)
+
+
+def test_half_precision_computes_in_half_and_keeps_parameters_and_statistics_whole():
+    images = jax.random.randint(jax.random.key(0), (8, 8, 8, 3), 0, 256).astype(jnp.uint8)
+    batch = Batch(images, jnp.arange(8) % 2)
+    half = models.wide_resnet(2, 10, 1, dtype="bfloat16", **BYTES)
+    whole = models.wide_resnet(2, 10, 1, **BYTES)
+    problem, single = (
+        train.make_problem(
+            model, losses.cross_entropy, schedules.constant(2), dict(name="sgd", learning_rate=0.1), batch
+        )
+        for model in (half, whole)
+    )
+    params, model_state = half.init(jax.random.key(0), images)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((params, model_state))} == {"float32"}
+    logits, moved = half.train(params, model_state, images, jax.random.key(0))
+    assert logits.dtype == jnp.bfloat16
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(moved)} == {"float32"}
+    found, expected = (
+        jax.grad(lambda p, of=of: train.make_objective(of)(p, model_state, batch, jnp.asarray(0))[0])(params)
+        for of in (problem, single)
+    )
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
+    found, expected = (ravel_pytree(of)[0] for of in (found, expected))
+    assert float(jnp.linalg.norm(found - expected)) <= 0.1 * float(jnp.linalg.norm(expected))  # 8 bits
+
+
+def refused(call, *words):
+    with pytest.raises(ValueError) as raised:
+        call()
+    message = str(raised.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: models.wide_resnet(10, 12, 1), "6 n + 4"),
+        (lambda: models.wide_resnet(10, 10, 0), "positive"),
+        (lambda: models.wide_resnet(10, 10, 1, "instance"), "unknown normalization"),
+        (lambda: models.myrtle(10, (4, 4), "relu", (2, 1)), "per_pool"),
+        (lambda: models.myrtle(10, (4, 4), "relu", (0, 2)), "per_pool"),
+        (lambda: models.myrtle(10, (4,), "relu", mean=(0.5,)), "one for each channel"),
+        (lambda: models.myrtle(10, (4,), "relu", mean=(0.5,), std=(0.0,)), "one for each channel"),
+        (lambda: models.myrtle(10, (4,), "relu", dtype="int8"), "bfloat16"),
+    ],
+)
+def test_impossible_networks_are_refused(build, words):
+    refused(build, words)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "words"),
+    [
+        (models.myrtle(10, (4,) * 3, "relu", (1, 1, 1)), jnp.zeros((1, 4, 4, 1)), "too many pools"),
+        (models.wide_resnet(10, 10, 1), jnp.zeros((1, 2, 2, 1)), "too few pixels"),
+        (models.wide_resnet(10, 10, 1), jnp.zeros((1, 2, 1)), "too few pixels"),
+        (models.myrtle(10, (4,), "relu"), jnp.zeros((1, 4, 4, 3), jnp.uint8), "mean and std"),
+        (models.mlp(10, (4,), "relu", "updated", True), jnp.zeros((1, 4), jnp.uint8), "mean and std"),
+        (models.myrtle(10, (4,), "relu", **BYTES), jnp.zeros((1, 4, 4, 3)), "bytes in 3 channels"),
+        (models.myrtle(10, (4,), "relu", **BYTES), jnp.zeros((1, 4, 4, 1), jnp.uint8), "bytes in 3 channels"),
+        (models.wide_resnet(10, 10, 1), jnp.zeros((1, 4)), "need images"),
+    ],
+)
+def test_networks_that_do_not_fit_their_inputs_are_refused(model, inputs, words):
+    refused(lambda: jax.eval_shape(model.init, jax.random.key(0), inputs), words)
+
+
+class Half(Exception):
+    """The process is killed between two chunks."""
+
+
+def test_a_resumed_run_of_augmented_bytes_has_the_same_bits(tmp_path, monkeypatch):
+    commit, images = store.commit, data.digits(num_train=40)
+    of_bytes = jax.tree.map(lambda x: (40 * x + 60).astype(jnp.uint8) if x.ndim > 1 else x, images.train)
+    monkeypatch.setattr(data, "made", lambda: Dataset(of_bytes, of_bytes, 10), raising=False)
+    monkeypatch.setattr(data, "__all__", [*data.__all__, "made"])
+    config = tiny.get_config()
+    config.update(num_steps=12, steps_per_chunk=4, float64=False)
+    with config.unlocked():
+        config.dataset = dict(name="made")
+        config.model = dict(name="myrtle", widths=(4, 4), activation="relu", normalization="weighted_batch")
+        config.model.update(mean=(0.3,), std=(0.3,))
+        config.batches = dict(name="minibatches", batch_size=16)
+        config.batches.augment = ("flip", dict(name="pad_crop", pad=2), dict(name="cutout", side=3))
+        config.probes = dict(evaluation=dict(every=4, batch_size=7, recomputed=True))
+    with jax.enable_x64(False):
+        train_config(config, tmp_path / "whole")
+
+        def killed(*arguments):
+            commit(*arguments)
+            raise Half
+
+        monkeypatch.setattr(store, "commit", killed)
+        for _ in range(2):
+            with pytest.raises(Half):
+                train_config(config, tmp_path / "killed", resume=True)
+        monkeypatch.setattr(store, "commit", commit)
+        train_config(config, tmp_path / "killed", resume=True)
+    found, expected = (store.load(tmp_path / name) for name in ("killed", "whole"))
+    found.attrs = expected.attrs = {}
+    assert found.identical(expected) and found["loss"].notnull().all()
+
+
+def in_numpy(name, key, images, **settings):
+    """The augmentations as loops over the examples, with the same draws."""
+    images, found = np.asarray(images), np.array(images)
+    num = len(images)
+    if name == "pad_crop":
+        pad = settings["pad"]
+        offsets = np.asarray(jax.random.randint(key, (num, 2), 0, 2 * pad + 1))
+        for i, (top, left) in enumerate(offsets):
+            for y in range(images.shape[1]):
+                for x in range(images.shape[2]):
+                    a, b = y + top - pad, x + left - pad
+                    inside = 0 <= a < images.shape[1] and 0 <= b < images.shape[2]
+                    found[i, y, x] = images[i, a, b] if inside else 0
+    if name == "flip":
+        coins = np.asarray(jax.random.bernoulli(key, 0.5, (num, 1, 1, 1))).ravel()
+        for i in np.flatnonzero(coins):
+            found[i] = images[i, :, ::-1]
+    if name == "cutout":
+        side, keys = settings["side"], jax.random.split(key)
+        rows, columns = (
+            np.asarray(jax.random.randint(of, (num, 1), 0, images.shape[axis]))[:, 0]
+            for axis, of in zip((1, 2), keys, strict=True)
+        )
+        for i in range(num):
+            top, left = rows[i] - side // 2, columns[i] - side // 2
+            found[i, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 127
+    if name == "shift":
+        distances = np.asarray(jax.random.randint(key, (num,), -settings["most"], settings["most"] + 1))
+        for i in range(num):
+            found[i] = np.roll(images[i], distances[i], axis=0)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "shape"),
+    [
+        ("pad_crop", dict(pad=2), (20, 6, 5, 3)),
+        ("flip", {}, (20, 4, 5, 1)),
+        ("cutout", dict(side=3), (20, 6, 7, 2)),
+        ("cutout", dict(side=4), (20, 6, 7, 2)),
+        ("shift", dict(most=4), (20, 9, 2)),
+    ],
+)
+def test_augmentations_are_loops_over_the_examples(name, settings, shape):
+    images = jax.random.randint(jax.random.key(1), shape, 0, 256).astype(jnp.uint8)
+    key = jax.random.key(2)
+    found = jax.jit(lambda key, x: getattr(augmentations, name)(key, x, **settings))(key, images)
+    assert found.dtype == images.dtype
+    np.testing.assert_array_equal(found, in_numpy(name, key, images, **settings))
+    assert not np.array_equal(found, images)
+    again = getattr(augmentations, name)(jax.random.key(3), images, **settings)
+    assert not np.array_equal(found, again)
+
+
+@pytest.mark.parametrize(
+    ("steps", "shape", "words"),
+    [
+        ((dict(name="pad_crop", pad=4),), (2, 4, 4, 1), "pad must be from 1 to 3"),
+        ((dict(name="cutout", side=5),), (2, 4, 4, 1), "side must be from 1 to 4"),
+        ((dict(name="shift", most=4),), (2, 4, 1), "most must be from 1 to 3"),
+        ((dict(name="flip"),), (2, 4, 1), "height, width"),
+        ((dict(name="blur"),), (2, 4, 4, 1), "unknown augmentation"),
+        (("flip", "crop"), (2, 4, 4, 1), "unknown augmentation 'crop'"),
+    ],
+)
+def test_impossible_augmentations_are_refused(steps, shape, words):
+    batch = Batch(jnp.zeros(shape), jnp.zeros(shape[0], int))
+    refused(lambda: data.minibatches(batch, 2, augment=steps, key=jax.random.key(0))(0), words)
