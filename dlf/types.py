@@ -26,10 +26,10 @@ class Batch(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A training set and a test set of the same classes."""
+    """A training set and a test set, or several by name, of the same classes."""
 
     train: Batch
-    test: Batch
+    test: Batch | Mapping[str, Batch]
     num_classes: int
 
 

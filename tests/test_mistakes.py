@@ -57,7 +57,7 @@ CONFIG_FILES = {
     "config.model = dict(name='math:moon')": "math has no function 'moon'",
     "config.optimizer.name = 'optax:constant_schedule'": "optimizer: constant_schedule() got an unexpected",
     "config.probes.mine = dict(name='builtins:dict')": "probes.mine: no signature found",
-    "config.model.normalization = 'moon'": "unknown normalization 'moon': one of none, batch, group, layer",
+    "config.model.normalization = 'moon'": "unknown normalization 'moon': one of none, batch, ",
     "config.model.dropout = 1.0": "dropout must be at least 0 and below 1",
     "config.model.update(linearized=True, normalization='batch')": "a network with statistics has no tangent",
 }
@@ -115,7 +115,7 @@ MISTAKES = {
     "--config.model.hidden_widths=(3.5,)": "hidden_widths",
     "--config.schedule.name=triangle": "unknown schedule 'triangle': one of constant, triangular",
     "--config.loss.name=mse": "unknown loss 'mse': one of cross_entropy, dmse1, dmse2",
-    "--config.dataset.name=spirals": "unknown dataset 'spirals': one of digits, spiral",
+    "--config.dataset.name=spirals": "unknown dataset 'spirals': one of cifar10, digits, ",
     "--config.model.name=cnn": "unknown model 'cnn': one of mlp",
     "--config.model.activation=rellu": "unknown activation 'rellu'",
     "--config.model.initialization=xavier": "unknown initialization 'xavier'",

@@ -17,6 +17,7 @@ from dlf.data import digits, spiral
 ARGUMENTS = {
     "mlp": dict(hidden_widths=(16, 8), activation="relu", initialization="original", use_bias=True),
     "myrtle": dict(widths=(4, 8), activation="relu"),
+    "wide_resnet": dict(depth=10, widen_factor=1),
 }
 
 
@@ -114,8 +115,8 @@ def test_impossible_settings_and_inputs_are_refused():
 def test_every_model_maps_inputs_to_logits_in_the_working_precision(x64, name):
     model = getattr(models, name)(3, **ARGUMENTS[name])
     inputs = digits(num_train=30).train.inputs
-    params, _ = jax.jit(model.init)(jax.random.key(0), inputs)
-    apply = jax.jit(models.apply_fn(model))
+    params, model_state = jax.jit(model.init)(jax.random.key(0), inputs)
+    apply = jax.jit(models.apply_fn(model, model_state))
     logits = apply(params, inputs)
     assert logits.shape == (30, 3)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, logits))} == {inputs.dtype}
