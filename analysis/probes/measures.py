@@ -6,6 +6,7 @@ All raise ValueError for `every` or another count below 1, or `tol` not positive
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Real
 
 from analysis import operators
 from analysis.lanczos import top_eigenpairs
@@ -116,7 +117,7 @@ def kernel(problem: Problem, every: int, num_examples: int, batch_size: int | No
     return Probe(every, lambda state: (), measure, series)
 
 
-def evenly(inputs: Inputs, num_examples: int) -> Inputs:
+def evenly(inputs: Inputs, num_examples: int) -> Real[Array, "num_examples ..."]:
     """Return `num_examples` of the inputs, spread evenly from the first on: number k is floor(k P / num).
 
     Raises ValueError for more than there are.

@@ -20,8 +20,7 @@ _SIDE, _CLASSES = 32, 10
 _PER_FILE, _PER_SPLIT = 10_000, {"train": 50_000, "test": 10_000}
 _TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 _FILES = *_TRAIN, "test_batch"
-# as published; of a file without one nothing is compared
-_MD5 = {
+_MD5 = {  # as published
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
     "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
