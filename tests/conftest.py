@@ -34,6 +34,7 @@ from jaxtyping import install_import_hook
 
 with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
     # with all of dlf and analysis behind it: what is imported outside the hook is not checked
+    from dlf import store
     from experiments import command_line, train
     from experiments.configs import tiny
 
@@ -168,3 +169,45 @@ def pytest_terminal_summary(terminalreporter):
     for report in terminalreporter.getreports("passed"):
         for _, counts in report.user_properties:
             terminalreporter.line(f"{report.nodeid.rpartition('::')[2]}: {counts}")
+
+
+@pytest.fixture
+def refused():
+    """Expect ValueError in one line, as the front end shows it, that has some words."""
+
+    def check(call, *words):
+        with pytest.raises(ValueError) as raised:
+            call()
+        message = str(raised.value)
+        assert "\n" not in message and all(word in message for word in words), message
+
+    return check
+
+
+class Killed(BaseException):
+    """The process ends behind a commit."""
+
+
+@pytest.fixture
+def same_bits_after_kills(tmp_path, monkeypatch):
+    """Train a configuration in one go, and killed behind each of its first two chunks: all is the same."""
+
+    def check(config):
+        train.train(config, tmp_path / "whole")
+        commit = store.commit
+
+        def killed(*arguments):
+            commit(*arguments)
+            raise Killed
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "commit", killed)
+            for _ in range(2):
+                with pytest.raises(Killed):
+                    train.train(config, tmp_path / "killed", resume=True)
+        train.train(config, tmp_path / "killed", resume=True)
+        found, expected = (store.load(tmp_path / name) for name in ("killed", "whole"))
+        found.attrs = expected.attrs = {}
+        assert found.identical(expected) and found["loss"].notnull().all()
+
+    return check

@@ -158,7 +158,10 @@ def test_labels_of_a_short_type_count_more_classes_than_they_can_name():
 def test_parts_of_a_network_that_couples_its_examples_are_refused_by_every_probe():
     problem, _ = a_problem()
     alone = problem.model.apply
-    coupled = lambda params, model_state, x: alone(params, model_state, x - x.mean(0)[None])  # noqa: E731
+
+    def coupled(params, model_state, x):
+        return alone(params, model_state, x - x.mean(0)[None])
+
     problem = problem._replace(model=problem.model._replace(apply=coupled))
     pairs, first = dict(every=1, num=2, tol=1e-3), dict(every=1, num_examples=10)
     settings = dict(hessian=pairs, tracker=pairs, forecast=pairs, stability=dict(every=1, tol=1e-3),

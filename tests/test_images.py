@@ -1,6 +1,5 @@
-"""Images from made files of every layout, subsets, damage, and hostile files."""
+"""CIFAR-10 from made files of every layout, damaged and hostile ones."""
 
-import gzip
 import hashlib
 import io
 import os
@@ -8,13 +7,14 @@ import pickle
 import struct
 import tarfile
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow.parquet import write_table
 
 from dlf import data
-from dlf.data import cifar, formats, subsets
+from dlf.data import cifar, formats
 
 NUM = 20  # examples of a file, two a class
 
@@ -164,9 +164,6 @@ def write_array_record(folder, made, monkeypatch):
 
 
 def write_parquet(folder, made, monkeypatch):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow.parquet import write_table
-
     folder.mkdir(parents=True)
     for split, (images, labels) in splits(made).items():
         pngs = [{"bytes": as_png(image), "path": None} for image in images]
@@ -234,34 +231,26 @@ def test_a_path_comes_before_all_other_places(made, monkeypatch, tmp_path):
     np.testing.assert_array_equal(found, splits(other)["train"][0])
 
 
-def one_line(call, *words):
-    """Expect one line that has these words, as the front end shows it."""
-    with pytest.raises(ValueError) as raised:
-        call()
-    message = str(raised.value)
-    assert "\n" not in message and all(word in message for word in words), message
-
-
-def test_nothing_found_says_what_and_where(made, tmp_path):
-    one_line(lambda: data.cifar10(str(tmp_path / "no")), "data_batch_1", str(tmp_path / "no"), ".keras")
+def test_nothing_found_says_what_and_where(refused, made, tmp_path):
+    refused(lambda: data.cifar10(str(tmp_path / "no")), "data_batch_1", str(tmp_path / "no"), ".keras")
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "hugging face"])
-def test_half_a_file_is_named(made, monkeypatch, tmp_path, name):
+def test_half_a_file_is_named(refused, made, monkeypatch, tmp_path, name):
     place, write = LAYOUTS[name]
     write(folder := tmp_path / place if place != "." else tmp_path / "made", made, monkeypatch)
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "made" if place == "." else tmp_path))
-    one_line(lambda: data.cifar10(num_train=5 * NUM, num_validation=0, num_test=NUM))
+    refused(lambda: data.cifar10(num_train=5 * NUM, num_validation=0, num_test=NUM))
 
 
-def test_half_a_table_is_named(made, monkeypatch, tmp_path):
+def test_half_a_table_is_named(refused, made, monkeypatch, tmp_path):
     folder = tmp_path / "plain_text"
     write_parquet(folder, made, monkeypatch)
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:1000])
-    one_line(lambda: data.cifar10(str(tmp_path)), "parquet")
+    refused(lambda: data.cifar10(str(tmp_path)), "parquet")
 
 
 class Hostile:
@@ -270,128 +259,30 @@ class Hostile:
 
 
 @pytest.mark.parametrize("what", [Hostile(), print, np.random.RandomState(0), {b"data": Hostile()}])
-def test_a_hostile_pickle_is_not_run(made, monkeypatch, tmp_path, what):
+def test_a_hostile_pickle_is_not_run(refused, made, monkeypatch, tmp_path, what):
     write_pickles(tmp_path / "made", made, monkeypatch)
     content = pickle.dumps(what)
     (tmp_path / "made" / "data_batch_3").write_bytes(content)
-    one_line(lambda: data.cifar10(str(tmp_path / "made")), "data_batch_3", "checksum")
+    refused(lambda: data.cifar10(str(tmp_path / "made")), "data_batch_3", "checksum")
     publish(monkeypatch, data_batch_3=content)  # as if it were the published one
-    one_line(lambda: data.cifar10(str(tmp_path / "made")), "data_batch_3", "pickle")
+    refused(lambda: data.cifar10(str(tmp_path / "made")), "data_batch_3", "pickle")
     assert not (tmp_path / "stolen").exists()
 
 
-def test_a_pickle_cannot_ask_for_much_memory():
+def test_a_pickle_cannot_ask_for_much_memory(refused):
     class Huge:
         def __reduce__(self):
             from numpy._core.multiarray import _reconstruct
 
             return _reconstruct, (np.ndarray, (10**12,), b"b")
 
-    one_line(lambda: formats.unpickled(pickle.dumps(Huge())), "no plain array")
+    refused(lambda: formats.unpickled(pickle.dumps(Huge())), "no plain array")
 
 
-def test_images_of_another_shape_or_number_of_classes_are_refused(made, monkeypatch, tmp_path):
+def test_images_of_another_shape_or_number_of_classes_are_refused(refused, made, monkeypatch, tmp_path):
     pngs = {name: (images[:, :16], labels) for name, (images, labels) in made.items()}
     write_tfrecord(tmp_path / "small", pngs, monkeypatch)
-    one_line(lambda: data.cifar10(str(tmp_path / "small")), "small", "[100, 16, 32, 3]")
+    refused(lambda: data.cifar10(str(tmp_path / "small")), "small", "[100, 16, 32, 3]")
     few = {name: (images, labels % 9) for name, (images, labels) in made.items()}
     write_binary(tmp_path / "few", few, monkeypatch)
-    one_line(lambda: data.cifar10(str(tmp_path / "few")), "ten classes")
-
-
-def fashion(folder, num=40, compress=True, **change):
-    rng = np.random.RandomState(1)
-    folder.mkdir(parents=True)
-    found = {}
-    for word in ("train", "t10k"):
-        images = rng.randint(0, 256, (num, 28, 28)).astype(np.uint8)
-        labels = (np.arange(num) % 10).astype(np.uint8)
-        found[word] = images, labels
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            head = struct.pack(f">{array.ndim + 1}I", 0x0800 + array.ndim, *array.shape)
-            content = change.get(f"{word}-{kind}", head + array.tobytes())
-            path = folder / f"{word}-{kind}-ubyte"
-            if compress:
-                with gzip.open(f"{path}.gz", "wb") as file:
-                    file.write(content)
-            else:
-                path.write_bytes(content)
-    return found
-
-
-@pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
-def test_fashion_mnist_is_read_back_equal(tmp_path, compress, below):
-    found = fashion(tmp_path / "made" / below, compress=compress)
-    train, tests, num_classes = data.fashion_mnist(str(tmp_path / "made"), 20, 20, 40)
-    assert num_classes == 10 and {name: len(of.labels) for name, of in tests.items()} == {
-        "validation": 20, "test": 40,
-    }  # fmt: skip
-    np.testing.assert_array_equal(tests["test"].inputs[..., 0], found["t10k"][0])
-    together = np.concatenate([train.inputs, tests["validation"].inputs])[..., 0]
-    assert {of.tobytes() for of in together} == {of.tobytes() for of in found["train"][0]}
-    pooled = data.fashion_mnist(str(tmp_path / "made"), 20, 20, 40, pooled=2).train.inputs
-    assert pooled.shape == (20, 14, 14, 1) and pooled.dtype == jnp.uint8
-    corner = np.asarray(train.inputs[3, :2, :2, 0], float).mean()
-    assert abs(float(pooled[3, 0, 0, 0]) - corner) <= 0.5
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"train-images-idx3": b"\x00\x00\x08\x03" + struct.pack(">3I", 40, 28, 28) + b"1234"}, "announces"),
-        ({"train-images-idx3": b"no images"}, "does not begin"),
-        ({"t10k-labels-idx1": struct.pack(">2I", 0x0801, 40) + bytes([11] * 40)}, "ten classes"),
-    ],
-)
-def test_damaged_fashion_mnist_is_named(tmp_path, change, word):
-    fashion(tmp_path / "made", **change)
-    one_line(lambda: data.fashion_mnist(str(tmp_path / "made"), 20, 10, 40), word)
-
-
-def test_half_a_compressed_file_is_named(tmp_path):
-    fashion(tmp_path / "made")
-    path = tmp_path / "made" / "train-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:2000])
-    one_line(lambda: data.fashion_mnist(str(tmp_path / "made"), 20, 10, 40), "cannot be read")
-
-
-def test_subsets_are_apart_stratified_and_nested():
-    labels = np.random.RandomState(0).permutation(np.repeat(np.arange(5), [100, 50, 20, 20, 10]))
-    validation, train = subsets.stratified(labels, (40, 60), seed=3)
-    _, less = subsets.stratified(labels, (40, 30), seed=3)
-    assert not {*validation} & {*train} and {*less} < {*train}
-    np.testing.assert_array_equal(np.bincount(labels[validation]), [20, 10, 4, 4, 2])
-    np.testing.assert_array_equal(np.bincount(labels[train]), [30, 15, 6, 6, 3])
-    (other,) = subsets.stratified(labels, (40,), seed=4)
-    assert {*other} != {*validation}
-    (everything,) = subsets.stratified(labels, (200,), seed=0)
-    np.testing.assert_array_equal(everything, np.arange(200))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "words"),
-    [
-        (dict(num_train=4_500), "4,000"),
-        (dict(num_train=3_500, num_validation=501), "3500"),
-        (dict(num_train=5), "none of class"),
-        (dict(num_train=0), "num_train"),
-        (dict(num_test=-1), "num_test"),
-    ],
-)
-def test_impossible_subsets_are_refused(sizes, words):
-    pytest.importorskip("mnist1d")
-    one_line(lambda: data.mnist1d(**sizes), words)
-
-
-def test_mnist1d_is_the_published_draw_and_leaves_the_generators_alone():
-    pytest.importorskip("mnist1d")
-    np.random.seed(5)
-    before = np.random.rand()
-    np.random.seed(5)
-    train, tests, _ = data.mnist1d()
-    assert np.random.rand() == before
-    whole = np.concatenate([train.inputs, tests["test"].inputs])
-    assert whole.shape == (5000, 40, 1)
-    np.testing.assert_allclose([whole.mean(), whole.std()], [0, 1], atol=1e-5)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), data.mnist1d().train, train))
+    refused(lambda: data.cifar10(str(tmp_path / "few")), "ten classes")

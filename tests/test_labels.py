@@ -119,9 +119,14 @@ def test_impossible_classes_are_no_part_of_loss_gradient_and_curvature(float64, 
     kept = np.delete(np.arange(4), place)
     x, y = jnp.asarray(np.random.RandomState(2).randn(6, 2)), jnp.asarray(kept[LABELS])
     mask = jnp.zeros(4).at[place].set(-jnp.inf)
-    apply_fn = lambda w, x: x @ w + mask[None]  # noqa: E731
+
+    def apply_fn(w, x):
+        return x @ w + mask[None]
+
+    def found(w):
+        return F(w, Batch(x, y), 0)
+
     F = losses.make_loss(apply_fn, losses.cross_entropy, lambda step: jnp.asarray(gamma))
-    found = lambda w: F(w, Batch(x, y), 0)  # noqa: E731
 
     def expected(w):
         each = optax.softmax_cross_entropy_with_integer_labels((x @ w)[:, kept], jnp.asarray(LABELS))

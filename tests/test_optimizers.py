@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from analysis.stability import threshold
 from dlf import data, losses, models, schedules, train
 from dlf.optimizers import as_optimizer, make_optimizer
 from dlf.rates import check_rate
@@ -143,59 +142,6 @@ def test_a_rate_that_cannot_be_is_refused_before_the_run(float64, schedule, word
         check_rate(make_optimizer("sgd", schedule), 10)
     check_rate(make_optimizer("sgd", dict(name="linear_schedule", init_value=0.0, end_value=1.0,
                                           transition_steps=5)), 10)  # fmt: skip
-
-
-@pytest.mark.parametrize("num_steps", [3, 5, 10, 49, 100, 101])
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        dict(name="linear_schedule", init_value=0.5, end_value=0.0),
-        dict(name="polynomial_schedule", init_value=0.5, end_value=0.0, power=0.9),
-        dict(name="polynomial_schedule", init_value=0.5, end_value=0.01, power=0.5),
-        dict(name="cosine_decay_schedule", init_value=0.5),
-    ],
-    ids=lambda of: of["name"],
-)
-def test_a_rate_reaches_its_end_exactly_in_a_compiled_loop(x64, schedule, num_steps):
-    length = "decay_steps" if schedule["name"].startswith("cosine") else "transition_steps"
-    rate = make_optimizer("sgd", schedule | {length: num_steps}).rate
-    steps = jnp.arange(2 * num_steps)
-    found = jax.jit(lambda: jax.lax.map(lambda step: 2 * rate(step), steps))() / 2
-    assert np.all(np.isfinite(found)) and np.all(np.asarray(found) >= 0)
-    np.testing.assert_array_equal(found[num_steps:], found.dtype.type(schedule.get("end_value", 0.0)))
-    if x64:  # by NumPy
-        left = 1 - np.minimum(np.arange(2 * num_steps), num_steps) / num_steps
-        shape = (1 + np.cos(np.pi * (1 - left))) / 2 if length == "decay_steps" else left
-        end = schedule.get("end_value", 0.0)
-        expected = end + (0.5 - end) * shape ** schedule.get("power", 1)
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-16)
-
-
-def test_the_threshold_at_the_end_of_a_schedule_is_infinite(x64):
-    linear = dict(name="linear_schedule", init_value=0.5, end_value=0.0, transition_steps=5)
-    optimizer = make_optimizer("sgd", linear)
-    found = jax.jit(lambda step: threshold(**optimizer.settings, step=step))(jnp.asarray(7))
-    assert np.isposinf(found)
-
-
-def test_schedules_joined_need_a_boundary_between_each_two():
-    part = dict(name="linear_schedule", init_value=0.0, end_value=1.0, transition_steps=5)
-    for parts, boundaries in (((part, part), ()), ((part,), (3,))):
-        with pytest.raises(ValueError, match="a boundary between each two"):
-            make_optimizer("sgd", dict(name="join_schedules", schedules=parts, boundaries=boundaries))
-
-
-@pytest.mark.parametrize(
-    "of",
-    [
-        dict(name="clip_by_global_norm", max_norm=-1.0),
-        dict(name="clip", max_delta=0.0),
-        dict(name="apply_every", k=0),
-    ],
-)
-def test_a_clip_that_would_turn_or_end_the_gradient_is_refused(of):
-    with pytest.raises(ValueError, match="must be positive"):
-        make_optimizer("sgd", 0.1, before=(of,))
 
 
 @pytest.mark.parametrize("change", [lambda g: g[None], lambda g: g.ravel()[:1]])

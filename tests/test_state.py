@@ -8,10 +8,9 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from dlf import losses, models, schedules, store, train
+from dlf import losses, models, schedules, train
 from dlf.types import Batch
 from experiments.configs import tiny
-from experiments.train import train as train_config
 
 KEY = jax.random.key(0)
 MODES = dict(training={"train": True}, evaluation={"train": False})
@@ -222,9 +221,9 @@ def test_the_state_is_the_same_to_the_bit_in_chunks_and_in_evaluation_it_is_fixe
 
 
 def test_a_run_with_statistics_and_dropout_goes_on_after_a_kill_with_the_same_bits(
-    float64, tmp_path, monkeypatch
+    float64, same_bits_after_kills
 ):
-    config, commit = tiny.get_config(), store.commit
+    config = tiny.get_config()
     config.update(num_steps=30, steps_per_chunk=10)
     with config.unlocked():
         config.model.update(normalization="batch", dropout=0.2)
@@ -232,21 +231,7 @@ def test_a_run_with_statistics_and_dropout_goes_on_after_a_kill_with_the_same_bi
         config.probes = dict(
             evaluation=dict(every=10, batch_size=7), exact=dict(name="hessian", every=15, num=1, tol=1e-3)
         )
-    train_config(config, tmp_path / "whole")
-
-    def killed(*arguments):
-        commit(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(store, "commit", killed)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            train_config(config, tmp_path / "killed", resume=True)
-    monkeypatch.undo()
-    train_config(config, tmp_path / "killed", resume=True)
-    found, expected = (store.load(tmp_path / name) for name in ("killed", "whole"))
-    found.attrs = expected.attrs = {}
-    assert found.identical(expected) and found["loss"].notnull().all()
+    same_bits_after_kills(config)
 
 
 class Defaults(nn.Module):

@@ -97,7 +97,10 @@ def points(**settings):
 
 def test_a_sweep_is_as_large_as_its_largest_cell(idle):
     config = phase_width_rate.get_config("smoke")
-    widths = lambda *of: axis("width", of, lambda width: {"model.hidden_widths": (width,)})  # noqa: E731
+
+    def widths(*of):
+        return axis("width", of, lambda width: {"model.hidden_widths": (width,)})
+
     threads.choose([make_sweep(config, "main", [axis("seed", range(3), "seed"), widths(10, 10_000)])])
     assert "PJRT_NPROC" not in os.environ
     threads.choose([make_sweep(config, "main", [axis("seed", range(3), "seed"), widths(10, 100)])])
