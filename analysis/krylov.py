@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dlf.layers import warn_of_convolutions
+from dlf.convolutions import warn_of_convolutions
 from dlf.types import Matvec, Params
 
 _PIECES = 16  # in which a large basis is rotated

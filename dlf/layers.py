@@ -1,17 +1,14 @@
 """Layers in flax.linen that are fast on CPU, too: products with a thin axis, convolutions inside a loop."""
 
-import itertools
 import math
-import warnings
-from collections.abc import Callable
 from functools import reduce
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dlf.convolutions import convolve
 from dlf.labels import wide
 
 # XLA's CPU code is slow for products with an axis this short unless they are written its way, and
@@ -88,31 +85,6 @@ class Dense(nn.Module):
         return _matmul(x, w) + b[None]
 
 
-def _convolve(x, kernel, stride=1):
-    """Convolve x [examples, *sides, in] with kernel [*sides, in, out] and zeros around, on one or two axes.
-
-    Of n points on a side ceil(n / stride) stay, with the padding that XLA calls "SAME".
-
-    >>> _convolve(jnp.ones((1, 2, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
-    [[4.0, 6.0, 4.0], [4.0, 6.0, 4.0]]
-    """
-    sides, taps, (channels, features) = x.shape[1:-1], kernel.shape[:-2], kernel.shape[-2:]
-    if jax.default_backend() != "cpu":
-        order = ("NWC", "WIO", "NWC") if len(sides) == 1 else ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(x, kernel, (stride,) * len(sides), "SAME", dimension_numbers=order)
-    # On CPU, XLA runs the derivatives of lax.conv 20 to 50 times slower inside a loop (jax issue 12868).
-    left = [-(-n // stride) for n in sides]
-    missing = [max((m - 1) * stride + k - n, 0) for m, k, n in zip(left, taps, sides, strict=True)]
-    x = jnp.pad(x, ((0, 0), *((of // 2, of - of // 2) for of in missing), (0, 0)))
-    shifted = [
-        x[:, *(slice(i, i + (m - 1) * stride + 1, stride) for i, m in zip(tap, left, strict=True))]
-        for tap in itertools.product(*map(range, taps))
-    ]
-    # A product of two plain matrices: with more axes the derivatives are slower.
-    patches = jnp.concatenate(shifted, axis=-1).reshape(-1, math.prod(taps) * channels)
-    return (patches @ kernel.reshape(-1, features)).reshape(len(x), *left, features)
-
-
 class Conv(nn.Module):
     """flax's Conv on one or two axes, zero padding, He-normal, as fast inside a loop as outside on CPU."""
 
@@ -126,7 +98,7 @@ class Conv(nn.Module):
         num_sides, dtype = x.ndim - 2, x.dtype
         shape = (*(self.taps,) * num_sides, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, dtype).astype(dtype)
-        y = _convolve(x, kernel, self.stride)
+        y = convolve(x, kernel, self.stride)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), shape[-1:], dtype).astype(dtype)
@@ -198,24 +170,3 @@ NORMALIZATIONS = {
     "group": _in_full(_group_norm),
     "layer": _in_full(_layer_norm),
 }
-
-
-def warn_of_convolutions(fn: Callable[..., Any], *args: Any) -> None:
-    """Warn if fn(*args) holds a `lax.conv` and the platform is the CPU, where a loop slows it down.
-
-    Arguments may be shapes (`jax.ShapeDtypeStruct`): the function is traced, never run.
-
-    >>> warn_of_convolutions(Conv(2).init, jax.random.key(0), jnp.zeros((1, 3, 3, 1)))  # silent
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    if on_cpu and lax.conv_general_dilated_p in _primitives(jax.make_jaxpr(fn)(*args)):
-        slow = "XLA on CPU runs lax.conv 20 to 50 times slower inside a loop (jax issue 12868)"
-        warnings.warn(f"{slow}: build the network of dlf.layers.Conv", stacklevel=2)
-
-
-def _primitives(jaxpr):
-    for eqn in jaxpr.eqns:
-        yield eqn.primitive
-        for inner in jax.tree.leaves(eqn.params):
-            if hasattr(inner, "eqns"):
-                yield from _primitives(inner)

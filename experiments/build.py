@@ -24,9 +24,9 @@ from analysis.parts import check_network
 from analysis.stability import threshold
 from dlf import data, losses, models, recording, schedules
 from dlf import train as training
+from dlf.convolutions import warn_of_convolutions
 from dlf.ensembles import Run
 from dlf.labels import is_wide
-from dlf.layers import warn_of_convolutions
 from dlf.rates import check_rate
 from dlf.types import Batch, Model, ModelState, Optimizer, Params, Problem, Series, TrainState
 from experiments.catalogues import blaming, bound, call, optimizer, probe, tuples, untupled

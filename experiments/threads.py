@@ -21,6 +21,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from dlf import data, models
+from dlf.convolutions import convolve_p
 from experiments.catalogues import call
 from experiments.command_line import ConfigError
 from experiments.settings import SEEDS
@@ -107,9 +108,9 @@ def _multiplications(jaxpr: Any) -> int:
         if eqn.primitive is lax.dot_general_p:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             terms = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-        elif eqn.primitive is lax.conv_general_dilated_p:
-            kernel = eqn.invars[1].aval
-            terms = kernel.size // kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+        elif eqn.primitive in (lax.conv_general_dilated_p, convolve_p):
+            kernel, order = eqn.invars[1].aval, eqn.params.get("dimension_numbers")
+            terms = kernel.size // kernel.shape[order.rhs_spec[0] if order else -1]
         found += terms * eqn.outvars[0].aval.size
         found += sum(_multiplications(of) for of in jax.tree.leaves(eqn.params) if hasattr(of, "eqns"))
     return found

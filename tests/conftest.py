@@ -30,6 +30,7 @@ if not _IS_WORKER:
     }
 
 import jax
+from jax import lax
 from jaxtyping import install_import_hook
 
 with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
@@ -182,6 +183,18 @@ def refused():
         assert "\n" not in message and all(word in message for word in words), message
 
     return check
+
+
+@pytest.fixture
+def lax_convolution():
+    """A convolution of signals or images by `lax`, zeros around."""
+
+    def convolve(x, kernel, stride=1):
+        order = ("NWC", "WIO", "NWC") if x.ndim == 3 else ("NHWC", "HWIO", "NHWC")
+        strides = (stride,) * (x.ndim - 2)
+        return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=order)
+
+    return convolve
 
 
 class Killed(BaseException):
