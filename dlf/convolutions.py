@@ -25,6 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 _ORDERS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}  # by the number of sides
+_CACHE = 2**21  # bytes of a part of the examples: with more, transposes take longer than products
 
 
 def convolve(x, kernel, stride=1):
@@ -38,7 +39,8 @@ def convolve(x, kernel, stride=1):
     taps = kernel.shape[:-2]
     if jax.default_backend() != "cpu":
         return _lax(x, kernel, stride, "SAME")
-    if stride == 1 and x.dtype.itemsize == 4 and all(n % 2 for n in taps) and max(taps) > 1:
+    fits = all(n % 2 and n <= side for n, side in zip(taps, x.shape[1:-1], strict=True))  # else it is slow
+    if stride == 1 and x.dtype.itemsize == 4 and max(taps) > 1 and fits:
         return convolve_p.bind(x, kernel)
     return _of_patches(x, kernel, stride)
 
@@ -70,9 +72,26 @@ def _forward(x, kernel):
 def _of_kernel(x, d, *, taps):
     """Return G(x, d), a convolution in which channels are the examples and examples the channels."""
     order = (*range(1, x.ndim - 1), 0, x.ndim - 1)  # [*sides, examples, features]
-    # Without barriers XLA makes other orders of the convolution's axes out of the transposes.
-    x, d = lax.optimization_barrier((x.swapaxes(0, -1), d.transpose(order)))
-    return lax.optimization_barrier(_lax(x, d, 1, [(n // 2, n // 2) for n in taps])).transpose(order)
+
+    def summed(x, d):
+        # Without barriers XLA makes other orders of the convolution's axes out of the transposes.
+        x, d = lax.optimization_barrier((x.swapaxes(0, -1), d.transpose(order)))
+        return lax.optimization_barrier(_lax(x, d, 1, [(n // 2, n // 2) for n in taps])).transpose(order)
+
+    num_parts = _parts(x)
+    if num_parts == 1:
+        return summed(x, d)
+    parts = (of.reshape(num_parts, -1, *of.shape[1:]) for of in (x, d))
+    begin = jnp.zeros((*taps, x.shape[-1], d.shape[-1]), x.dtype)
+    return lax.scan(lambda total, part: (total + summed(*part), None), begin, tuple(parts))[0]
+
+
+def _parts(x):
+    """Return into how many parts of its examples to cut x, so that each fits into a cache."""
+    whole, size = len(x), x.size * x.dtype.itemsize
+    fitting = (n for n in range(1, whole + 1) if whole % n == 0 and size // n <= _CACHE)
+    num_parts = next(fitting, 1)
+    return num_parts if size // num_parts >= _CACHE // 4 else 1
 
 
 def _reversed(kernel):

@@ -43,6 +43,9 @@ def find(name: str) -> ModuleType:
         isinstance(runs, dict) and all(callable(of) and str(name).isidentifier() for name, of in runs.items())
     ):
         raise ConfigError(f"{module.__file__}: RUNS must map names to functions, got {runs!r}")
+    overrides = getattr(module, "OVERRIDES", ())
+    if not isinstance(overrides, tuple | list) or not all(isinstance(key, str) for key in overrides):
+        raise ConfigError(f"{module.__file__}: OVERRIDES must be names of settings, got {overrides!r}")
     if twice := runs.keys() & {"measured", *sweeps_of(module)}:
         raise ConfigError(f"{module.__file__}: RUNS has {twice.pop()!r}, which is the name of other results")
     is_csv = isinstance(csv, tuple | list) and [*map(type, csv)] == [str, str]
@@ -86,6 +89,11 @@ def named_sweeps(module: ModuleType) -> dict[str, Callable[..., Iterable]]:
     if found:
         return found
     raise ConfigError(f"{module.__file__} declares no sweep: see experiments/configs/phase_losses.py")
+
+
+def config_of(module: ModuleType, name: str) -> Callable[..., ConfigDict]:
+    """Return what gives the configuration of a sweep: `get_config_x` of "x" if there is one, `get_config`."""
+    return getattr(module, f"get_config_{name}", module.get_config)
 
 
 def takes_scale(function: Callable) -> bool:

@@ -8,8 +8,8 @@ A figure is a file in experiments/configs, or one of yours: what to run (`get_co
 `measure` and to `reduce`, the functions of analysis.figures that draw it, and the numbers to expect, at scale
 "small" if there are scales; the last of them stands for it in README. What was interrupted goes on; what is
 finished is only drawn. --shipped draws the reduced data that come with dlf. The folder is
-results/NAME[/SCALE], or DIR, or of several figures DIR/NAME[/SCALE]. Overrides are for figures of one run.
-The exit status is 1 if a number is off.
+results/NAME[/SCALE], or DIR, or of several figures DIR/NAME[/SCALE]. Overrides are for figures of one run,
+and of others for the settings that they name (`OVERRIDES`). The exit status is 1 if a number is off.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -53,6 +53,7 @@ class Plan(NamedTuple):
     config: ConfigDict
     scale: str | None
     folder: Path
+    overrides: list[str]
 
 
 def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
@@ -78,19 +79,34 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
             neural_tangents_import.load()
         except ImportError as error:
             raise ConfigError(error) from error
-    config = configuration(name, module.get_config, scale)
-    wrong = [word for word in overrides if not (of_one_run and word.startswith("--config."))]
-    if wrong:
-        takes = "--config.key=value" if of_one_run else "no settings"
-        raise ConfigError(f"unrecognized arguments: {' '.join(wrong)}: {name} takes {takes}")
-    if overrides:
-        config = command_line.parse([sys.argv[0], *overrides], __doc__, folder, config).config
-    return Plan(name, module, config, scale, folder)
+    known = ["--config."] if of_one_run else [f"--config.{key}=" for key in getattr(module, "OVERRIDES", ())]
+    if wrong := [word for word in overrides if not word.startswith(tuple(known))]:
+        takes = " and ".join(f"{word.rstrip('.=')}{'.key' if of_one_run else ''}=value" for word in known)
+        raise ConfigError(f"unrecognized arguments: {' '.join(wrong)}: {name} takes {takes or 'no settings'}")
+    figure = Plan(name, module, ConfigDict(), scale, folder, overrides)
+    return figure._replace(config=_configured(figure, name, module.get_config))
+
+
+def _configured(figure: Plan, what: str, get_config: Callable[..., ConfigDict]) -> ConfigDict:
+    """Return a configuration of a figure, with the overrides of what it holds, or of its only run all."""
+    config = configuration(what, get_config, figure.scale)
+    overrides = figure.overrides
+    if hasattr(figure.module, "OVERRIDES"):
+        keys = {f"--config.{key}" for key in _keys(config)}
+        overrides = [word for word in overrides if word.partition("=")[0] in keys]
+    if not overrides:
+        return config
+    return command_line.parse([sys.argv[0], *overrides], __doc__, figure.folder, config).config
+
+
+def _keys(section: ConfigDict, within: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        yield from _keys(value, f"{within}{key}.") if isinstance(value, ConfigDict) else [f"{within}{key}"]
 
 
 def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     """Make a figure in its folder, and return whether its numbers are as expected."""
-    name, module, _, _, folder = figure
+    name, module, folder = figure.name, figure.module, figure.folder
     functions = config_files.functions_of(module)
     files = functions if len(functions) > 1 else (name,)
     if shipped:
@@ -128,11 +144,12 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
 
 def asked(figure: Plan) -> dict[str, ConfigDict | Sweep]:
     """Return the runs and the sweeps of a figure by name."""
-    _, module, config, scale, _ = figure
-    declared, runs = config_files.sweeps_of(module), getattr(module, "RUNS", {})
-    of = {name: configuration(name, get_config, scale) for name, get_config in runs.items()}
-    of |= {name: make_sweep(config, name, declare(sweep, scale)) for name, sweep in declared.items()}
-    return of if hasattr(module, "RUNS") else of or {"run": config}
+    module, runs = figure.module, getattr(figure.module, "RUNS", {})
+    of = {name: _configured(figure, name, get_config) for name, get_config in runs.items()}
+    for name, sweep in config_files.sweeps_of(module).items():
+        config = _configured(figure, name, config_files.config_of(module, name))
+        of[name] = make_sweep(config, name, declare(sweep, figure.scale))
+    return of if hasattr(module, "RUNS") else of or {"run": figure.config}
 
 
 def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
@@ -141,7 +158,7 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
     Without `RUNS` and `sweep` that is one run, in the folder itself. What is interrupted ends the program
     with one line, which says how to go on.
     """
-    _, module, config, _, folder = figure
+    module, config, folder = figure.module, figure.config, figure.folder
     if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
         raise ConfigError(f"cannot use {folder}: {file} is no folder")
     results, is_one = {}, not hasattr(module, "RUNS")
@@ -168,7 +185,7 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
 
 def _measured(figure: Plan, results: dict[str, xr.Dataset]) -> xr.Dataset:
     """Return what was measured of the same configuration and runs, or measure it."""
-    _, module, config, _, folder = figure
+    module, config, folder = figure.module, figure.config, figure.folder
     of = hashlib.sha256(config.to_json().encode())
     for found in results.values():
         of.update(found["loss"].values.tobytes() if "loss" in found else b"")

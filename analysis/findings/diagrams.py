@@ -116,12 +116,13 @@ def mean_error(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     return values.mean("seed"), values.std("seed", ddof=1) / np.sqrt(values.count("seed"))
 
 
-def paired_gain(values: xr.DataArray, reference: xr.DataArray) -> xr.Dataset:
+def paired_gain(values: xr.DataArray, reference: xr.DataArray, alternative: str = "greater") -> xr.Dataset:
     """Test in every cell whether values exceed a reference, paired over `seed`.
 
         gain = mean_s (values_s - reference_s)        with its standard error
 
-    `p_value` is that of the one-sided sign-flip permutation test of the mean, which assumes no more than
+    `p_value` is that of the sign-flip permutation test of the mean, for `alternative` "greater" or
+    "two-sided", which assumes no more than
     that without an effect a difference is as likely as its negative: exact up to 13 seeds, from a fixed
     random draw beyond. `significant` holds at a false discovery rate of 5 % over all cells. A cell in
     which a value is missing is not tested.
@@ -142,7 +143,7 @@ def paired_gain(values: xr.DataArray, reference: xr.DataArray) -> xr.Dataset:
     tested = difference.notnull().all("seed")
     p_value = stats.permutation_test(
         (difference.fillna(0.0).values,), lambda rows, axis: np.mean(rows, axis=axis), vectorized=True,
-        permutation_type="samples", alternative="greater", n_resamples=_MOST_SIGN_FLIPS, batch=100, axis=-1,
+        permutation_type="samples", alternative=alternative, n_resamples=_MOST_SIGN_FLIPS, batch=100, axis=-1,
         rng=np.random.default_rng(0),
     ).pvalue  # fmt: skip
     p_value = tested.copy(data=p_value).where(tested)

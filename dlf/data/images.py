@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlf.data import formats
-from dlf.data.subsets import subsets
+from dlf.data.subsets import stratified, subsets
 from dlf.types import Batch, Dataset
 
 __all__ = ["digits", "fashion_mnist"]
@@ -20,13 +20,14 @@ _FASHION_PLACES = (
 )  # fmt: skip
 
 
-def digits(num_train: int = 1497, num_test: int = 300, seed: int = 0) -> Dataset:
+def digits(num_train: int = 1497, num_test: int = 300, seed: int = 0, num_validation: int = 0) -> Dataset:
     """Return scikit-learn's 1,797 handwritten digits, images of 8x8 grey levels, in ten classes.
 
     Inputs are [examples, 8, 8, 1], shifted and scaled by two numbers, so that all pixels of the
     training set together have mean 0 and standard deviation 1. The images are shuffled by `seed`;
     the first `num_test` make the test set, whatever `num_train`, the next `num_train` the training
-    set: a smaller one is the beginning of a larger one.
+    set: a smaller one is the beginning of a larger one. With `num_validation` there are three sets,
+    "validation" and "test" to test on, each with every class's share (see `dlf.data.subsets.stratified`).
 
     Raises ValueError for an empty set, more than 1,797 examples, or if scikit-learn is missing.
 
@@ -42,18 +43,24 @@ def digits(num_train: int = 1497, num_test: int = 300, seed: int = 0) -> Dataset
     except ImportError as error:
         raise ValueError("digits come with scikit-learn: pip install scikit-learn") from error
     images, labels = load_digits(return_X_y=True)
-    if num_train < 1 or num_test < 1 or num_train + num_test > len(labels):
+    sizes = num_test, num_validation, num_train
+    if min(num_train, num_test, num_validation + 1) < 1 or sum(sizes) > len(labels):
         raise ValueError(
             f"need an example of each set and at most {len(labels)}, got {num_train=}, {num_test=}"
+            + (f", {num_validation=}" if num_validation else "")
         )
-    order = np.random.RandomState(seed).permutation(len(labels))
-    test, train = order[:num_test], order[num_test : num_test + num_train]
+    if num_validation:
+        test, validation, train = stratified(labels, sizes, seed)
+    else:
+        order = np.random.RandomState(seed).permutation(len(labels))
+        test, train = order[:num_test], order[num_test : num_test + num_train]
     images = ((images - images[train].mean()) / images[train].std()).reshape(-1, 8, 8, 1)
 
     def select(rows) -> Batch:
         return Batch(jnp.asarray(images[rows]), jnp.asarray(labels[rows]))
 
-    return Dataset(train=select(train), test=select(test), num_classes=10)
+    tests = {"validation": select(validation), "test": select(test)} if num_validation else select(test)
+    return Dataset(train=select(train), test=tests, num_classes=10)
 
 
 def fashion_mnist(

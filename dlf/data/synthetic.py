@@ -1,6 +1,7 @@
 """Data sets that are drawn."""
 
 import random
+from functools import lru_cache
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,16 +70,21 @@ def mnist1d(num_train: int = 4_000, num_validation: int = 0, num_test: int = 1_0
     >>> train.inputs.shape, {name: len(of.inputs) for name, of in tests.items()}, num_classes
     ((1000, 40, 1), {'validation': 1000, 'test': 1000}, 10)
     """
+    drawn = _mnist1d()
+    images = {"train": drawn["x"][..., None], "test": drawn["x_test"][..., None]}
+    labels = {"train": drawn["y"], "test": drawn["y_test"]}
+    return subsets(images, labels, dict(train=num_train, validation=num_validation, test=num_test), seed)
+
+
+@lru_cache(maxsize=1)
+def _mnist1d() -> dict[str, np.ndarray]:
     try:
         from mnist1d.data import get_dataset_args, make_dataset
     except ImportError as error:
         raise ValueError("MNIST-1D comes with its package: pip install mnist1d (extra `data`)") from error
     before = random.getstate(), np.random.get_state()
     try:
-        drawn = make_dataset(get_dataset_args())  # by the global generators, which it seeds
+        return make_dataset(get_dataset_args())  # by the global generators, which it seeds
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
-    images = {"train": drawn["x"][..., None], "test": drawn["x_test"][..., None]}
-    labels = {"train": drawn["y"], "test": drawn["y_test"]}
-    return subsets(images, labels, dict(train=num_train, validation=num_validation, test=num_test), seed)

@@ -29,7 +29,7 @@ from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import dense
 from analysis.ntk import empirical_ntk
 from dlf import data, losses, models, optimizers, schedules, train
-from dlf.types import Batch, LossFn, Matvec, Params
+from dlf.types import Batch, LossFn, Matvec, Model, Params
 from experiments.benchmark.timing import Record, fastest, measure, peak_memory, row, timed
 
 NUM, TOL = 5, 1e-3
@@ -70,16 +70,23 @@ def cases() -> Iterator[Case]:
     )
     for name, model, activation, dataset, rate, num_steps in networks:
         batch = Batch(dataset.train.inputs.astype("f4"), dataset.train.labels)
-        schedule = schedules.triangular(dataset.num_classes, amplitude=10.0, period=5_000)
-        loss_fn = losses.make_loss(models.apply_fn(model), losses.cross_entropy, schedule)
-        optimizer = optimizers.make_optimizer("sgd", learning_rate=rate)
-        state = train.init_state(model.init(KEY, batch.inputs[:1])[0], optimizer)
-        loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
-        weights = np.asarray(schedule(STEP), "f4")
-        for stage in ("initial", "trained"):
-            after = loop(state, {}, 10)[0]
-            yield Case(name, stage, activation, loss_fn, weights, batch, state.params, after.params)
-            state = loop(state, {}, num_steps)[0]
+        yield from stages(name, model, activation, batch, dataset.num_classes, rate, num_steps)
+
+
+def stages(
+    name: str, model: Model, activation: str, batch: Batch, num_classes: int, rate: float, num_steps: int
+) -> Iterator[Case]:
+    """Yield a network at initialisation and after so many steps of gradient descent."""
+    schedule = schedules.triangular(num_classes, amplitude=10.0, period=5_000)
+    loss_fn = losses.make_loss(models.apply_fn(model), losses.cross_entropy, schedule)
+    optimizer = optimizers.make_optimizer("sgd", learning_rate=rate)
+    state = train.init_state(model.init(KEY, batch.inputs[:1])[0], optimizer)
+    loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
+    weights = np.asarray(schedule(STEP), "f4")
+    for stage in ("initial", "trained"):
+        after = loop(state, {}, 10)[0]
+        yield Case(name, stage, activation, loss_fn, weights, batch, state.params, after.params)
+        state = loop(state, {}, num_steps)[0]
 
 
 # Solvers: (product, start, setting) -> values, vectors as rows, on vectors as `ravel_pytree` has them.

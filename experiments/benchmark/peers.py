@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dlf.data import cifar
 from dlf.types import Batch, Params
 from experiments.benchmark.eigenpairs import NUM, TOL, Case, arpack
 from experiments.build import Experiment
@@ -85,6 +86,64 @@ def training(experiment: Experiment, weights, num_threads=1, num_replicas=0, is_
         return series
 
     return run
+
+
+def image_training(
+    name: str, images: Batch, batch_size: int, rate: float, num_threads: int
+) -> Callable[[], Any]:
+    """Return a step of momentum, on augmented batches of images as bytes, in eager mode, channels last."""
+    torch.set_num_threads(num_threads)
+    channels_last = dict(memory_format=torch.channels_last)
+    inputs, labels = (torch.tensor(np.array(of)) for of in images)
+    padded = functional.pad(inputs.movedim(-1, 1), (4, 4, 4, 4)).contiguous(**channels_last)
+    network, side = _network(name).to(**channels_last), inputs.shape[1]
+    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9)
+    mean, std = (torch.tensor(of).view(3, 1, 1) for of in (cifar.MEAN, cifar.STD))
+
+    def step():
+        chosen = torch.randperm(len(labels))[:batch_size]
+        top, left = (torch.randint(0, 9, (batch_size, 1)) + torch.arange(side) for _ in range(2))
+        left = torch.where(torch.rand(batch_size, 1) < 0.5, left, left.flip(1))
+        batch = padded.movedim(1, -1)[chosen[:, None, None], top[:, :, None], left[:, None]]
+        scaled = (batch.movedim(-1, 1).float() / 255 - mean) / std
+        optimizer.zero_grad()
+        functional.cross_entropy(network(scaled), labels[chosen].long()).backward()
+        optimizer.step()
+
+    return step
+
+
+def _network(name: str) -> Any:
+    """Return a network of `experiments.benchmark.images` in PyTorch's layers."""
+    nn = torch.nn
+    if name.startswith("Myrtle5"):
+        width, layers = int(name.partition("-")[2]), []
+        for number in range(4):
+            layers += [nn.Conv2d(width if number else 3, width, 3, padding=1), nn.ReLU()]
+            layers += [nn.AvgPool2d(2)] if number in (1, 2) else []
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+    class Block(nn.Module):
+        def __init__(self, before, width, stride):
+            super().__init__()
+            self.norms = nn.ModuleList([nn.BatchNorm2d(before), nn.BatchNorm2d(width)])
+            self.convs = nn.ModuleList(
+                [
+                    nn.Conv2d(before, width, 3, stride, 1, bias=False),
+                    nn.Conv2d(width, width, 3, 1, 1, bias=False),
+                ]
+            )
+            self.shortcut = nn.Conv2d(before, width, 1, stride, bias=False) if stride > 1 else None
+
+        def forward(self, hidden):
+            active = functional.relu(self.norms[0](hidden))
+            kept = self.shortcut(active) if self.shortcut else hidden
+            return kept + self.convs[1](functional.relu(self.norms[1](self.convs[0](active))))
+
+    blocks = Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2)
+    first = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+    last = nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
+    return nn.Sequential(first, *blocks, *last)
 
 
 def _prepare(case: Case) -> tuple[Any, Callable, tuple[Any, Any]]:

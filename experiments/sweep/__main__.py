@@ -23,7 +23,7 @@ from dlf.store.cells import NOT_RUN, Store
 from experiments import command_line, threads
 from experiments.build import build
 from experiments.command_line import ConfigError
-from experiments.config_files import SCALES, configuration, declare, load_config_file, named_sweeps
+from experiments.config_files import SCALES, config_of, configuration, declare, load_config_file, named_sweeps
 from experiments.second_pass import loop_seconds
 from experiments.sweep import fill
 from experiments.sweep.axes import Sweep, make_sweep
@@ -90,7 +90,7 @@ def _main() -> int:
         raise ConfigError(f"unknown sweep {options.sweep!r}: one of {', '.join(declared)}")
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no function get_config")
-    config = configuration(str(path), module.get_config, options.scale)
+    config = configuration(str(path), config_of(module, options.sweep), options.scale)
     asked = command_line.parse([sys.argv[0], *others], __doc__, config=config)
     sweep = make_sweep(asked.config, options.sweep, declare(declared[options.sweep], options.scale))
     command_line.use_precision(sweep.config)

@@ -1,0 +1,150 @@
+"""Figures of networks of images (see `analysis.findings.images.reduce`)."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from analysis.figures import style
+
+_NAMES = {"mnist1d": "MNIST-1D", "fashion_mnist": "Fashion-MNIST", "digits": "digits", "cifar10": "CIFAR-10"}
+
+
+@style.styled
+def image_rates(found: xr.Dataset) -> Figure:
+    """Draw test accuracy and dead runs over the learning rate for each data set, and the sharpness.
+
+    Points are means over live runs, bars one standard error; rings: the learning rate that validation chose.
+    """
+    names = [str(name) for name in found["data"].values]
+    has_runs = "sharpness" in found
+    figure = Figure(figsize=(2.4 * max(len(names), 2), 3.4 + 2.0 * has_runs), layout="constrained")
+    heights = [2, 0.7, *[2] * has_runs]
+    grid = figure.subplots(len(heights), len(names), squeeze=False, height_ratios=heights)
+    for column, name in zip(grid.T, names, strict=True):
+        cells = found.sel(data=name)
+        _draw_rates(column[0], cells)
+        _draw_dead(column[1], cells)
+        column[0].set_title(_NAMES.get(name, name))
+        if has_runs:
+            _draw_sharpness(column[2], cells)
+    grid[0, 0].set_ylabel("test accuracy (%)")
+    grid[1, 0].set_ylabel("dead\nruns (%)")
+    grid[0, 0].legend(loc="lower right")
+    if has_runs:
+        grid[2, 0].set_ylabel("sharpness over\nthreshold")
+        grid[2, -1].legend(loc="lower right", ncols=1)
+    return figure
+
+
+@style.styled
+def image_plane(found: xr.Dataset) -> Figure:
+    """Draw what the dynamical loss gains over amplitude and period at one learning rate, and tuned.
+
+    In the plane a star marks cells that differ from the static loss (paired, false discovery rate 5 %).
+    """
+    figure = Figure(figsize=(7.0, 2.6), layout="constrained")
+    plane, tuned = figure.subplots(1, 2, width_ratios=(1.3, 1))
+    gain = 100 * found["plane_gain"].transpose("plane_amplitude", "plane_period")
+    most = max(1.0, float(np.abs(gain).max()))
+    image = plane.imshow(
+        gain.values, cmap="RdBu_r", norm=TwoSlopeNorm(0, -most, most), aspect="auto", origin="lower"
+    )
+    error = 100 * found["plane_gain_error"].transpose(*gain.dims)
+    for row, column in np.ndindex(gain.shape):
+        star = "*" if found["plane_significant"].transpose(*gain.dims).values[row, column] else ""
+        words = f"{gain.values[row, column]:+.1f}{star}\n± {error.values[row, column]:.1f}"
+        plane.text(column, row, words, ha="center", va="center", fontsize=6.5)
+    plane.set_xticks(range(gain.shape[1]), [f"{of:g}" for of in gain["plane_period"].values])
+    plane.set_yticks(range(gain.shape[0]), [f"{of:g}" for of in gain["plane_amplitude"].values])
+    plane.set(
+        xlabel="period $T$ (steps per class)", ylabel="amplitude $A$", title="MNIST-1D, one learning rate"
+    )
+    figure.colorbar(image, ax=plane, label="gain (points)")
+    names = [str(name) for name in found["data"].values]
+    values, errors = 100 * found["tuned_gain"], 100 * found["tuned_gain_error"]
+    tuned.errorbar(values, range(len(names)), xerr=errors, fmt="o", color=style.COLORS[1], capsize=2)
+    tuned.axvspan(-0.5, 0.5, color=style.GREY, alpha=0.25, linewidth=0, label="as good")
+    tuned.axvline(0, color=style.BLACK, linewidth=0.6)
+    tuned.set_yticks(range(len(names)), [_NAMES.get(name, name) for name in names])
+    tuned.set(
+        xlabel="gain (points), fresh seeds",
+        title="each loss at its own learning rate",
+        ylim=(-0.6, len(names) - 0.4),
+    )
+    tuned.legend(loc="upper right")
+    return figure
+
+
+@style.styled
+def image_run(found: xr.Dataset) -> Figure:
+    """Draw one run with minibatches: loss, accuracies and sharpness over the threshold, along training."""
+    figure = Figure(figsize=(7.0, 5.0), layout="constrained")
+    rows = figure.subplots(4, 1, sharex=True)
+    rows[0].plot(found["step"], found["loss"], color=style.GREY, linewidth=0.5)
+    rows[0].set(yscale="log")
+    for name, color in zip(("validation", "test"), style.COLORS, strict=False):
+        accuracy = 100 * found[f"{name}_accuracy"]
+        rows[1].plot(found["evaluation_step"], accuracy, color=color, linewidth=1, label=name)
+    rows[1].legend(loc="lower right")
+    rows[2].plot(found["step"], found["learning_rate"], color=style.BLACK, linewidth=1)
+    at = found["hessian_step"]
+    threshold = found["threshold"].sel(step=at)
+    for values, words, color in (
+        (found["hessian_eigenvalues"].isel(rank=0), "all examples", style.COLORS[0]),
+        (found["batch_sharpness"], "batches", style.COLORS[2]),
+    ):
+        rows[3].plot(at, values.values / threshold.values, "o-", color=color, markersize=3, label=words)
+    rows[3].axhline(1, **style.THRESHOLD)
+    rows[3].set(yscale="log", xlabel="step")
+    rows[3].legend(loc="lower right")
+    labels = style.LOSS, "accuracy (%)", r"rate $\eta$", "sharpness\nover threshold"
+    style.label_rows(rows, labels)
+    return figure
+
+
+def _losses(cells: xr.Dataset):
+    amplitude = float(cells["amplitude"].max())
+    labels = {1.0: "static", amplitude: f"dynamical, $A$ = {amplitude:g}"}
+    for (value, label), color in zip(labels.items(), style.COLORS, strict=False):
+        yield cells.sel(amplitude=value), label, color
+
+
+def _draw_rates(axes: Axes, cells: xr.Dataset) -> None:
+    for cell, label, color in _losses(cells):
+        mean, error = 100 * cell["accuracy"], 100 * cell["accuracy_error"]
+        axes.errorbar(
+            cell["learning_rate"],
+            mean,
+            yerr=error,
+            color=color,
+            marker="o",
+            markersize=3,
+            linewidth=1,
+            label=label,
+        )
+        chosen = cell["tuned_rate"]
+        axes.plot(chosen, mean.sel(learning_rate=chosen), "o", color=color, markersize=8, fillstyle="none")
+    axes.set(xscale="log")
+    axes.tick_params(labelbottom=False)
+
+
+def _draw_dead(axes: Axes, cells: xr.Dataset) -> None:
+    for cell, _, color in _losses(cells):
+        share, limits = 100 * cell["dead"], (cell["dead_low"], cell["dead_high"])
+        errors = np.stack([np.abs(share - 100 * limit) for limit in limits])
+        marks = dict(color=color, marker="o", markersize=3, linewidth=1, capsize=1.5)
+        axes.errorbar(cell["learning_rate"], share, yerr=errors, **marks)
+    axes.set(xscale="log", xlabel=r"learning rate $\eta$", ylim=(-5, 105))
+
+
+def _draw_sharpness(axes: Axes, cells: xr.Dataset) -> None:
+    lines = {"sharpness": ("-", "all examples"), "batch_sharpness": (":", "batches")}
+    for loss, color in zip(("static", "dynamical"), style.COLORS, strict=False):
+        run = cells.sel(loss=loss)
+        for name, (line, words) in lines.items():
+            ratio = run[name] / run["run_threshold"]
+            axes.plot(run["run_step"], ratio, line, color=color, linewidth=1, label=f"{loss}, {words}")
+    axes.axhline(1, **style.THRESHOLD)
+    axes.set(yscale="log", xlabel="step")
