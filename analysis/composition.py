@@ -107,6 +107,40 @@ def of_images(
     return found
 
 
+def of_network(
+    problem: Problem, state: TrainState, num: int, num_probes: int, order: int, num_ntk: int, batch_size: int
+) -> xr.Dataset:
+    """Measure the curvature of one network of images on its training set, in parts of `batch_size`.
+
+    `eigenvalues`, the `num` largest of the Hessian, with `residuals` and the number of `matvecs`;
+    `class_curvature` Gamma_c u.H_c u of the first; density and trace (`num_probes` of `order`);
+    `ntk_spectrum` on the first `num_ntk` examples; `memory`, the bytes that the compiled product with the
+    Hessian needs beside its arguments.
+    """
+    params, batch, step = state.params, problem.train, state.step
+    matvec = operators.hessian(train.loss_of(problem, state), params, batch, step, batch_size=batch_size)
+    pairs = top_eigenpairs(matvec, params, num=num, tol=1e-3, key=problem.key)
+    top, weights = jax.tree.map(lambda leaf: leaf[0], pairs.vectors), problem.schedule(step)
+    apply_fn = train.frozen(problem, state)
+    class_losses = losses.make_class_losses(apply_fn, problem.weighted_loss, len(weights))
+    by_class = operators.class_curvatures(class_losses, params, batch, top, batch_size=batch_size)
+    ntk = empirical_ntk(apply_fn, params, batch.inputs[:num_ntk], batch_size=min(batch_size, num_ntk))
+    compiled = jax.jit(lambda vector: matvec(vector)).lower(params).compile()
+    found = xr.Dataset(
+        {
+            "eigenvalues": ("rank", np.asarray(pairs.values), {"units": "nat"}),
+            "residuals": ("rank", np.asarray(pairs.residuals), {"units": "nat"}),
+            "matvecs": int(pairs.num_matvecs),
+            "class_curvature": ("class", np.asarray(weights * by_class), {"units": "nat"}),
+            "ntk_spectrum": ("ntk_rank", np.asarray(spectrum(ntk))),
+            "memory": ((), compiled.memory_analysis().temp_size_in_bytes, {"units": "bytes"}),
+            "num_parameters": ravel_pytree(params)[0].size,
+        }
+    )
+    densities = _densities("", "part", {"Hessian": (matvec, params)}, num_probes, order, problem.key)
+    return found.merge(densities.squeeze("part", drop=True))
+
+
 def _densities(
     prefix: str, dim: str, maps: Mapping[str, tuple[Matvec, Params]], num_probes: int, order: int, key: Array
 ) -> xr.Dataset:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import xarray as xr
 from ml_collections import ConfigDict
 
 from analysis import figures
@@ -112,6 +113,19 @@ def configuration(what: str, get_config: Callable, scale: str | None) -> ConfigD
     return config
 
 
+def holds(config: ConfigDict, word: str, module: ModuleType) -> bool:
+    """Return whether an override, such as --config.dataset.path=DIR, is for one of a figure's configurations.
+
+    All are for the only run of a figure; of several runs and sweeps some may lack what it sets.
+    """
+    names, section = word.partition("=")[0].removeprefix("--config.").split("."), config
+    for name in names if hasattr(module, "OVERRIDES") else ():
+        if not isinstance(section, ConfigDict) or name not in section:
+            return False
+        section = section[name]
+    return True
+
+
 def declare(sweep: Callable[..., Iterable], scale: str | None) -> list:
     """Return what a function of the scale or of nothing yields. Raises ConfigError with what it raises."""
     what = getattr(sweep, "__name__", "sweep")
@@ -132,6 +146,20 @@ def _told(what: str, scale: str | None, call: Callable[[], Any]) -> Any:
         raise
     except BaseException as error:  # whatever the user's function raises
         raise ConfigError(f"{what}{f' with scale {scale!r}' if scale else ''}: {last_line(error)}") from error
+
+
+def tables(in_words: Callable, found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
+    """Return the tables that `in_words` of a file gives. Raises TypeError for what are none."""
+    tables = in_words(found)
+    if not isinstance(tables, dict) or not all(map(_is_table, tables.values())):
+        raise TypeError(f"in_words must return {{title: [header, row, ...]}}, rows alike, got {tables!r}")
+    return tables
+
+
+def _is_table(rows: Any) -> bool:
+    are_rows = isinstance(rows, tuple | list) and all(isinstance(row, tuple | list) for row in rows)
+    words = [word for row in rows for word in row] if are_rows else [None]
+    return all(isinstance(word, str) for word in words) and len({*map(len, rows)}) == 1
 
 
 def functions_of(module: ModuleType) -> tuple[str, ...]:

@@ -6,10 +6,10 @@
 
 A figure is a file in experiments/configs, or one of yours: what to run (`get_config`, `RUNS`, `sweep*`), to
 `measure` and to `reduce`, the functions of analysis.figures that draw it, and the numbers to expect, at scale
-"small" if there are scales; the last of them stands for it in README. What was interrupted goes on; what is
-finished is only drawn. --shipped draws the reduced data that come with dlf. The folder is
-results/NAME[/SCALE], or DIR, or of several figures DIR/NAME[/SCALE]. Overrides are for figures of one run,
-and of others for the settings that they name (`OVERRIDES`). The exit status is 1 if a number is off.
+"small" if there are scales. What was interrupted goes on; what is finished is only drawn. --shipped draws the
+reduced data that come with dlf. The folder is results/NAME[/SCALE], or DIR, or of several figures
+DIR/NAME[/SCALE]. Overrides are for figures of one run, and for what others allow (`OVERRIDES`). The exit
+status is 1 if a number is off.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
         raise ConfigError("--shipped draws what comes with dlf, of one scale: leave --scale out")
     more = [*getattr(module, "RUNS", {}).values(), *config_files.sweeps_of(module).values()]
     scaled = any(config_files.takes_scale(function) for function in (module.get_config, *more))
-    of_one_run = not hasattr(module, "RUNS") and not more
+    known = ["key"] if not hasattr(module, "RUNS") and not more else getattr(module, "OVERRIDES", ())
     if options.scale and not scaled:
         raise ConfigError(f"{name} has no scales: leave --scale out")
     scale = (options.scale or DEFAULT) if scaled and not options.shipped else None
@@ -79,10 +79,10 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
             neural_tangents_import.load()
         except ImportError as error:
             raise ConfigError(error) from error
-    known = ["--config."] if of_one_run else [f"--config.{key}=" for key in getattr(module, "OVERRIDES", ())]
-    if wrong := [word for word in overrides if not word.startswith(tuple(known))]:
-        takes = " and ".join(f"{word.rstrip('.=')}{'.key' if of_one_run else ''}=value" for word in known)
-        raise ConfigError(f"unrecognized arguments: {' '.join(wrong)}: {name} takes {takes or 'no settings'}")
+    begins = ("--config.",) if "key" in known else tuple(f"--config.{key}=" for key in known)
+    if wrong := [word for word in overrides if not word.startswith(begins)]:
+        takes = " and ".join(f"--config.{key}=value" for key in known) or "no settings"
+        raise ConfigError(f"unrecognized arguments: {' '.join(wrong)}: {name} takes {takes}")
     figure = Plan(name, module, ConfigDict(), scale, folder, overrides)
     return figure._replace(config=_configured(figure, name, module.get_config))
 
@@ -90,18 +90,9 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
 def _configured(figure: Plan, what: str, get_config: Callable[..., ConfigDict]) -> ConfigDict:
     """Return a configuration of a figure, with the overrides of what it holds, or of its only run all."""
     config = configuration(what, get_config, figure.scale)
-    overrides = figure.overrides
-    if hasattr(figure.module, "OVERRIDES"):
-        keys = {f"--config.{key}" for key in _keys(config)}
-        overrides = [word for word in overrides if word.partition("=")[0] in keys]
-    if not overrides:
-        return config
-    return command_line.parse([sys.argv[0], *overrides], __doc__, figure.folder, config).config
-
-
-def _keys(section: ConfigDict, within: str = "") -> Iterator[str]:
-    for key, value in section.items():
-        yield from _keys(value, f"{within}{key}.") if isinstance(value, ConfigDict) else [f"{within}{key}"]
+    words = [word for word in figure.overrides if config_files.holds(config, word, figure.module)]
+    asked = words and command_line.parse([sys.argv[0], *words], __doc__, figure.folder, config)
+    return asked.config if words else config
 
 
 def make(figure: Plan, shipped: bool, how: Settings) -> bool:
@@ -126,7 +117,7 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
         table.columns = [column.removeprefix(f"{dim}_") for column in table.columns]
         refuse_links(folder, folder / f"{file}.csv")
         table.to_csv(folder / f"{file}.csv", index=False, na_rep="nan")
-    tables = _tables(module.in_words, found) if hasattr(module, "in_words") else {}
+    tables = config_files.tables(module.in_words, found) if hasattr(module, "in_words") else {}
     compared = figure.scale in (None, DEFAULT)
     rows, ok = compare(found, module.EXPECTED, compared)
     told = tables | {f"{name}: numbers to expect" + ("" if compared else f" at scale {DEFAULT}"): rows}
@@ -208,19 +199,6 @@ def _data(function: Callable, *arguments: Any) -> xr.Dataset:
         what = getattr(function, "__name__", function)
         raise TypeError(f"{what} must return an xarray.Dataset, got {type(found).__name__}")
     return found
-
-
-def _tables(in_words: Callable, found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
-    tables = in_words(found)
-    if not isinstance(tables, dict) or not all(map(_is_table, tables.values())):
-        raise TypeError(f"in_words must return {{title: [header, row, ...]}}, rows alike, got {tables!r}")
-    return tables
-
-
-def _is_table(rows: Any) -> bool:
-    are_rows = isinstance(rows, tuple | list) and all(isinstance(row, tuple | list) for row in rows)
-    words = [word for row in rows for word in row] if are_rows else [None]
-    return all(isinstance(word, str) for word in words) and len({*map(len, rows)}) == 1
 
 
 def stored(found: xr.Dataset, path: Path) -> xr.Dataset:

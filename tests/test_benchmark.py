@@ -10,7 +10,7 @@ import pytest
 
 from experiments import command_line
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import eigenpairs, many_runs, one_run, timing
+from experiments.benchmark import eigenpairs, kernels, many_runs, one_run, timing
 from experiments.configs import cascades as config_cascades
 from experiments.configs import fig4 as config_fig4
 from experiments.configs import tiny
@@ -142,7 +142,7 @@ def test_solvers_are_measured_at_their_true_residual(float64):
 
 
 def test_the_networks_in_plain_operations_are_ours(float64):
-    for words, (model, plain, inputs, _) in eigenpairs.networks().items():
+    for words, (model, plain, inputs, _) in kernels.networks().items():
         params, model_state = model.init(jax.random.key(0), inputs)
         found, expected = plain(params, inputs), model.apply(params, model_state, inputs)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12, err_msg=words)

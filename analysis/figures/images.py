@@ -104,6 +104,33 @@ def image_run(found: xr.Dataset) -> Figure:
     return figure
 
 
+@style.styled
+def image_curvature(found: xr.Dataset) -> Figure:
+    """Draw density of the Hessian, its largest eigenvalue split by class, and the NTK of image networks.
+
+    Bands are one standard error over probes; the classes of a network add up to its sharpness.
+    """
+    figure = Figure(figsize=(7.0, 2.6), layout="constrained")
+    density, split, ntk = figure.subplots(1, 3)
+    for shift, (name, color) in enumerate(zip(found["network"].values, style.COLORS, strict=False)):
+        cell = found.sel(network=name)
+        x, y, error = (cell[of] for of in ("eigenvalue", "density", "density_error"))
+        density.plot(x, y, color=color, linewidth=1, label=str(name))
+        density.fill_between(x, np.maximum(y - error, 1e-12), y + error, color=color, alpha=0.3, linewidth=0)
+        share = cell["class_curvature"] / cell["class_curvature"].sum()
+        split.bar(np.arange(share.size) + 0.4 * shift - 0.2, share, 0.4, color=color)
+        rank = np.arange(1, cell.sizes["ntk_rank"] + 1)
+        ntk.loglog(rank, cell["ntk_spectrum"], ".-", color=color, linewidth=0.8, markersize=3)
+    bottom = 1e-6 * float(found["density"].max())
+    density.set(
+        xlabel=r"eigenvalue $\lambda$ (nat)", ylabel="density (1/nat)", yscale="log", ylim=(bottom, None)
+    )
+    density.legend()
+    split.set(xlabel="class", ylabel="share of the sharpness")
+    ntk.set(xlabel="rank", ylabel="NTK eigenvalue")
+    return figure
+
+
 def _losses(cells: xr.Dataset):
     amplitude = float(cells["amplitude"].max())
     labels = {1.0: "static", amplitude: f"dynamical, $A$ = {amplitude:g}"}

@@ -18,23 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from analysis import neural_tangents_import, operators
+from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import dense
-from analysis.ntk import empirical_ntk
 from dlf import data, losses, models, optimizers, schedules, train
 from dlf.types import Batch, LossFn, Matvec, Model, Params
+from experiments.benchmark.kernels import compare_ntk, networks
 from experiments.benchmark.timing import Record, fastest, measure, peak_memory, row, timed
 
 NUM, TOL = 5, 1e-3
-STEP = jnp.asarray(1_250, jnp.int32)  # the first class weighs most
-KEY = jax.random.key(0)
+STEP = np.int32(1_250)  # the first class weighs most; JAX is not to start before a process is pinned
 _DENSE = 2_000  # parameters up to which the dense Hessian is the reference
 _STOPPING = ("scipy eigsh", "curvlinops + eigsh", "lobpcg_standard, tol / 20n", "eigenthings, power")
 _PATIENCE = 10.0  # seconds; what takes longer is run once, with its compilation
@@ -80,7 +78,7 @@ def stages(
     schedule = schedules.triangular(num_classes, amplitude=10.0, period=5_000)
     loss_fn = losses.make_loss(models.apply_fn(model), losses.cross_entropy, schedule)
     optimizer = optimizers.make_optimizer("sgd", learning_rate=rate)
-    state = train.init_state(model.init(KEY, batch.inputs[:1])[0], optimizer)
+    state = train.init_state(model.init(jax.random.key(0), batch.inputs[:1])[0], optimizer)
     loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
     weights = np.asarray(schedule(STEP), "f4")
     for stage in ("initial", "trained"):
@@ -95,7 +93,9 @@ _multiply = jax.jit(lambda product, v: product(v))
 
 
 def _ours(product, like, basis_size, start=None):
-    pairs = top_eigenpairs(product, like, num=NUM, tol=TOL, start=start, basis_size=basis_size, key=KEY)
+    pairs = top_eigenpairs(
+        product, like, num=NUM, tol=TOL, start=start, basis_size=basis_size, key=jax.random.key(0)
+    )
     return pairs.values, pairs.vectors
 
 
@@ -110,7 +110,7 @@ def _matfree(product, start, size):
 
 @_compiled
 def _lobpcg(product, start, tol):
-    block = jax.random.normal(KEY, (start.size, NUM), start.dtype)
+    block = jax.random.normal(jax.random.key(0), (start.size, NUM), start.dtype)
     # one product more checks its input where they are counted, and is compiled away elsewhere
     values, vectors, _ = lobpcg_standard(
         lambda x: jax.lax.map(product, x.T).T, block, m=40, tol=tol and tol / start.size
@@ -135,7 +135,11 @@ def arpack(product: Callable[[np.ndarray], Any], start: Any, tol: float) -> tupl
 def adapt(solve: Callable, case: Case, setting: Any) -> Callable[[], tuple]:
     """Return what is timed: a solver on a case, its products counted in a run before."""
     flat, unravel = ravel_pytree(case.params)
-    matvec, start, calls = case.hessian(case.params), jax.random.normal(KEY, flat.shape, flat.dtype), []
+    matvec, start, calls = (
+        case.hessian(case.params),
+        jax.random.normal(jax.random.key(0), flat.shape, flat.dtype),
+        [],
+    )
 
     def product(matvec, v):
         return ravel_pytree(matvec(unravel(v)))[0]
@@ -247,49 +251,6 @@ def summarise(results: list[Record]) -> list[Record]:
     if case == "digits 64-256-256-10, initial":
         found.insert(3, ("cold", "products", cold, ("<=", 65)))
     return [row(case, *of) for of in found]
-
-
-def in_flax(*layers: Callable) -> Callable:
-    """Return (params, inputs) -> logits in flax's own layers, the best case of neural-tangents."""
-    names = [f"layers_{i}" for i, layer in enumerate(layers) if isinstance(layer, nn.Module)]
-
-    def apply_fn(params, inputs):  # params of ours, layer by layer
-        return nn.Sequential(layers).apply({"params": dict(zip(names, params.values(), strict=True))}, inputs)
-
-    return apply_fn
-
-
-def networks() -> dict[str, tuple]:
-    """Return ours, the same in flax's layers, inputs, and the target of our NTK : neural-tangents' best."""
-    perceptron, myrtle = models.mlp(3, (100,), "relu", "original", True), models.myrtle(10, (16, 16), "relu")
-    conv = partial(nn.Conv, 16, (3, 3))
-    pool = partial(jnp.mean, axis=(1, 2))  # one mean over all is that of means over squares of 2x2
-    images = in_flax(conv(), nn.relu, conv(), nn.relu, pool, nn.Dense(10))
-    points = in_flax(nn.Dense(100), nn.relu, nn.Dense(3))
-    return {
-        "300 points": (perceptron, points, data.spiral().train.inputs, ("<=", 0.7)),
-        "64 images 8x8": (myrtle, images, data.digits(64).train.inputs, None),
-    }
-
-
-def compare_ntk(name: str, dtype: str, repeats: int) -> list[Record]:
-    """Compare the time of the traced NTK with the three ways of neural-tangents, where it is installed."""
-    model, plain, inputs, target = networks()[name]
-    inputs = inputs.astype(dtype)
-    params, _ = model.init(KEY, inputs)
-    runs = {"ours": jax.jit(partial(empirical_ntk, models.apply_fn(model)))}
-    try:
-        library = neural_tangents_import.load()
-    except ImportError:
-        library = None
-    for choice in list(library.NtkImplementation)[1:] if library else ():  # the first leaves it open
-        kernel_fn = library.empirical_ntk_fn(plain, implementation=choice, vmap_axes=0)
-        words = f"neural-tangents, {choice.name.replace('_', ' ').lower()}"
-        runs[words] = jax.jit(lambda params, x, kernel_fn=kernel_fn: kernel_fn(x, None, params))
-    taken = measure({words: timed(partial(run, params, inputs)) for words, run in runs.items()}, repeats)
-    found, ours = [(words, "ms", 1e3 * values) for words, values in taken.items()], taken.pop("ours")
-    found.append(("ours : best of neural-tangents", "times", ours / fastest(taken.values()), target))
-    return [row(f"NTK, {name}, {dtype}", *of) for of in found]
 
 
 def curvature(repeats: int) -> Iterator[dict[str, list[Record]]]:

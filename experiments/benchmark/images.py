@@ -18,7 +18,7 @@ import numpy as np
 from analysis import operators
 from dlf import data, losses, models, schedules, train
 from dlf.types import Batch, Problem
-from experiments.benchmark import eigenpairs, timing
+from experiments.benchmark import timing
 from experiments.benchmark.timing import MATMUL, Record, row, timed
 
 MYRTLE16, MYRTLE64, WIDE = "Myrtle5-16", "Myrtle5-64", "WRN-10-1"
@@ -133,7 +133,7 @@ def product_over_gradient(name: str, side: int, repeats: int) -> np.ndarray:
     loss_fn = losses.make_loss(
         models.apply_fn(problem.model, model_state), problem.weighted_loss, problem.schedule
     )
-    at = params, batch, eigenpairs.STEP
+    at = params, batch, jnp.asarray(0)
     product = partial(jax.jit(lambda v: operators.hessian(loss_fn, *at)(v)), params)
     cases = {"product": product, "gradient": partial(jax.jit(jax.grad(loss_fn)), *at)}
     taken = timing.measure({of: timed(run, window=1) for of, run in cases.items()}, repeats)
@@ -142,6 +142,8 @@ def product_over_gradient(name: str, side: int, repeats: int) -> np.ndarray:
 
 def solving(repeats: int) -> tuple[list[Record], list[Record]]:
     """Return the solvers' records and rows on Myrtle5-16 at 32x32; for a fresh process."""
+    from experiments.benchmark import eigenpairs  # which starts JAX
+
     jax.config.update("jax_enable_x64", True)  # for the true residuals
     made, model = made_images(32, BATCH_SIZE), models.myrtle(10, (16,) * 4, "relu")
     batch = Batch((made.inputs / jnp.asarray(255, "f4") - 0.5).astype("f4"), made.labels)
