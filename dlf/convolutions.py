@@ -11,6 +11,7 @@ for examples n, places p, taps t on both sides of 0, channels c and features f. 
     <C(x, k), d> = <k, G(x, d)> = <x, C(d, k')>,    k'[t, f, c] = k[-t, c, f].
 """
 
+import inspect
 import itertools
 import math
 import warnings
@@ -106,7 +107,7 @@ def _primitive(name, fn, shape, folded, by_first, by_second):
     second alone, is counted with.
     """
     primitive = Primitive(name)
-    primitive.def_impl(lambda *args, **kwargs: jax.jit(partial(fn, **kwargs))(*args))
+    primitive.def_impl(jax.jit(fn, static_argnames=tuple(inspect.signature(fn).parameters)[2:]))
     primitive.def_abstract_eval(lambda x, y, **kwargs: x.update(shape=shape(x, y, **kwargs)))
     mlir.register_lowering(primitive, mlir.lower_fun(fn, multiple_results=False))
     ad.defbilinear(primitive, by_first, by_second)

@@ -145,7 +145,7 @@ def solving(repeats: int) -> tuple[list[Record], list[Record]]:
     from experiments.benchmark import eigenpairs  # which starts JAX
 
     jax.config.update("jax_enable_x64", True)  # for the true residuals
-    made, model = made_images(32, BATCH_SIZE), models.myrtle(10, (16,) * 4, "relu")
+    made, model = made_images(32, 32), models.myrtle(10, (16,) * 4, "relu")
     batch = Batch((made.inputs / jnp.asarray(255, "f4") - 0.5).astype("f4"), made.labels)
     results, rows = [], []
     for case in eigenpairs.stages(f"{MYRTLE16}, 32x32", model, "relu", batch, 10, 0.05, 100):
