@@ -100,15 +100,21 @@ def _reversed(kernel):
     return lax.optimization_barrier(jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2))
 
 
-def _primitive(name, fn, shape, folded, by_first, by_second):
+def _primitive(name, fn, folded, by_first, by_second):
     """Return a bilinear primitive of two arrays; of batches of both, one after the other is done.
 
     `folded` are the axes of the first, the second and the result that a batch of the first alone, or of the
     second alone, is counted with.
     """
+
+    def abstract(*args, **kwargs):
+        args = (jax.ShapeDtypeStruct(of.shape, of.dtype) for of in args)
+        found = jax.eval_shape(partial(fn, **kwargs), *args)
+        return jax.core.ShapedArray(found.shape, found.dtype)
+
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(fn, static_argnames=tuple(inspect.signature(fn).parameters)[2:]))
-    primitive.def_abstract_eval(lambda x, y, **kwargs: x.update(shape=shape(x, y, **kwargs)))
+    primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(fn, multiple_results=False))
     ad.defbilinear(primitive, by_first, by_second)
 
@@ -119,6 +125,10 @@ def _primitive(name, fn, shape, folded, by_first, by_second):
             return lax.map(lambda pair: bind(*pair), args), 0
         which = axes.index(None) ^ 1
         size, (into, out) = len(args[which]), folded[which]
+        if size == 0:
+            return lax.map(
+                lambda one: bind(*([one, args[1]] if which == 0 else [args[0], one])), args[which]
+            ), 0
         args[which] = _fold(args[which], into)
         return _unfold(bind(*args), out, size), 0
 
@@ -126,23 +136,27 @@ def _primitive(name, fn, shape, folded, by_first, by_second):
     return primitive
 
 
+def _one(x):
+    """Return the shape of one of a batch, which may be empty."""
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+
 def _fold(x, axis):
     """Return x [batch, ...] with the batch counted with one of its other axes."""
     at = axis % (x.ndim - 1)
     x = jnp.moveaxis(x, 0, at)
-    return x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
+    return x.reshape(*x.shape[:at], x.shape[at] * x.shape[at + 1], *x.shape[at + 2 :])
 
 
 def _unfold(x, axis, size):
     """Return x with the batch of that size that an axis holds as its first axis."""
     at = axis % x.ndim
-    return jnp.moveaxis(x.reshape(*x.shape[:at], size, -1, *x.shape[at + 1 :]), at, 0)
+    return jnp.moveaxis(x.reshape(*x.shape[:at], size, x.shape[at] // size, *x.shape[at + 1 :]), at, 0)
 
 
 convolve_p = _primitive(
     "convolve",
     _forward,
-    lambda x, kernel: (*x.shape[:-1], kernel.shape[-1]),
     ((0, 0), (-1, -1)),
     lambda d, x, kernel: convolve_p.bind(d, _reversed(kernel)),
     lambda d, x, kernel: _of_kernel_p.bind(x, d, taps=kernel.aval.shape[:-2]),
@@ -150,7 +164,6 @@ convolve_p = _primitive(
 _of_kernel_p = _primitive(
     "convolve_by_kernel",
     _of_kernel,
-    lambda x, d, *, taps: (*taps, x.shape[-1], d.shape[-1]),
     ((-1, -2), (-1, -1)),
     lambda kernel, x, d, **_: convolve_p.bind(d, _reversed(kernel)),
     lambda kernel, x, d, **_: convolve_p.bind(x, kernel),

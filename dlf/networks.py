@@ -113,4 +113,7 @@ def check_inputs(inputs: Inputs, num_axes: Container[int]) -> None:
         shapes = "[examples, height, width, channels], or signals [examples, points, channels]"
         raise ValueError(f"need images {shapes}, got shape {inputs.shape}")
     if not jnp.isdtype(inputs.dtype, "real floating"):
-        raise ValueError(f"inputs are {inputs.dtype}: give the model the mean and std of each channel")
+        advice = "give the model the mean and std of each channel"
+        if inputs.dtype != jnp.uint8:
+            advice = "make them floats"
+        raise ValueError(f"inputs are {inputs.dtype}: {advice}")

@@ -12,7 +12,11 @@ from jaxtyping import Array, PyTree
 from dlf import rates
 from dlf.types import Optimizer, Params
 
-_POSITIVE = {"max_norm", "max_delta", "clipping_threshold", "k"}  # of transformations of the gradient
+# Of transformations of the gradient: what turns it around otherwise, and weights of the past, which sum up.
+_POSITIVE = {
+    "max_norm", "max_delta", "clipping_threshold", "k", "clipping", "threshold", "step_size",
+}  # fmt: skip
+_BELOW_ONE = {"decay", "momentum", "b1", "b2"}
 
 
 def make_optimizer(
@@ -86,6 +90,9 @@ def _transformation(section: Mapping[str, Any]) -> optax.GradientTransformation:
     for key in _POSITIVE & given.keys():
         if not given[key] > 0:
             raise ValueError(f"before: {key} of {name} must be positive, got {given[key]}")
+    for key in _BELOW_ONE & given.keys():
+        if not 0 <= given[key] < 1:
+            raise ValueError(f"before: {key} of {name} must be at least 0 and below 1, got {given[key]}")
     builder = name if callable(name) else getattr(optax, str(name), None)
     if inspect.isfunction(builder) and "learning_rate" in inspect.signature(builder).parameters:
         raise ValueError(f"before: {name!r} takes a learning rate, of which there is one: leave it out")

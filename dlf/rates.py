@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +26,8 @@ def check_rate(optimizer: Optimizer, num_steps: int) -> None:
     if optimizer.rate is None:
         return
     steps = np.unique(np.linspace(0, num_steps - 1, min(num_steps, 1_000)).astype(int))
-    rates = np.asarray(jax.jit(jax.vmap(optimizer.rate))(jnp.asarray(steps, jnp.int32)))  # as in the loop
+    # one after another, as in the loop: of many steps at once XLA rounds a division otherwise
+    rates = np.asarray(jax.jit(partial(lax.map, optimizer.rate))(jnp.asarray(steps, jnp.int32)))
     if rates.ndim != 1:
         raise ValueError(f"the learning rate must be one number a step, got the shape {rates.shape[1:]}")
     wrong = np.flatnonzero(~(np.isfinite(rates) & (rates >= 0)))
@@ -33,7 +35,7 @@ def check_rate(optimizer: Optimizer, num_steps: int) -> None:
         raise ValueError(
             f"the learning rate is {rates[wrong[0]]:g} at step {steps[wrong[0]]}: at least 0 is taken"
         )
-    if not rates.any():
+    if num_steps > 1 and not rates.any():
         raise ValueError("the learning rate is 0 at every step")
 
 

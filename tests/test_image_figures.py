@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib import image
 
 from analysis import figures
-from analysis.findings import images as findings
+from analysis.findings import tuned_losses as findings
 from dlf import data, losses, models, schedules, store, train
 from dlf.data import cifar
 from dlf.store.cells import DIVERGED
@@ -215,3 +215,14 @@ def test_the_threads_of_image_networks_are_all(photographs):
     config = small(cifar10_myrtle5.get_config(), photographs)
     assert threads.multiplications(config) > threads.SMALL
     assert build.replica_bytes(config) < 10e6  # bytes stay bytes
+
+
+def test_dead_runs_keep_two_losses_from_being_as_good():
+    noise = np.random.default_rng(0).normal(size=12) / 100
+    dead = np.where(np.arange(12) > 7, 0.1, 0.8 + noise)
+    found = reduced(killed=[0.8 + noise, dead], gone=[0.8 + noise, 0 * noise + 0.1])
+    assert [findings._VERDICTS[int(of)] for of in found["tuned_verdict"]] == ["undecided", "undecided"]
+    np.testing.assert_allclose(found["tuned_dead"].sel(amplitude=16.0), [0.5, 1.0])
+    assert float(found["tuned_gain"][0]) == pytest.approx(0, abs=1e-12)  # of the pairs that live
+    (row,) = (row for row in findings.in_words(found)["tuned"] if row[0] == "dynamical, tuned")
+    assert row[2] == "all dead"

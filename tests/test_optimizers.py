@@ -144,6 +144,29 @@ def test_a_rate_that_cannot_be_is_refused_before_the_run(float64, schedule, word
                                           transition_steps=5)), 10)  # fmt: skip
 
 
+@pytest.mark.parametrize("power", [1, 0.5, 2])
+def test_rates_that_end_at_zero_are_taken_whatever_the_length(x64, power):
+    for num_steps in (3, 7, 9, 10, 49, 59, 60, 100, 301):
+        decay = dict(init_value=0.5, end_value=0.0, power=power, transition_steps=num_steps)
+        check_rate(make_optimizer("sgd", dict(name="polynomial_schedule", **decay)), num_steps + 3)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        dict(name="scale", step_size=-1.0),
+        dict(name="adaptive_grad_clip", clipping=-0.1),
+        dict(name="clip_by_block_rms", threshold=-1.0),
+        dict(name="trace", decay=2.0),
+        dict(name="ema", decay=1.5),
+    ],
+    ids=lambda of: of["name"],
+)
+def test_transformations_that_climb_or_grow_are_refused(before):
+    with pytest.raises(ValueError, match=r"before: .* must be (positive|at least 0 and below 1), got"):
+        make_optimizer("sgd", 0.5, before=(before,))
+
+
 @pytest.mark.parametrize("change", [lambda g: g[None], lambda g: g.ravel()[:1]])
 def test_updates_of_another_shape_are_refused(change):
     def own(learning_rate):

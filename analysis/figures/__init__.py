@@ -3,7 +3,7 @@
 `__all__` is the catalogue of figures; one without a source is ours.
 """
 
-from analysis.figures.images import image_curvature, image_plane, image_rates, image_run
+from analysis.figures.image_panels import image_curvature, image_plane, image_rates, image_run
 from analysis.figures.phases import amplitude_period, losses_width, static_width_rate, width_rate
 from analysis.figures.runs import curvature, fig4, kernel_width, lazy_rich
 from analysis.figures.unstable import bifurcation, cascades, static_dynamic, threshold_rate

@@ -122,10 +122,9 @@ def paired_gain(values: xr.DataArray, reference: xr.DataArray, alternative: str 
         gain = mean_s (values_s - reference_s)        with its standard error
 
     `p_value` is that of the sign-flip permutation test of the mean, for `alternative` "greater" or
-    "two-sided", which assumes no more than
-    that without an effect a difference is as likely as its negative: exact up to 13 seeds, from a fixed
-    random draw beyond. `significant` holds at a false discovery rate of 5 % over all cells. A cell in
-    which a value is missing is not tested.
+    "two-sided", which assumes no more than that without an effect a difference is as likely as its negative:
+    exact up to 13 seeds, from a fixed random draw beyond. `significant` holds at a false discovery rate of
+    5 % over all cells. A cell in which a value is missing is not tested.
 
     Raises ValueError for fewer than two seeds.
 

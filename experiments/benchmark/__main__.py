@@ -12,14 +12,14 @@ from rich.table import Table
 
 from dlf.store import files
 from experiments import command_line, records
-from experiments.benchmark import eigenpairs, images, many_runs, one_run
+from experiments.benchmark import eigenpairs, image_training, many_runs, one_run
 from experiments.benchmark.timing import words
 
 # what measures, part after part of the tables {name: records}; its options; where the JSON goes
 COMMANDS = {
     "fig4": (one_run.speed, {"repeats": 5, "steps": 2_000}, "results/benchmark_fig4.json"),
     "curvature": (eigenpairs.curvature, {"repeats": 3}, "results/benchmark_curvature.json"),
-    "images": (images.speed, {"repeats": 5}, "results/benchmark_images.json"),
+    "images": (image_training.speed, {"repeats": 5}, "results/benchmark_images.json"),
     "spread": (one_run.spread, {"num_runs": 12}, "results/spread_fig4.json"),
     "sweep": (many_runs.speed, {"repeats": 5}, "results/benchmark_sweep.json"),
     "stability": (one_run.tracking, {"repeats": 3}, "results/benchmark_stability.json"),

@@ -28,7 +28,7 @@ from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import dense
 from dlf import data, losses, models, optimizers, schedules, train
 from dlf.types import Batch, LossFn, Matvec, Model, Params
-from experiments.benchmark.kernels import compare_ntk, networks
+from experiments.benchmark.ntk_peers import compare_ntk, networks
 from experiments.benchmark.timing import Record, fastest, measure, peak_memory, row, timed
 
 NUM, TOL = 5, 1e-3

@@ -114,7 +114,7 @@ def image_training(
 
 
 def _network(name: str) -> Any:
-    """Return a network of `experiments.benchmark.images` in PyTorch's layers."""
+    """Return a network of `experiments.benchmark.image_training` in PyTorch's layers."""
     nn = torch.nn
     if name.startswith("Myrtle5"):
         width, layers = int(name.partition("-")[2]), []

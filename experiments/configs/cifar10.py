@@ -10,11 +10,11 @@ epochs and more seeds. Values that are not of cifar10_myrtle5.py are [ours].
 
 from functools import partial
 
-from analysis.findings import images
+from analysis.findings import tuned_losses
 from experiments.configs import cifar10_myrtle5
 from experiments.sweep.axes import axis, record
 
-FIGURE, reduce, in_words = "image_rates", images.reduce, images.in_words
+FIGURE, reduce, in_words = "image_rates", tuned_losses.reduce, tuned_losses.in_words
 EXPECTED = ()  # no data of this size were at hand
 OVERRIDES = ("dataset.path", "model.dtype")
 # scale: epochs, seeds, learning rates, examples, widths
@@ -28,7 +28,7 @@ _FINAL = record("final", "loss", "validation_accuracy", "test_accuracy", "test_c
 
 
 def get_config(scale="small"):
-    """Return Myrtle5 at a constant rate, its loss moving for eight tenths of the steps, in whole cycles."""
+    """Return Myrtle5 at a constant rate, its loss moving in whole cycles for about 80 % of the steps."""
     num_epochs, _, _, num_train, widths = _SIZES[scale]
     config = cifar10_myrtle5.get_config()
     batch_size = min(config.batches.batch_size, num_train // 10)

@@ -3,10 +3,10 @@
     python -m experiments.train --config=experiments/configs/cifar10_myrtle5.py --workdir=DIR \\
         --config.dataset.path=DIR [--config.schedule.amplitude=1.0] [--resume]
 
-For a GPU: half an hour in bfloat16, by the bound of its matrix units; nobody has run it yet. Of the authors'
-run are known [text]: Myrtle5 with 64 channels, SGD with momentum, a learning-rate schedule, and that the
-dynamical loss "improves generalisation" there. Every value is marked. One chunk is ten whole epochs in one
-compiled loop.
+For a GPU; nobody has run it yet. `experiments.figure cifar10_myrtle5` draws the run. Of the authors' are
+known [text]: Myrtle5 with 64 channels, SGD with momentum, a learning-rate schedule, and that the dynamical
+loss "improves generalisation" there. Every value is marked. One chunk is ten whole epochs in one compiled
+loop.
 """
 
 from dlf.data.cifar import MEAN, STD
@@ -24,7 +24,7 @@ def get_config(num_epochs: int = 700, rate: float = 0.02) -> Config:
     config, num_steps = Config(), num_epochs * EPOCH
     config.seed = 0
     config.float64 = False  # [ours]
-    config.num_steps = num_steps  # [ours]
+    config.num_steps = num_steps + 1  # [ours]: the last row is measured after `num_steps` updates
     config.steps_per_chunk = 10 * EPOCH  # [ours]
     config.checkpoints_kept = 2  # [ours]
     config.dataset = dict(  # CIFAR-10 [text], the split [ours]
@@ -45,7 +45,10 @@ def get_config(num_epochs: int = 700, rate: float = 0.02) -> Config:
     config.schedule = dict(name="triangular", amplitude=16.0, period=5 * EPOCH)
     config.stop_after = num_steps * 4 // 5 // (50 * EPOCH) * 50 * EPOCH  # [ours]: whole cycles, then quiet
     config.batches = dict(  # [ours]
-        name="minibatches", batch_size=_BATCH_SIZE, augment=(dict(name="pad_crop", pad=4), "flip")
+        name="minibatches",
+        batch_size=_BATCH_SIZE,
+        drop_last=True,
+        augment=(dict(name="pad_crop", pad=4), "flip"),
     )
     turns = num_steps * 3 // 7, num_steps  # up to epoch 300, down to epoch 700
     config.optimizer = dict(

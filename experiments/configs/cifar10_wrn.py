@@ -3,9 +3,9 @@
     python -m experiments.train --config=experiments/configs/cifar10_wrn.py --workdir=DIR \\
         --config.dataset.path=DIR [--config.schedule.amplitude=1.0] [--resume]
 
-For a GPU; nobody has run it yet. That the network is a Wide ResNet, and that there was no improvement "over
-our limited set of experiments", is [text]; depth and width are unknown. All that is not set here is as in
-cifar10_myrtle5.py.
+For a GPU; nobody has run it yet. `experiments.figure cifar10_wrn` draws the run. That the network is a Wide
+ResNet, and that there was no improvement "over our limited set of experiments", is [text]; depth and width
+are unknown. All that is not set here is as in cifar10_myrtle5.py.
 """
 
 from experiments.configs import cifar10_myrtle5, fig4
@@ -27,4 +27,5 @@ def get_config():
         **given,
     )
     config.optimizer.before = (dict(name="add_decayed_weights", weight_decay=5e-4),)  # Zagoruyko [text]
+    config.probes.evaluation.recomputed = True  # [ours]
     return config

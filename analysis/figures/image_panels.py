@@ -1,4 +1,4 @@
-"""Figures of networks of images (see `analysis.findings.images.reduce`)."""
+"""Figures of networks of images (see `analysis.findings.tuned_losses.reduce`)."""
 
 import numpy as np
 import xarray as xr
@@ -34,7 +34,7 @@ def image_rates(found: xr.Dataset) -> Figure:
     grid[0, 0].legend(loc="lower right")
     if has_runs:
         grid[2, 0].set_ylabel("sharpness over\nthreshold")
-        grid[2, -1].legend(loc="lower right", ncols=1)
+        figure.legend(*grid[2, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -42,7 +42,8 @@ def image_rates(found: xr.Dataset) -> Figure:
 def image_plane(found: xr.Dataset) -> Figure:
     """Draw what the dynamical loss gains over amplitude and period at one learning rate, and tuned.
 
-    In the plane a star marks cells that differ from the static loss (paired, false discovery rate 5 %).
+    In the plane a star marks cells that differ from the static loss (paired, false discovery rate 5 %), of
+    cells without a dead run.
     """
     figure = Figure(figsize=(7.0, 2.6), layout="constrained")
     plane, tuned = figure.subplots(1, 2, width_ratios=(1.3, 1))
@@ -52,14 +53,22 @@ def image_plane(found: xr.Dataset) -> Figure:
         gain.values, cmap="RdBu_r", norm=TwoSlopeNorm(0, -most, most), aspect="auto", origin="lower"
     )
     error = 100 * found["plane_gain_error"].transpose(*gain.dims)
+    dead, significant = (found[f"plane_{of}"].transpose(*gain.dims).values for of in ("dead", "significant"))
     for row, column in np.ndindex(gain.shape):
-        star = "*" if found["plane_significant"].transpose(*gain.dims).values[row, column] else ""
-        words = f"{gain.values[row, column]:+.1f}{star}\n± {error.values[row, column]:.1f}"
-        plane.text(column, row, words, ha="center", va="center", fontsize=6.5)
+        value, words = gain.values[row, column], "all dead"
+        if np.isfinite(value):
+            spread = error.values[row, column]
+            words = f"{value:+.1f}{'*' if significant[row, column] else ''}"
+            words += f"\n± {spread:.1f}" if np.isfinite(spread) else ""
+            words += f"\n{100 * dead[row, column]:.0f} % dead" if dead[row, column] else ""
+        color = "white" if abs(value) > most / 2 else style.BLACK
+        plane.text(column, row, words, ha="center", va="center", fontsize=6.5, color=color)
     plane.set_xticks(range(gain.shape[1]), [f"{of:g}" for of in gain["plane_period"].values])
     plane.set_yticks(range(gain.shape[0]), [f"{of:g}" for of in gain["plane_amplitude"].values])
     plane.set(
-        xlabel="period $T$ (steps per class)", ylabel="amplitude $A$", title="MNIST-1D, one learning rate"
+        xlabel="period $T$ (steps per class)",
+        ylabel="amplitude $A$",
+        title=rf"MNIST-1D, $\eta$ = {float(found['plane_rate']):g}",
     )
     figure.colorbar(image, ax=plane, label="gain (points)")
     names = [str(name) for name in found["data"].values]

@@ -67,8 +67,9 @@ def tuned(sweep: xr.Dataset) -> xr.Dataset:
     """Return what the learning rates give that the first seeds choose, over the other seeds.
 
     For each amplitude `tuned_rate`, `tuned_accuracy` with `_error`, `tuned_dead` and `tuned_worst_class`, the
-    lowest mean accuracy of a class; `tuned_gain` with `_error`, `tuned_p_value` (sign-flip, two-sided) and
-    `tuned_equivalent`: whether the 90 % interval of the gain lies within `EQUIVALENT` of zero.
+    lowest mean accuracy of a class; over the pairs in which both runs live `tuned_gain` with `_error` and
+    `tuned_p_value` (sign-flip, two-sided); `tuned_equivalent`, whether the 90 % interval of the gain lies
+    within `EQUIVALENT` of zero and no run is dead.
     """
     num_tuning = _num_tuning(sweep)
     first, others = sweep.isel(seed=slice(num_tuning)), sweep.isel(seed=slice(num_tuning, None))
@@ -79,8 +80,13 @@ def tuned(sweep: xr.Dataset) -> xr.Dataset:
     live = chosen["test_accuracy"].astype(float).where(~_dead(chosen))
     mean, error = mean_error(live)
     static, dynamical = _both(live)
-    gain = paired_gain(dynamical, static, alternative="two-sided")
-    pairs = int((dynamical - static).count())
+    both_live = (static + dynamical).dropna("seed")["seed"]
+    pairs = both_live.size
+    gain = (
+        _no_gain()
+        if pairs < 2
+        else paired_gain(dynamical.sel(seed=both_live), static.sel(seed=both_live), alternative="two-sided")
+    )
     margin = stats.t.ppf(1 - _LEVEL, max(pairs - 1, 1)) * gain["gain_error"]
     of_classes = chosen["test_class_accuracy"].where(~_dead(chosen)).mean("seed")
     found = {
@@ -92,11 +98,15 @@ def tuned(sweep: xr.Dataset) -> xr.Dataset:
         "gain": gain["gain"],
         "gain_error": gain["gain_error"],
         "p_value": gain["p_value"],
-        "equivalent": np.abs(gain["gain"]) + margin <= EQUIVALENT,
+        "equivalent": (np.abs(gain["gain"]) + margin <= EQUIVALENT) & (pairs == live.sizes["seed"]),
     }
     return xr.Dataset(
         {f"tuned_{name}": of.drop_vars("learning_rate", errors="ignore") for name, of in found.items()}
     )
+
+
+def _no_gain() -> xr.Dataset:
+    return xr.Dataset(dict.fromkeys(("gain", "gain_error", "p_value"), ((), np.nan)))
 
 
 def _num_tuning(sweep: xr.Dataset) -> int:
@@ -134,7 +144,8 @@ def _plane(plane: xr.Dataset, main: xr.Dataset) -> xr.Dataset:
     live, reference = (of["test_accuracy"].astype(float).where(~_dead(of)) for of in (plane, static))
     found = paired_gain(live, reference, alternative="two-sided")
     found["dead"] = _dead(plane).mean("seed")
-    return found.rename({name: f"plane_{name}" for name in (*found, "amplitude", "period")})
+    found = found.rename({name: f"plane_{name}" for name in (*found, "amplitude", "period")})
+    return found.assign(plane_rate=rate)
 
 
 def _along(results: Mapping[str, xr.Dataset], name: str) -> xr.Dataset:
