@@ -17,11 +17,11 @@ from experiments.configs import cifar10_myrtle5
 RUNS = {}  # what is trained is measured at its end
 FIGURE = "image_curvature"
 EXPECTED = (("matvecs", {"network": "Myrtle5-64"}, 40, 10, 120, "[ours]"),)
-# scale: examples, steps, probes, order, examples of the NTK, channels
+# scale: examples, steps, channels, vectors and order of the density, examples of the NTK
 _SIZES = {
-    "smoke": (20, 2, 2, 4, 5, 4),
-    "small": (128, 100, 2, 30, 32, 64),
-    "paper": (1_024, 400, 4, 60, 128, 64),
+    "smoke": (20, 2, 4, 2, 4, 5),
+    "small": (128, 100, 64, 2, 30, 32),
+    "paper": (1_024, 400, 64, 4, 60, 128),
 }
 
 
