@@ -25,6 +25,7 @@ def made_clothes(made_once):
     """Fashion-MNIST in small: the four files, of a pattern for each class."""
 
     def make(folder):
+        folder.mkdir()
         rng = np.random.RandomState(0)
         patterns = rng.randint(0, 256, (10, 28, 28))
         for word, num in (("train", 2_000), ("t10k", 2_500)):
@@ -77,7 +78,7 @@ def test_the_sweep_that_one_begins_with_on_cifar10(command, photographs, tmp_pat
     assert status == 0, err
     found = xr.load_dataset(tmp_path / "out" / "cifar10.nc", engine="scipy")
     assert found["accuracy"].dims == ("data", "learning_rate", "amplitude")
-    assert float(found["sharpness"].sel(loss="static", point=0)) > 0  # of which c is made
+    assert float(found["sharpness"].sel(data="cifar10", loss="static", point=0)) > 0  # of which c is made
 
 
 def small(config, path):

@@ -35,6 +35,8 @@ def get_config(scale="small"):
     num_steps = num_epochs * (num_train // batch_size)
     config.num_steps, config.steps_per_chunk = num_steps + 1, num_steps + 1
     config.dataset.num_train = num_train
+    if scale == "smoke":
+        config.dataset.update(num_validation=200, num_test=200)
     config.batches.batch_size = batch_size
     config.model.widths = widths
     num_cycles = 4 if scale != "smoke" else 1
