@@ -33,6 +33,7 @@ benchmark: $(VENV)/ready  ## speed, memory and other solvers; those in PyTorch w
 	$(RUN) -m experiments.benchmark curvature
 	$(RUN) -m experiments.benchmark sweep
 	$(RUN) -m experiments.benchmark stability
+	$(RUN) -m experiments.benchmark images
 
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dlf needs Python 3.11 or later: make PYTHON=python3.12")'

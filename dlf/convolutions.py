@@ -126,19 +126,12 @@ def _primitive(name, fn, folded, by_first, by_second):
         which = axes.index(None) ^ 1
         size, (into, out) = len(args[which]), folded[which]
         if size == 0:
-            return lax.map(
-                lambda one: bind(*([one, args[1]] if which == 0 else [args[0], one])), args[which]
-            ), 0
+            return lax.map(lambda one: bind(*args[:which], one, *args[which + 1 :]), args[which]), 0
         args[which] = _fold(args[which], into)
         return _unfold(bind(*args), out, size), 0
 
     batching.primitive_batchers[primitive] = batch
     return primitive
-
-
-def _one(x):
-    """Return the shape of one of a batch, which may be empty."""
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
 def _fold(x, axis):

@@ -77,6 +77,18 @@ def test_batches_of_convolutions_are_convolutions_of_each(lax_convolution, axes,
         same(of(convolutions.convolve), of(lax_convolution), args, **TOLERANCE)
 
 
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)], ids=str)
+def test_a_batch_may_be_empty_and_shapes_that_do_not_fit_are_refused_when_traced(lax_convolution, axes):
+    shapes = (2, 4, 5, 3), (3, 3, 3, 2)
+    args = [
+        np.zeros(shape if axis is None else (0, *shape), "f")
+        for shape, axis in zip(shapes, axes, strict=True)
+    ]
+    same(*(jax.vmap(of, in_axes=axes) for of in (convolutions.convolve, lax_convolution)), args)
+    with pytest.raises(ValueError, match="feature"):
+        jax.eval_shape(convolutions.convolve, np.zeros((2, 4, 5, 2), "f"), np.zeros(shapes[1], "f"))
+
+
 def test_jacobians_and_hessians_of_a_convolution_are_those_of_lax(lax_convolution):
     rng = np.random.default_rng(0)
     args = rng.normal(size=(2, 4, 3)).astype("f"), rng.normal(size=(3, 3, 2)).astype("f")

@@ -118,11 +118,16 @@ def test_the_rate_on_cifar10_is_piecewise_linear():
     at = [float(rate(step)) for step in (0, peak // 2, peak, config.num_steps)]
     np.testing.assert_allclose(at, [0, 0.01, 0.02, 0.002], rtol=1e-4, atol=1e-9)
     assert config.stop_after % (10 * config.schedule.period) == 0
+    assert config.batches.drop_last and config.batches.batch_size * cifar10_myrtle5.EPOCH <= 45_000
+
+
+def test_the_residual_network_is_evaluated_with_exact_statistics():
+    assert cifar10_wrn.get_config().probes.evaluation.recomputed
 
 
 def test_class_weights_move_in_whole_cycles_and_are_one_at_the_end():
-    for get_config in (images.mnist1d, images.digits, images.fashion_mnist):
-        config = get_config()
+    datasets, scales = (images.mnist1d, images.digits, images.fashion_mnist), ("smoke", "small", "paper")
+    for config in (get_config(scale) for get_config in datasets for scale in scales):
         assert config.stop_after % (10 * config.schedule.period) == 0
         assert config.stop_after == (config.num_steps - 1) * 4 // 5
     assert all(images.mnist1d().stop_after % (10 * axis) == 0 for axis in (8, 15, 30, 60))

@@ -268,7 +268,8 @@ def test_an_interrupt_that_is_asked_for_again_too_early_is_heard(capfd, monkeypa
     monkeypatch.setattr(command_line.threading, "Timer", Early)
     with pytest.raises(SystemExit) as stop:
         command_line.run(main)
-    assert stop.value.code == 130 and capfd.readouterr().err == "error: interrupted\n" and len(started) >= 4
+    assert stop.value.code == 130 and capfd.readouterr().err == "error: interrupted\n"
+    assert len(started) >= 4  # on a busy machine the one that is heard may be asked for once more
 
 
 def test_a_second_interrupt_while_the_first_is_told_adds_nothing(capfd, monkeypatch):
