@@ -130,11 +130,12 @@ def image_curvature(found: xr.Dataset) -> Figure:
         split.bar(np.arange(share.size) + 0.4 * shift - 0.2, share, 0.4, color=color)
         rank = np.arange(1, cell.sizes["ntk_rank"] + 1)
         ntk.loglog(rank, cell["ntk_spectrum"], ".-", color=color, linewidth=0.8, markersize=3)
-    bottom = 1e-6 * float(found["density"].max())
+    bottom = 1e-7 * float(found["density"].max())
     density.set(
         xlabel=r"eigenvalue $\lambda$ (nat)", ylabel="density (1/nat)", yscale="log", ylim=(bottom, None)
     )
-    density.legend()
+    density.set_xscale("symlog", linthresh=1)  # the bulk at zero, and outliers far from it
+    density.legend(loc="upper left")
     split.set(xlabel="class", ylabel="share of the sharpness")
     ntk.set(xlabel="rank", ylabel="NTK eigenvalue")
     return figure
