@@ -1,6 +1,6 @@
 """The curvature of Myrtle5-64 and WRN-10-1 at 32x32: eigenvalues, density, split by class, NTK and memory.
 
-`python -m experiments.figure curvature_images`, 6 minutes on two cores. Made images, of a random pattern for
+`python -m experiments.figure curvature_images`, 4 minutes on two cores. Made images, of a random pattern for
 each class under noise, after a few steps of the static loss. All is [ours].
 """
 
