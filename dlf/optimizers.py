@@ -14,8 +14,11 @@ from dlf.types import Optimizer, Params
 
 # Of transformations of the gradient: what turns it around otherwise, and weights of the past, which sum up.
 _POSITIVE = {
-    "max_norm", "max_delta", "clipping_threshold", "k", "clipping", "threshold", "step_size",
+    "max_norm", "max_delta", "clipping_threshold", "k", "clipping", "threshold", "step_size", "weight_decay",
 }  # fmt: skip
+# The states of optax that count updates for their learning rate.
+_INJECTED = optax.InjectHyperparamsState | optax.InjectStatefulHyperparamsState
+_COUNTING = optax.ScaleByScheduleState | _INJECTED
 _BELOW_ONE = {"decay", "momentum", "b1", "b2"}
 
 
@@ -80,6 +83,22 @@ def as_optimizer(optimizer: Mapping[str, Any] | Optimizer | optax.GradientTransf
         kind = type(optimizer).__name__
         raise ValueError(f"optimizer must be dict(name=..., learning_rate=...) or one of optax, got {kind}")
     return Optimizer(optimizer.init, optimizer.update, None, {"name": "a transformation of optax"})
+
+
+def rate_of(optimizer: Optimizer, opt_state: PyTree, step: Array) -> Array:
+    """Return the learning rate that an optimizer of known rate applies next, at its own count of updates.
+
+    The count is the step, but where a wrapper leaves updates out (optax's MultiSteps, sam, and those with a
+    condition). NaN where parts of the optimizer count otherwise than each other.
+
+    >>> halving = make_optimizer("sgd", lambda count: 0.5**count)
+    >>> float(rate_of(halving, (optax.EmptyState(), optax.ScaleByScheduleState(jnp.asarray(2))), 7))
+    0.25
+    """
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, _COUNTING))
+    counts = jnp.asarray([node.count for node in nodes if isinstance(node, _COUNTING)] or [step])
+    rate = optimizer.rate(counts[0])
+    return jnp.where(jnp.all(counts == counts[0]), rate, jnp.asarray(jnp.nan, rate.dtype))
 
 
 def _transformation(section: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -160,11 +179,10 @@ def rmsprop_preconditioner(opt_state: PyTree, *, eps: float = 1e-8) -> Params:
 
 def _only(kind, opt_state, name, settings):
     """Return the one state of a kind, and its settings, those injected in place of those given."""
-    injected = optax.InjectHyperparamsState | optax.InjectStatefulHyperparamsState
 
     def find(tree, settings):
-        for node in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind | injected)):
-            if isinstance(node, injected):
+        for node in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind | _INJECTED)):
+            if isinstance(node, _INJECTED):
                 own = {key: value for key, value in node.hyperparams.items() if key in settings}
                 yield from find(node.inner_state, settings | own)
             elif isinstance(node, kind):

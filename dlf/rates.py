@@ -118,11 +118,16 @@ def _schedule(section: Mapping[str, Any]) -> optax.Schedule:
             given[key] = {int(at): scale for at, scale in value.items()}
         elif isinstance(value, list | tuple):
             given[key] = [_schedule(of) if isinstance(of, Mapping) and "name" in of else of for of in value]
+    for key in {"transition_steps", "decay_rate"} & given.keys():  # without which optax has a constant rate
+        if not given[key] > 0:
+            raise ValueError(f"{name}: {key} must be positive, got {given[key]}")
     parts, boundaries = given.get("schedules"), given.get("boundaries")
     if parts is not None and boundaries is not None and len(boundaries) != len(parts) - 1:
         raise ValueError(
             f"{name}: {len(parts)} schedules need a boundary between each two, got {len(boundaries)}"
         )
+    if boundaries is not None and list(boundaries) != sorted({*boundaries}):
+        raise ValueError(f"{name}: boundaries must be in rising order, got {', '.join(map(str, boundaries))}")
     return getattr(optax, name)(**given)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from dlf import memory, models
 from dlf.data.batches import full_batch
 from dlf.losses import check_loss, make_loss, rightness_of
-from dlf.optimizers import as_optimizer
+from dlf.optimizers import as_optimizer, rate_of
 from dlf.rates import check_rate
 from dlf.recording import Rows, StepFn, missing
 from dlf.schedules import check_schedule, constant
@@ -101,7 +101,13 @@ def _descend(objective, batch_fn: BatchFn, optimizer, metrics_fn) -> StepFn:
         (loss, (model_state, logits)), grads = value_and_grad(
             state.params, state.model_state, batch, state.step
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        try:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        except (TypeError, AttributeError) as error:  # of lookahead, and those that ask for the loss
+            raise ValueError(
+                "the optimizer must do with gradients, its state and a pytree of parameters (no lookahead, "
+                f"plateau, line search): its update fails with {str(error).splitlines()[0]!r}"
+            ) from error
         pairs = {
             "train must return a model_state": (model_state, state.model_state),
             "the optimizer must return a state": (opt_state, state.opt_state),
@@ -120,10 +126,6 @@ def _descend(objective, batch_fn: BatchFn, optimizer, metrics_fn) -> StepFn:
         return TrainState(state.step + 1, params, model_state, opt_state), series
 
     return step_fn
-
-
-def _nodes(opt_state):
-    return jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.MultiStepsState))
 
 
 def _kinds(tree):
@@ -174,11 +176,8 @@ def problem_step(problem: Problem, metrics_fn: Callable[[TrainState], Rows] = la
         rows = {"static_loss": _logits_loss(static)(logits, batch, state.step), "class_weights": weights}
         if right_fn is not None:
             rows["accuracy"] = jnp.mean(right_fn(logits, batch.labels))
-        own_count = [of for of in _nodes(state.opt_state) if isinstance(of, optax.MultiStepsState)]
-        if own_count and callable(problem.optimizer.settings.get("learning_rate")):
-            raise ValueError("MultiSteps counts updates of its own: give it a learning rate that is a number")
         if problem.optimizer.rate is not None:
-            rows["learning_rate"] = problem.optimizer.rate(state.step)
+            rows["learning_rate"] = rate_of(problem.optimizer, state.opt_state, state.step)
         return rows | metrics_fn(state)
 
     return _descend(make_objective(problem), problem.batch_fn, problem.optimizer, metrics)

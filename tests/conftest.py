@@ -72,6 +72,13 @@ def float64():
 
 
 @pytest.fixture
+def standard(float64):
+    """Float64 and the promotion of dtypes that optax itself counts on."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
 def command(monkeypatch, capfd):
     """Run a main in this process: (main, *arguments) -> (exit status, stdout, stderr)."""
 

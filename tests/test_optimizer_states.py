@@ -19,13 +19,6 @@ TRAINED, FROZEN = {"a": True, "b": False}, {"a": False, "b": True}
 INJECTED = optax.inject_hyperparams
 
 
-@pytest.fixture
-def standard(float64):
-    """Float64 and the promotion of dtypes that optax itself counts on."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def run(optimizer, params=PARAMS):
     """Return one training step of a loss with curved directions, and the state before the first."""
 

@@ -158,6 +158,7 @@ def test_rates_that_end_at_zero_are_taken_whatever_the_length(x64, power):
         dict(name="adaptive_grad_clip", clipping=-0.1),
         dict(name="clip_by_block_rms", threshold=-1.0),
         dict(name="trace", decay=2.0),
+        dict(name="add_decayed_weights", weight_decay=-0.1),
         dict(name="ema", decay=1.5),
     ],
     ids=lambda of: of["name"],
@@ -175,18 +176,6 @@ def test_updates_of_another_shape_are_refused(change):
     problem, state = problem_with(dict(name=own, learning_rate=0.1))
     with pytest.raises(ValueError, match="updates of the structure and shapes of the parameters"):
         train.problem_step(problem)(state)
-
-
-def test_a_schedule_for_an_optimizer_that_counts_updates_of_its_own_is_refused(float64):
-    def every_second(learning_rate):
-        return optax.MultiSteps(optax.sgd(learning_rate), 2).gradient_transformation()
-
-    with jax.numpy_dtype_promotion("standard"):  # which it needs itself
-        problem, state = problem_with(dict(name=every_second, learning_rate=COSINE))
-        with pytest.raises(ValueError, match="MultiSteps counts updates of its own"):
-            train.problem_step(problem)(state)
-        problem, state = problem_with(dict(name=every_second, learning_rate=0.1))
-        assert train.problem_step(problem)(state)[1]["learning_rate"] == pytest.approx(0.1)
 
 
 def test_a_rate_of_whole_numbers_or_of_half_precision_is_taken_in_the_working_precision(x64):

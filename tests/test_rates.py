@@ -50,6 +50,24 @@ def test_schedules_joined_need_a_boundary_between_each_two():
 
 
 @pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        (dict(name="linear_schedule", init_value=1.0, end_value=0.1, transition_steps=0), "transition_steps"),
+        (dict(name="polynomial_schedule", init_value=1.0, end_value=0.1, power=2, transition_steps=-3), "-3"),
+        (dict(name="exponential_decay", init_value=1.0, transition_steps=5, decay_rate=0.0), "decay_rate"),
+        (
+            dict(name="join_schedules", schedules=(lambda step: 1.0,) * 3, boundaries=(20, 10)),
+            "boundaries must be in rising order, got 20, 10",
+        ),
+    ],
+    ids=["linear", "polynomial", "exponential", "joined"],
+)
+def test_schedules_that_optax_takes_for_constant_ones_or_skips_are_refused(section, words):
+    with pytest.raises(ValueError, match=words):
+        make_optimizer("sgd", section)
+
+
+@pytest.mark.parametrize(
     "of",
     [
         dict(name="clip_by_global_norm", max_norm=-1.0),
