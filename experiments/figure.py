@@ -35,7 +35,7 @@ from rich.table import Table
 from analysis import figures, neural_tangents_import
 from analysis.figures.style import save
 from dlf.store.files import StoreError, digest, read_json, refuse_links, write_json
-from experiments import command_line, config_files, records, second_pass, threads, train
+from experiments import build, command_line, config_files, records, second_pass, threads, train
 from experiments.command_line import ConfigError, Told, note
 from experiments.config_files import CONFIGS, NAMES, configuration, declare, find
 from experiments.sweep import fill
@@ -152,8 +152,13 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
     module, config, folder = figure.module, figure.config, figure.folder
     if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
         raise ConfigError(f"cannot use {folder}: {file} is no folder")
-    results, is_one = {}, not hasattr(module, "RUNS")
-    for name, of in asked(figure).items():
+    results, is_one, parts = {}, not hasattr(module, "RUNS"), asked(figure)
+    for name, of in parts.items():
+        if len(parts) > 1 and not (folder / name).exists():  # none runs before all have data and a network
+            of = of.config if isinstance(of, Sweep) else of
+            command_line.use_precision(of)
+            build.replica_bytes(of)
+    for name, of in parts.items():
         workdir = folder / name
         if isinstance(of, Sweep):
             command_line.use_precision(of.config)

@@ -30,12 +30,14 @@ if not _IS_WORKER:
     }
 
 import jax
+import numpy as np
 from jax import lax
 from jaxtyping import install_import_hook
 
 with install_import_hook(["dlf", "analysis"], "beartype.beartype"):
     # with all of dlf and analysis behind it: what is imported outside the hook is not checked
     from dlf import store
+    from dlf.data import cifar
     from experiments import command_line, train
     from experiments.configs import tiny
 
@@ -231,3 +233,18 @@ def same_bits_after_kills(tmp_path, monkeypatch):
         assert found.identical(expected) and found["loss"].notnull().all()
 
     return check
+
+
+@pytest.fixture
+def photographs(monkeypatch, tmp_path):
+    """CIFAR-10 in small, as binary files: a pattern for each class."""
+    monkeypatch.setattr(cifar, "_PER_FILE", 200)
+    monkeypatch.setattr(cifar, "_PER_SPLIT", {"train": 1_000, "test": 200})
+    rng, folder = np.random.RandomState(0), tmp_path / "photographs"
+    patterns = rng.randint(0, 256, (10, 3_072))
+    folder.mkdir()
+    for name in cifar._FILES:
+        labels = np.arange(200) % 10
+        pixels = (patterns[labels] + rng.randint(0, 256, (200, 3_072))) // 2
+        (folder / f"{name}.bin").write_bytes(np.column_stack([labels, pixels]).astype(np.uint8).tobytes())
+    return folder

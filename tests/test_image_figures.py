@@ -11,7 +11,6 @@ from matplotlib import image
 from analysis import figures
 from analysis.findings import tuned_losses as findings
 from dlf import data, losses, models, schedules, store, train
-from dlf.data import cifar
 from dlf.store.cells import DIVERGED
 from experiments import build, catalogues, figure, threads
 from experiments import train as training
@@ -36,21 +35,6 @@ def made_clothes(made_once):
                 (folder / f"{word}-{name}-ubyte").write_bytes(header + of.tobytes())
 
     return made_once("clothes", make)
-
-
-@pytest.fixture
-def photographs(monkeypatch, tmp_path):
-    """CIFAR-10 in small, as binary files: a pattern for each class."""
-    monkeypatch.setattr(cifar, "_PER_FILE", 200)
-    monkeypatch.setattr(cifar, "_PER_SPLIT", {"train": 1_000, "test": 200})
-    rng, folder = np.random.RandomState(0), tmp_path / "photographs"
-    patterns = rng.randint(0, 256, (10, 3_072))
-    folder.mkdir()
-    for name in cifar._FILES:
-        labels = np.arange(200) % 10
-        pixels = (patterns[labels] + rng.randint(0, 256, (200, 3_072))) // 2
-        (folder / f"{name}.bin").write_bytes(np.column_stack([labels, pixels]).astype(np.uint8).tobytes())
-    return folder
 
 
 def test_the_figure_at_home_runs_reduces_and_draws(command, made_clothes, tmp_path):
