@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -67,7 +68,23 @@ def _of_patches(x, kernel, stride):
 
 
 def _forward(x, kernel):
-    return _lax(x, kernel, 1, "SAME")
+    """Return C(x, k), of few channels with two neighbouring places as one of twice as many.
+
+    The products are twice as many, half of them with zeros, but three times as fast: with three channels
+    most of the time is spent on bringing them into place.
+    """
+    *sides, channels = x.shape[1:]
+    *taps, num, _, features = kernel.shape
+    if sides[-1] % 2 or channels >= 8 or features > 32:
+        return _lax(x, kernel, 1, "SAME")
+    reach = (num // 2 + 1) // 2  # in pairs of places
+    pair, place, of = np.ogrid[-reach : reach + 1, :2, :2]
+    tap = 2 * pair + place - of + num // 2
+    inside = np.asarray((tap >= 0) & (tap < num))[..., None, None]
+    kernel = jnp.where(inside, kernel[..., tap.clip(0, num - 1), :, :], 0).swapaxes(-3, -2)
+    kernel = kernel.reshape(*taps, 2 * reach + 1, 2 * channels, 2 * features)
+    x = x.reshape(len(x), *sides[:-1], sides[-1] // 2, 2 * channels)
+    return _lax(x, kernel, 1, "SAME").reshape(len(x), *sides, features)
 
 
 def _of_kernel(x, d, *, taps):

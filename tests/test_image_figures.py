@@ -66,9 +66,9 @@ def test_the_sweep_that_one_begins_with_on_cifar10(command, photographs, tmp_pat
 
 
 def small(config, path):
-    """Return a configuration of CIFAR-10 for a thousand images and twelve steps, all else as it is."""
-    config.dataset.update(path=str(path), num_train=400, num_validation=100, num_test=100)
-    config.batches.batch_size, config.num_steps, config.steps_per_chunk = 40, 12, 4
+    """Return a configuration of CIFAR-10 for a hundred images and twelve steps, all else as it is."""
+    config.dataset.update(path=str(path), num_train=100, num_validation=100, num_test=100)
+    config.batches.batch_size, config.num_steps, config.steps_per_chunk = 20, 12, 4
     config.stop_after, config.schedule.period = 10, 2
     for of in config.probes.values():
         of.update(every=4, **({"batch_size": 50} if "batch_size" in of else {}))

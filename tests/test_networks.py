@@ -85,7 +85,7 @@ def test_a_wide_residual_network_is_that_of_the_paper_in_plain_operations(lax_co
         h = shortcut + conv(nn.relu(norm(conv(active, stride))))
     h = nn.relu(norm(h)).mean(range(1, h.ndim - 1))
     expected = h @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None]
-    logits, moved = model.train(params, state, inputs, jax.random.key(2))
+    logits, moved = jax.jit(model.train)(params, state, inputs, jax.random.key(2))
     np.testing.assert_allclose(logits, expected, rtol=1e-8, atol=1e-10)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10),
@@ -158,11 +158,13 @@ def test_half_precision_computes_in_half_and_keeps_parameters_and_statistics_who
     )
     params, model_state = half.init(jax.random.key(0), images)
     assert {leaf.dtype.name for leaf in jax.tree.leaves((params, model_state))} == {"float32"}
-    logits, moved = half.train(params, model_state, images, jax.random.key(0))
+    logits, moved = jax.jit(half.train)(params, model_state, images, jax.random.key(0))
     assert logits.dtype == jnp.bfloat16
     assert {leaf.dtype.name for leaf in jax.tree.leaves(moved)} == {"float32"}
     found, expected = (
-        jax.grad(lambda p, of=of: train.make_objective(of)(p, model_state, batch, jnp.asarray(0))[0])(params)
+        jax.jit(jax.grad(lambda *args, of=of: train.make_objective(of)(*args)[0]))(
+            params, model_state, batch, jnp.asarray(0)
+        )
         for of in (problem, single)
     )
     assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
