@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: fig4 curvature phase-diagram cascades lazy test soak benchmark lock clean
+.PHONY: fig4 curvature phase-diagram cascades lazy addition test soak benchmark lock clean
 
 fig4: $(VENV)/ready  ## train the run of Fig. 4 (or go on with it), draw it, check its numbers
 	$(RUN) -m experiments.figure fig4
@@ -19,6 +19,9 @@ cascades: $(VENV)/ready  ## find, measure and draw the instabilities of the run 
 
 lazy: $(VENV)/ready  ## what survives in the linearised network, and how lazy a width is, on all cores
 	$(RUN) -m experiments.figure kernel_width lazy_rich --launcher=local
+
+addition: $(VENV)/ready  ## the third paper: what a classical network forgets, and one of clauses does not
+	$(RUN) -m experiments.figure addition --launcher=local
 
 test: $(VENV)/ready  ## every check
 	$(VENV)/bin/ruff check .

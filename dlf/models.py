@@ -5,11 +5,14 @@ and the `std` of every channel, from 0 to 1, and computes in `dtype`, "bfloat16"
 parameters, statistics and losses stay as they are.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from dlf import networks
 from dlf.layers import NORMALIZATIONS
@@ -19,7 +22,7 @@ from dlf.modes import prepared
 from dlf.modes import stateless as stateless
 from dlf.types import Model
 
-__all__ = ["mlp", "myrtle", "wide_resnet"]
+__all__ = ["clauses", "logistic_mlp", "mlp", "myrtle", "wide_resnet"]
 
 # The two initialisations that the authors published: (kernel, bias).
 _INITIALIZERS = {
@@ -184,6 +187,98 @@ def wide_resnet(
         raise ValueError(f"depth must be 6 n + 4 for n blocks a group, from 10 on, got {depth}")
     model = _model(networks.WideResNet(num_classes, (depth - 4) // 6, widen_factor, normalization, dropout))
     return prepared(model._replace(init=jax.jit(model.init)), mean, std, dtype)
+
+
+def logistic_mlp(
+    num_classes: int, hidden_widths: Sequence[int], num_outputs: int, limit: float = 0.3
+) -> Model:
+    """Build a network of logistic units with biases: inputs [examples, in] -> outputs in (0, 1).
+
+        h_{l+1} = sigma(h_l W_l + b_l),   h_0 = x,   outputs h_L        all weights uniform in +-limit
+
+    The classes of the loss, whose number is `num_classes`, are no outputs here: see `dlf.outputs`.
+
+    Raises ValueError for widths that are no positive whole numbers, or a limit that is not positive.
+
+    Source: McCloskey and Cohen 1989, with one hidden layer of 50 units.
+
+    >>> model = logistic_mlp(2, (50,), num_outputs=24)
+    >>> params, _ = model.init(jax.random.key(0), jnp.zeros((1, 28)))
+    >>> sum(p.size for p in jax.tree.leaves(params))
+    2674
+    """
+    _check("sigmoid", "none", 0.0, (*hidden_widths, num_outputs))
+    if not limit > 0:
+        raise ValueError(f"limit must be positive, got {limit}")
+
+    def init(key, inputs):
+        widths, layers = (inputs.shape[1], *hidden_widths, num_outputs), {}
+        for depth, (fan_in, width) in enumerate(itertools.pairwise(widths)):
+            draw = partial(jax.random.uniform, dtype=jnp.zeros(()).dtype, minval=-limit, maxval=limit)
+            key, kernel_key, bias_key = jax.random.split(key, 3)
+            layers[f"Dense_{depth}"] = {
+                "kernel": draw(kernel_key, (fan_in, width)), "bias": draw(bias_key, (width,)),
+            }  # fmt: skip
+        return layers
+
+    def apply_fn(params, inputs):
+        for layer in params.values():
+            inputs = jax.nn.sigmoid(inputs @ layer["kernel"] + layer["bias"][None])
+        return inputs
+
+    return stateless(init, apply_fn)
+
+
+def clauses(num_classes: int, scale: float = 0.1, tied: bool = False) -> Model:
+    """Build an adder of conditional clauses: bits [examples, places, 2], least first -> digits in (0, 1).
+
+        p_k     = (1 - c_k) sigma(W[0, a_k, b_k]) + c_k sigma(W[1, a_k, b_k])        digit k
+        c_{k+1} = (1 - c_k) sigma(V[0, a_k, b_k]) + c_k sigma(V[1, a_k, b_k])        carry, c_0 = 0
+
+    Between 0 and 1 the choice is linear in a_k and b_k, too, so that gradients pass through every condition.
+    Each clause has a parameter, or if they are `tied` all clauses of one sum a + b + c. Parameters are normal
+    with standard deviation `scale`. `num_classes` is that of the loss, see `dlf.outputs`.
+
+    Raises ValueError for a negative scale; when it is called, for inputs of another shape.
+
+    Source: the idea Ruiz-Garcia 2022 (arXiv 2108.03940); all details are ours.
+
+    >>> model = clauses(1)
+    >>> right = jnp.asarray([[[-1, 1], [1, -1]], [[1, -1], [-1, 1]]]) * 20.0  # 1 where a + b + c is odd
+    >>> carry = jnp.asarray([[[-1, -1], [-1, 1]], [[-1, 1], [1, 1]]]) * 20.0
+    >>> bits = jnp.asarray([[[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]])  # 3 + 1, with a place for the carry
+    >>> model.apply({"digit": right, "carry": carry}, (), bits).round().tolist()
+    [[0.0, 0.0, 1.0]]
+    """
+    if not scale >= 0:
+        raise ValueError(f"scale must be at least 0, got {scale}")
+    shape = (4,) if tied else (2, 2, 2)
+    sums = jnp.indices((2, 2, 2)).sum(0)
+
+    def init(key, inputs):
+        keys = jax.random.split(key)
+        return {
+            name: scale * jax.random.normal(of, shape)
+            for name, of in zip(("digit", "carry"), keys, strict=True)
+        }
+
+    def apply_fn(params, inputs):
+        if inputs.ndim != 3 or inputs.shape[2] != 2:
+            raise ValueError(
+                f"inputs must be bits of two numbers, [examples, places, 2], got {list(inputs.shape)}"
+            )
+        tables = jnp.stack([jax.nn.sigmoid(params[name]) for name in ("digit", "carry")])
+        tables = tables[:, sums] if tied else tables
+
+        def place(carry, bits):
+            choices = (jnp.stack([1 - x, x], axis=-1) for x in (carry, bits[:, 0], bits[:, 1]))
+            digit, carry = jnp.einsum("ni,nj,nk,tijk->tn", *choices, tables, precision="highest")
+            return carry, digit
+
+        begin = jnp.zeros(len(inputs), inputs.dtype)
+        return jax.lax.scan(place, begin, inputs.swapaxes(0, 1))[1].T
+
+    return stateless(init, apply_fn)
 
 
 def _model(module: nn.Module) -> Model:

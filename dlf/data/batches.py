@@ -14,7 +14,7 @@ from dlf.data.augmentations import chain
 from dlf.schedules import as_step
 from dlf.types import Batch, BatchFn, Inputs
 
-__all__ = ["minibatches"]  # what a config names; without one a step sees the full batch
+__all__ = ["lists_in_sequence", "minibatches"]  # what a config names; without one a step sees the full batch
 
 
 def full_batch(batch: Batch) -> BatchFn:
@@ -122,6 +122,36 @@ def in_sequence(tasks: Sequence[Batch | BatchFn], steps_per_task: int | tuple[in
         return jax.lax.switch(task, batch_fns, step - starts[task])
 
     return batch_fn
+
+
+def lists_in_sequence(train: Batch, batch_size: int, num_epochs: tuple[int, ...], *, key: Array) -> BatchFn:
+    """Return minibatches of one list of the training set after another, each for so many epochs.
+
+    Lists are runs of examples of equal size, as `dlf.data.facts` has them: as many as there are `num_epochs`.
+    The last one goes on. Order and errors as of `minibatches`, each list with a key of its own.
+
+    Raises ValueError for a number of lists that does not divide the examples.
+
+    >>> from dlf.data import facts
+    >>> batch_fn = lists_in_sequence(facts().train, 1, (2, 1), key=jax.random.key(0))
+    >>> [int(batch_fn(step).labels[0, 0]) for step in (0, 33, 34, 99)]
+    [0, 0, 1, 1]
+    """
+    size, rest = divmod(len(train.labels), max(1, len(num_epochs)))
+    if rest or not num_epochs or size % batch_size:
+        raise ValueError(
+            f"num_epochs must be one number for each list, and batch_size divide a list, got {num_epochs} "
+            f"and {batch_size} for {len(train.labels)} examples"
+        )
+
+    def part(number: int) -> Batch:
+        return jax.tree.map(lambda x: x[number * size : (number + 1) * size], train)
+
+    tasks = [
+        minibatches(part(number), batch_size, key=jax.random.fold_in(key, number))
+        for number in range(len(num_epochs))
+    ]
+    return in_sequence(tasks, tuple(n * (size // batch_size) for n in num_epochs))
 
 
 def _type(function: Callable, *args: Array) -> str:

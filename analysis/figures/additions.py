@@ -1,0 +1,114 @@
+"""Figures of networks that learn to add (see `analysis.findings.forgetting.reduce`)."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures import style
+
+_CRITERIA = {"within_tenth": "within .1", "right_side": "side of .5", "best_match": "best match"}
+_PUBLISHED = {0: 100, 1: 57, 2: 30}  # % of ones by best match, after trials of twos, one run each
+
+
+@style.styled
+def addition_lists(found: xr.Dataset) -> Figure:
+    """Draw ones and twos over the trials, in both networks, by the three criteria, and both curvatures."""
+    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    (classical, clauses, criteria), (error, sharpness, alignment) = figure.subplots(2, 3, sharex=True)
+    shares = found.sel(order="ones first")["classical_share"]
+    free = found["clauses_share"].sel(tied=False)
+    for color, name in zip(style.COLORS, ("ones", "twos"), strict=False):
+        _draw_band(classical, shares.sel(list=name, criterion="best_match"), name, color)
+        _draw_band(clauses, free.sel(set=name), name, color)
+    _draw_band(clauses, free.sel(set="pairs"), "all pairs of 5 bits", style.COLORS[2])
+    classical.plot(*zip(*_PUBLISHED.items(), strict=True), "k*", markersize=6, label="ones, 1989 (two runs)")
+    for color, (name, label) in zip(style.COLORS, _CRITERIA.items(), strict=False):
+        _draw_band(criteria, shares.sel(list="ones", criterion=name), label, color)
+    _draw_band(error, found["unit_error"].sel(order="ones first", list="ones") / 100, "ones", style.COLORS[0])
+    for axes, quantity in ((sharpness, "sharpness"), (alignment, "alignment")):
+        for color, name in zip((style.BLACK, style.COLORS[2]), ("classical", "clauses"), strict=True):
+            axes.plot(found["trial"], found[f"{name}_{quantity}"], color=color, label=name)
+    titles = "classical network: best match", "network of clauses", "classical network: ones"
+    for axes, title in zip((classical, clauses, criteria), titles, strict=True):
+        axes.set(title=title, ylim=(-3, 103))
+    classical.set_ylabel("right (%)")
+    error.set_ylabel("squared error of ones,\na unit")
+    sharpness.set(yscale="log", ylabel="sharpness (nat)")
+    alignment.set(ylim=(0, 1), ylabel="alignment of the\nkernels of both lists")
+    for axes in (classical, clauses, criteria, error, sharpness, alignment):
+        axes.axvline(0, color=style.GREY, linewidth=0.6, linestyle=":")
+        if axes is not error:
+            axes.legend(loc="best")
+    figure.supxlabel("trials of twos (before 0: of ones)")
+    return figure
+
+
+@style.styled
+def addition_pairs(found: xr.Dataset) -> Figure:
+    """Draw how the network of clauses learns from random additions, and what it has learned."""
+    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    upper, lower = figure.subfigures(2, 1)
+    over, longer = upper.subplots(1, 2)
+    shares = found["pairs_share"].sel(initial_scale=found["initial_scale"][0])
+    colors = iter(style.COLORS)
+    for tied, words in ((False, "free"), (True, "tied")):
+        for rate in shares["learning_rate"].values:
+            of = shares.sel(tied=tied, learning_rate=rate)
+            _draw_band(over, of, f"{words}, η = {rate:g}", next(colors), "additions")
+    words = "all that ones and twos can teach"
+    over.axhline(100 * float(found["bound"]), color=style.BLACK, linestyle="--", linewidth=0.8, label=words)
+    over.set(xlabel="random additions, one at a time", ylabel="pairs of 5 bits right (%)", xlim=(0, 200))
+    over.legend(loc="lower right", title="clauses")
+    of = found["longer_share"]
+    longer.plot(of["bits"], 100 * of, color=style.COLORS[0], alpha=0.5)
+    longer.axvline(5, **style.THRESHOLD, label="bits in training")
+    longer.set(xlabel="bits of the numbers", ylabel="right (%)", ylim=(-3, 103))
+    longer.legend(loc="lower right")
+    panels = lower.subplots(1, found.sizes["shown"] + 2)
+    for axes, shown in zip(panels, found["shown"].values, strict=False):
+        image = axes.imshow(
+            100 * found["pairs_right"].sel(shown=shown).T, origin="lower", vmin=0, vmax=100, cmap="viridis"
+        )
+        axes.set(title=f"after {shown} additions", xlabel="a", ylabel="b")
+    lower.colorbar(image, ax=panels[: found.sizes["shown"]], label="seeds right (%)", shrink=0.7)
+    for axes, of in zip(panels[-2:], ("digit", "carry"), strict=True):
+        _draw_table(axes, found["clause"].sel(of=of).mean("network"))
+        axes.set_title(f"learned: {of}")
+    return figure
+
+
+@style.styled
+def addition_turns(found: xr.Dataset) -> Figure:
+    """Draw what is forgotten and what is learned under a loss that emphasises one list at a time."""
+    figure = Figure(figsize=(7.0, 2.6), layout="constrained")
+    lowest, mean = figure.subplots(1, 2, sharey=True)
+    for color, amplitude in zip((style.BLACK, *style.COLORS[1:3]), found["amplitude"].values, strict=True):
+        label = "static" if amplitude == 1 else f"dynamical, A = {amplitude:g}"
+        for axes, of in ((lowest, "turns_lowest"), (mean, "turns_mean")):
+            _draw_band(axes, found[of].sel(amplitude=amplitude), label, color, "period")
+    for axes, title in ((lowest, "list that is right least"), (mean, "both lists")):
+        axes.set(title=title, xscale="log", xlabel="steps for which a list is emphasised")
+        style.plain_numbers(axes.xaxis)
+        axes.legend(loc="lower left")
+    lowest.set_ylabel("right by best match,\nlast cycle (%)")
+    return figure
+
+
+def _draw_band(axes: Axes, shares: xr.DataArray, label: str, color: str, dim: str = "trial") -> None:
+    """Draw the mean over seeds of a share in %, and the band of eight seeds in ten."""
+    mean, low, high = (100 * shares.sel(band=of) for of in ("mean", "low", "high"))
+    axes.fill_between(shares[dim], low, high, color=color, alpha=0.2, linewidth=0)
+    axes.plot(shares[dim], mean, color=color, label=label)
+
+
+def _draw_table(axes: Axes, clause: xr.DataArray) -> None:
+    """Draw a table of clauses: rows are the carry, columns the bits a and b."""
+    values = clause.transpose("carry", "bit_a", "bit_b").values.reshape(2, 4)
+    axes.imshow(values, vmin=0, vmax=1, cmap="Greys")
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if value > 0.5 else style.BLACK
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
+    axes.set_xticks(range(4), ["00", "01", "10", "11"])
+    axes.set_yticks(range(2), ["0", "1"])
+    axes.set(xlabel="bits a, b", ylabel="carry")
