@@ -70,8 +70,8 @@ def _of_patches(x, kernel, stride):
 def _forward(x, kernel):
     """Return C(x, k), of few channels with two neighbouring places as one of twice as many.
 
-    The products are twice as many, half of them with zeros, but three times as fast: with three channels
-    most of the time is spent on bringing them into place.
+    The products are twice as many, half of them with zeros (an infinity makes its neighbour NaN), but three
+    times as fast: with three channels most of the time is spent on bringing them into place.
     """
     *sides, channels = x.shape[1:]
     *taps, num, _, features = kernel.shape

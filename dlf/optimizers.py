@@ -1,7 +1,7 @@
 """Optimizers by their optax names, and the preconditioners that their states hold."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,10 +95,17 @@ def rate_of(optimizer: Optimizer, opt_state: PyTree, step: Array) -> Array:
     >>> float(rate_of(halving, (optax.EmptyState(), optax.ScaleByScheduleState(jnp.asarray(2))), 7))
     0.25
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, _COUNTING))
-    counts = jnp.asarray([node.count for node in nodes if isinstance(node, _COUNTING)] or [step])
+    counts = jnp.asarray([*_counts(opt_state)] or [step])
     rate = optimizer.rate(counts[0])
     return jnp.where(jnp.all(counts == counts[0]), rate, jnp.asarray(jnp.nan, rate.dtype))
+
+
+def _counts(opt_state: PyTree) -> Iterator[Array]:
+    for node in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, _COUNTING)):
+        if isinstance(node, _COUNTING):
+            yield node.count
+        if isinstance(node, _INJECTED):
+            yield from _counts(node.inner_state)
 
 
 def _transformation(section: Mapping[str, Any]) -> optax.GradientTransformation:

@@ -243,9 +243,9 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
         )
     chosen = {name: probe(name, problem, given) for name, given in config["probes"].items()}
     step_fn = training.problem_step(problem, _measured_threshold(problem.optimizer))
-    return Run(
-        training.init_state(replica.params, problem.optimizer, replica.model_state), step_fn, chosen
-    ), problem
+    with blaming("optimizer"):
+        state = training.init_state(replica.params, problem.optimizer, replica.model_state)
+    return Run(state, step_fn, chosen), problem
 
 
 def _measured_threshold(optimizer: Optimizer) -> Callable[[TrainState], dict[str, Array]]:

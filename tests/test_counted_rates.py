@@ -55,12 +55,22 @@ def test_injected_rates_are_read_where_they_are_counted(standard):
         _, state = optimizer.update(params, state, params)
 
 
-def test_parts_that_count_otherwise_than_each_other_have_no_one_rate(standard):
-    def own(learning_rate):
-        every_second = optax.MultiSteps(optax.sgd(learning_rate), 2).gradient_transformation()
-        return optax.multi_transform({"a": optax.sgd(learning_rate), "b": every_second}, ["a", "b"])
+def every_second(learning_rate):
+    return optax.MultiSteps(optax.sgd(learning_rate), 2).gradient_transformation()
 
-    optimizer, params = make_optimizer(own, halving), [jnp.ones(()), jnp.ones(())]
+
+APART = {
+    "groups": lambda rate: optax.multi_transform({"a": optax.sgd(rate), "b": every_second(rate)}, ["a", "b"]),
+    "injected": lambda rate: optax.inject_hyperparams(
+        lambda decay: optax.chain(optax.add_decayed_weights(decay), every_second(rate))
+    )(decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_parts_that_count_otherwise_than_each_other_have_no_one_rate(standard, name):
+    optimizer = make_optimizer(lambda learning_rate: APART[name](learning_rate), halving)
+    params = [jnp.ones(()), jnp.ones(())]
     state = optimizer.init(params)
     assert rate_of(optimizer, state, jnp.asarray(0)) == 1
     _, state = optimizer.update(params, state, params)

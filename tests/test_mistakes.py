@@ -28,7 +28,7 @@ CONFIG_FILES = {
     "config.probes.hessian = dict(every=-2, num=1, tol=0.1)": "every must be at least 1",
     # here the shape checks of the tests speak first, and name the argument too
     "config.probes.hessian = dict(every=2.5, num=1, tol=0.1)": "every",
-    "config.probes.spectrum = dict(every=2)": "unknown probe 'spectrum': one of batch_sharpness, evaluation",
+    "config.probes.spectrum = dict(every=2)": "unknown probe 'spectrum': one of answers, batch_sharpness",
     "1 / 0": "ZeroDivisionError",
     "config.seed = 1.5": "seed",
     "config.num_steps = None": "config.num_steps must be a whole number, got None",
@@ -115,8 +115,8 @@ MISTAKES = {
     "--config.model.hidden_widths=(3.5,)": "hidden_widths",
     "--config.schedule.name=triangle": "unknown schedule 'triangle': one of constant, triangular",
     "--config.loss.name=mse": "unknown loss 'mse': one of cross_entropy, dmse1, dmse2",
-    "--config.dataset.name=spirals": "unknown dataset 'spirals': one of cifar10, digits, ",
-    "--config.model.name=cnn": "unknown model 'cnn': one of mlp",
+    "--config.dataset.name=spirals": "unknown dataset 'spirals': one of binary_addition, cifar10, ",
+    "--config.model.name=cnn": "unknown model 'cnn': one of clauses, logistic_mlp, mlp",
     "--config.model.activation=rellu": "unknown activation 'rellu'",
     "--config.model.initialization=xavier": "unknown initialization 'xavier'",
     "--config.optimizer.name=sdg": "unknown optimizer 'sdg': one of",
@@ -201,7 +201,7 @@ def test_the_precision_of_jax_must_match_the_config(tmp_path):
 def test_an_unknown_figure_lists_the_choices(command):
     status, _, err = command(figure.main, "fig5")
     assert status == 2 and err.count("\n") == 1
-    assert "unknown figure 'fig5': one of cascade_rates, cascades, cifar10, " in err
+    assert "unknown figure 'fig5': one of addition, cascade_rates, cascades, " in err
 
 
 def _in_the_open(interrupt):

@@ -12,13 +12,16 @@ from jax import lax
 from jax.example_libraries import stax
 
 from dlf import models
-from dlf.data import digits, spiral
+from dlf.data import binary_addition, digits, facts, spiral
 
 ARGUMENTS = {
     "mlp": dict(hidden_widths=(16, 8), activation="relu", initialization="original", use_bias=True),
     "myrtle": dict(widths=(4, 8), activation="relu"),
     "wide_resnet": dict(depth=10, widen_factor=1),
+    "logistic_mlp": dict(hidden_widths=(7,), num_outputs=3),
+    "clauses": dict(),
 }
+OWN_INPUTS = {"logistic_mlp": facts, "clauses": partial(binary_addition, 4, (1,))}
 
 
 def authors_draw(key, shapes):
@@ -114,11 +117,11 @@ def test_impossible_settings_and_inputs_are_refused():
 @pytest.mark.parametrize("name", models.__all__)
 def test_every_model_maps_inputs_to_logits_in_the_working_precision(x64, name):
     model = getattr(models, name)(3, **ARGUMENTS[name])
-    inputs = digits(num_train=30).train.inputs
+    inputs = OWN_INPUTS.get(name, partial(digits, num_train=30))().train.inputs[:17]
     params, model_state = jax.jit(model.init)(jax.random.key(0), inputs)
     apply = jax.jit(models.apply_fn(model, model_state))
     logits = apply(params, inputs)
-    assert logits.shape == (30, 3)
+    assert logits.shape == (17, 5 if name == "clauses" else 3)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, logits))} == {inputs.dtype}
     # examples do not interact: the NTK and every batched mean rest on it
     tolerance = dict(rtol=1e-12, atol=1e-13) if x64 else dict(rtol=1e-4, atol=1e-6)

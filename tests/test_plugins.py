@@ -252,3 +252,23 @@ def test_a_rate_of_ones_own_is_named_like_any_function(mine, tmp_path, is_sectio
     )
     rate = build.build(mine).problem.optimizer.rate
     assert float(rate(3)) == pytest.approx(0.1 if is_section else 0.025)
+
+
+OPTIMIZERS = {  # whose init raises, as a mask or labels of another tree do
+    "return optax.adamw(learning_rate, mask={'Dense_0': {'kernel': True}})": "optimizer: ",
+    "return optax.multi_transform({'x': optax.sgd(learning_rate)}, lambda p: jax.tree.map(lambda _: 'y', p))":
+        "optimizer: ",
+    "return optax.GradientTransformation(lambda params: params['moon'], None)": "optimizer: 'moon'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", OPTIMIZERS)
+def test_an_optimizer_whose_init_raises_gets_one_line(command, tmp_path, body):
+    (tmp_path / "own.py").write_text(f"import jax, optax\n\ndef own(learning_rate):\n    {body}\n")
+    (tmp_path / "mine.py").write_text(
+        "from experiments.configs import tiny\n\ndef get_config():\n    config = tiny.get_config()\n"
+        f"    config.optimizer = dict(name='{tmp_path}/own.py:own', learning_rate=0.1)\n    return config\n"
+    )
+    status, _, err = command(train.main, f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}")
+    assert status == 2 and OPTIMIZERS[body] in err and err.count("\n") == 1, err
+    assert not (tmp_path / "run").exists()

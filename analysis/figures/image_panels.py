@@ -23,6 +23,7 @@ def image_rates(found: xr.Dataset) -> Figure:
     heights = [2, 0.7, *[2] * has_runs]
     grid = figure.subplots(len(heights), len(names), squeeze=False, height_ratios=heights)
     for column, name in zip(grid.T, names, strict=True):
+        column[0].sharex(column[1])  # whose labels are those of both, also where all runs of a rate are dead
         cells = found.sel(data=name)
         _draw_rates(column[0], cells)
         _draw_dead(column[1], cells)
@@ -34,7 +35,11 @@ def image_rates(found: xr.Dataset) -> Figure:
     grid[0, 0].legend(loc="lower right")
     if has_runs:
         grid[2, 0].set_ylabel("sharpness over\nthreshold")
-        figure.legend(*grid[2, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.legend(
+            *grid[2, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=4 if len(names) > 2 else 2,
+        )
     return figure
 
 
@@ -96,7 +101,7 @@ def image_run(found: xr.Dataset) -> Figure:
     for name, color in zip(("validation", "test"), style.COLORS, strict=False):
         accuracy = 100 * found[f"{name}_accuracy"]
         rows[1].plot(found["evaluation_step"], accuracy, color=color, linewidth=1, label=name)
-    rows[1].legend(loc="lower right")
+    rows[1].legend(loc="best")
     rows[2].plot(found["step"], found["learning_rate"], color=style.BLACK, linewidth=1)
     at = found["hessian_step"]
     threshold = found["threshold"].sel(step=at)
@@ -104,10 +109,12 @@ def image_run(found: xr.Dataset) -> Figure:
         (found["hessian_eigenvalues"].isel(rank=0), "all examples", style.COLORS[0]),
         (found["batch_sharpness"], "batches", style.COLORS[2]),
     ):
-        rows[3].plot(at, values.values / threshold.values, "o-", color=color, markersize=3, label=words)
+        ratio = values.values / threshold.values
+        ratio = np.where(ratio > 0, ratio, np.nan)  # no line to a rate of zero, or a negative curvature
+        rows[3].plot(at, ratio, "o-", color=color, markersize=3, label=words)
     rows[3].axhline(1, **style.THRESHOLD)
     rows[3].set(yscale="log", xlabel="step")
-    rows[3].legend(loc="lower right")
+    rows[3].legend(loc="best")
     labels = style.LOSS, "accuracy (%)", r"rate $\eta$", "sharpness\nover threshold"
     style.label_rows(rows, labels)
     return figure
@@ -164,7 +171,7 @@ def _draw_rates(axes: Axes, cells: xr.Dataset) -> None:
         chosen = cell["tuned_rate"]
         axes.plot(chosen, mean.sel(learning_rate=chosen), "o", color=color, markersize=8, fillstyle="none")
     axes.set(xscale="log")
-    axes.tick_params(labelbottom=False)
+    axes.tick_params(which="both", labelbottom=False)
 
 
 def _draw_dead(axes: Axes, cells: xr.Dataset) -> None:
@@ -182,6 +189,13 @@ def _draw_sharpness(axes: Axes, cells: xr.Dataset) -> None:
         run = cells.sel(loss=loss)
         for name, (line, words) in lines.items():
             ratio = run[name] / run["run_threshold"]
-            axes.plot(run["run_step"], ratio, line, color=color, linewidth=1, label=f"{loss}, {words}")
+            axes.plot(
+                run["run_step"],
+                ratio.where(ratio > 0),
+                line,
+                color=color,
+                linewidth=1,
+                label=f"{loss}, {words}",
+            )
     axes.axhline(1, **style.THRESHOLD)
     axes.set(yscale="log", xlabel="step")

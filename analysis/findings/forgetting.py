@@ -41,7 +41,7 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
 def over_seeds(of: xr.DataArray) -> xr.DataArray:
     """Return mean, standard deviation and the limits of eight seeds in ten, along a dimension `band`."""
-    low, high = (of.quantile(q, "seed").drop_vars("quantile") for q in (0.1, 0.9))
+    low, high = (of.quantile(q, "seed", skipna=False).drop_vars("quantile") for q in (0.1, 0.9))
     bands = {"mean": of.mean("seed"), "sd": of.std("seed", ddof=1), "low": low, "high": high}
     return xr.concat([*bands.values()], xr.Variable("band", [*bands]))
 
@@ -218,9 +218,11 @@ def _classical(found: xr.Dataset) -> list[tuple[str, ...]]:
     for n in PUBLISHED:
         words = f"the other way round: twos after {n} trials of ones, %"
         rows.append((words, "", _spread(100 * match.sel(other | {"trial": n})), ""))
-    learned = found["trials_until_learned"].values
-    least, middle, most = np.nanquantile(learned, (0, 0.5, 1))
-    words = f"{middle:.0f}, {least:.0f} to {most:.0f}, never {np.isnan(learned).mean():.0%}"
+    learned = found["trials_until_learned"].dropna("seed")
+    never = 1 - learned.size / found.sizes["seed"]
+    words = f"never {never:.0%}"
+    if learned.size:
+        words = f"{float(learned.median()):.0f}, {int(learned.min())} to {int(learned.max())}, {words}"
     wrong = f"wrong answers to ones that are right of twos, from trial {_LATE} on, %"
     return [
         *rows,

@@ -83,7 +83,7 @@ def in_words(found):
         "largest eigenvalues (nat)": lambda of: listed(of["eigenvalues"]),
         "largest residual": lambda of: f"{float(of['residuals'].max()):.1e}",
         "products": lambda of: f"{int(of['matvecs'])}",
-        "trace": lambda of: f"{float(of['trace']):.3g} ± {float(of['trace_error']):.1g}",
+        "trace": lambda of: f"{float(of['trace']):.3g} ± {float(of['trace_error']):.2g}",
         "split of the first by class": lambda of: listed(of["class_curvature"]),
         "largest NTK eigenvalues": lambda of: listed(of["ntk_spectrum"].values[:3]),
         "memory of a product (MiB)": lambda of: f"{float(of['memory']) / 2**20:.0f}",
