@@ -162,7 +162,7 @@ def _in_full(norm):
 
 # What a network may have between a layer and its activation, as functions (x, train, weights of the examples
 # in the loss) -> x inside a module, by features, the last axis. Batch norm: statistics of the batch in
-# training, their running means in evaluation (momentum 0.9). Group norm: up to 8 groups.
+# training, their running means in evaluation (momentum 0.9). Group norm: gcd(features, 8) groups.
 NORMALIZATIONS = {
     "none": lambda x, train, weights: x,
     "batch": _in_full(_batch_norm),
