@@ -169,7 +169,8 @@ def test_half_precision_computes_in_half_and_keeps_parameters_and_statistics_who
     )
     assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
     found, expected = (ravel_pytree(of)[0] for of in (found, expected))
-    assert float(jnp.linalg.norm(found - expected)) <= 0.1 * float(jnp.linalg.norm(expected))  # 8 bits
+    error = float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
+    assert 0 < error <= 0.15  # 8 bits, compiled: .09 to .11 for other images and keys
 
 
 @pytest.mark.parametrize(
