@@ -31,8 +31,7 @@ def test_every_config_says_what_draws_it_what_reduces_it_and_what_to_expect(name
     assert bool(module.EXPECTED) == (name not in UNRUN)
     assert all(least <= number <= most for _, _, number, least, most, _ in module.EXPECTED)
     assert "experiments.figure" in module.__doc__ or "`make " in module.__doc__  # a run card
-    told = "nobody has run it yet" if name in UNRUN else "minute|seconds"
-    assert re.search(told, module.__doc__)
+    assert re.search("nobody has run it yet" if name in UNRUN else "minute|seconds", module.__doc__)
     told = {float(number) for number in re.findall(r"(?<![\w.])\.\d+", module.__doc__)}
     assert told <= {number for row in module.EXPECTED for number in row[2:5]}
 

@@ -35,11 +35,8 @@ def image_rates(found: xr.Dataset) -> Figure:
     grid[0, 0].legend(loc="lower right")
     if has_runs:
         grid[2, 0].set_ylabel("sharpness over\nthreshold")
-        figure.legend(
-            *grid[2, 0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=4 if len(names) > 2 else 2,
-        )
+        entries, num_columns = grid[2, 0].get_legend_handles_labels(), 4 if len(names) > 2 else 2
+        figure.legend(*entries, loc="outside lower center", ncols=num_columns)
     return figure
 
 
@@ -188,14 +185,7 @@ def _draw_sharpness(axes: Axes, cells: xr.Dataset) -> None:
     for loss, color in zip(("static", "dynamical"), style.COLORS, strict=False):
         run = cells.sel(loss=loss)
         for name, (line, words) in lines.items():
-            ratio = run[name] / run["run_threshold"]
-            axes.plot(
-                run["run_step"],
-                ratio.where(ratio > 0),
-                line,
-                color=color,
-                linewidth=1,
-                label=f"{loss}, {words}",
-            )
+            ratio = (run[name] / run["run_threshold"]).where(lambda of: of > 0)
+            axes.plot(run["run_step"], ratio, line, color=color, linewidth=1, label=f"{loss}, {words}")
     axes.axhline(1, **style.THRESHOLD)
     axes.set(yscale="log", xlabel="step")
