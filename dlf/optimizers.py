@@ -16,10 +16,10 @@ from dlf.types import Optimizer, Params
 _POSITIVE = {
     "max_norm", "max_delta", "clipping_threshold", "k", "clipping", "threshold", "step_size", "weight_decay",
 }  # fmt: skip
+_BELOW_ONE = {"decay", "momentum", "b1", "b2"}
 # The states of optax that count updates for their learning rate.
 _INJECTED = optax.InjectHyperparamsState | optax.InjectStatefulHyperparamsState
 _COUNTING = optax.ScaleByScheduleState | _INJECTED
-_BELOW_ONE = {"decay", "momentum", "b1", "b2"}
 
 
 def make_optimizer(

@@ -106,7 +106,7 @@ def _descend(objective, batch_fn: BatchFn, optimizer, metrics_fn) -> StepFn:
         except (TypeError, AttributeError) as error:  # of lookahead, and those that ask for the loss
             raise ValueError(
                 "the optimizer must do with gradients, its state and a pytree of parameters (no lookahead, "
-                f"plateau, line search): its update fails with {str(error).splitlines()[0]!r}"
+                f"plateau, line search): its update fails with {str(error).partition(chr(10))[0]!r}"
             ) from error
         pairs = {
             "train must return a model_state": (model_state, state.model_state),

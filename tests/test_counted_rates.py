@@ -55,6 +55,10 @@ def test_injected_rates_are_read_where_they_are_counted(standard):
         _, state = optimizer.update(params, state, params)
 
 
+def wordless(grads, state, params):
+    raise TypeError
+
+
 def every_second(learning_rate):
     return optax.MultiSteps(optax.sgd(learning_rate), 2).gradient_transformation()
 
@@ -79,8 +83,13 @@ def test_parts_that_count_otherwise_than_each_other_have_no_one_rate(standard, n
 
 @pytest.mark.parametrize(
     "optimizer",
-    [optax.lookahead(optax.sgd(0.1), 5, 0.5), optax.contrib.reduce_on_plateau(), optax.lbfgs()],
-    ids=["lookahead", "plateau", "line search"],
+    [
+        optax.lookahead(optax.sgd(0.1), 5, 0.5),
+        optax.contrib.reduce_on_plateau(),
+        optax.lbfgs(),
+        optax.GradientTransformation(lambda params: (), wordless),
+    ],
+    ids=["lookahead", "plateau", "line search", "no words"],
 )
 def test_an_optimizer_that_asks_for_more_is_refused_with_what_it_is_given(optimizer):
     step_fn = make_step(lambda params, batch, step: jnp.sum(params**2), lambda step: None, optimizer)
