@@ -244,8 +244,8 @@ def clauses(num_classes: int, scale: float = 0.1, tied: bool = False) -> Model:
     Source: the idea Ruiz-Garcia 2022 (arXiv 2108.03940); all details are ours.
 
     >>> model = clauses(1)
-    >>> right = jnp.asarray([[[-1, 1], [1, -1]], [[1, -1], [-1, 1]]]) * 20.0  # 1 where a + b + c is odd
-    >>> carry = jnp.asarray([[[-1, -1], [-1, 1]], [[-1, 1], [1, 1]]]) * 20.0
+    >>> right = 20 * jnp.asarray([[[-1.0, 1], [1, -1]], [[1, -1], [-1, 1]]])  # 1 where a + b + c is odd
+    >>> carry = 20 * jnp.asarray([[[-1.0, -1], [-1, 1]], [[-1, 1], [1, 1]]])
     >>> bits = jnp.asarray([[[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]])  # 3 + 1, with a place for the carry
     >>> model.apply({"digit": right, "carry": carry}, (), bits).round().tolist()
     [[0.0, 0.0, 1.0]]

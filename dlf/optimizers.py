@@ -92,7 +92,7 @@ def rate_of(optimizer: Optimizer, opt_state: PyTree, step: Array) -> Array:
     condition). NaN where parts of the optimizer count otherwise than each other.
 
     >>> halving = make_optimizer("sgd", lambda count: 0.5**count)
-    >>> float(rate_of(halving, (optax.EmptyState(), optax.ScaleByScheduleState(jnp.asarray(2))), 7))
+    >>> float(rate_of(halving, optax.ScaleByScheduleState(jnp.asarray(2)), jnp.asarray(7)))
     0.25
     """
     counts = jnp.asarray([*_counts(opt_state)] or [step])

@@ -192,7 +192,7 @@ def bound(num_bits: int = 5) -> float:
         of = (a >> place & 1) + (b >> place & 1) + carry
         met |= of == 3
         carry = of // 2
-    return 1 - met.mean()
+    return float(1 - met.mean())
 
 
 def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
