@@ -42,7 +42,10 @@ def convolve(x, kernel, stride=1):
     if jax.default_backend() != "cpu":
         return _lax(x, kernel, stride, "SAME")
     fits = all(n % 2 and n <= side for n, side in zip(taps, x.shape[1:-1], strict=True))  # else it is slow
-    if stride == 1 and x.dtype.itemsize == 4 and max(taps) > 1 and fits:
+    whole = (
+        not jax.sharding.get_abstract_mesh().manual_axes
+    )  # in shard_map, sums over devices come with JAX's
+    if stride == 1 and x.dtype.itemsize == 4 and max(taps) > 1 and fits and whole:
         return convolve_p.bind(x, kernel)
     return _of_patches(x, kernel, stride)
 
@@ -107,8 +110,7 @@ def _of_kernel(x, d, *, taps):
 def _parts(x):
     """Return into how many parts of its examples to cut x, so that each fits into a cache."""
     whole, size = len(x), x.size * x.dtype.itemsize
-    fitting = (n for n in range(1, whole + 1) if whole % n == 0 and size // n <= _CACHE)
-    num_parts = next(fitting, 1)
+    num_parts = next((n for n in range(1, whole + 1) if whole % n == 0 and size // n <= _CACHE), 1)
     return num_parts if size // num_parts >= _CACHE // 4 else 1
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from dlf import convolutions, models
 from experiments import build
@@ -98,6 +99,21 @@ def test_jacobians_and_hessians_of_a_convolution_are_those_of_lax(lax_convolutio
             return of(lambda *args: jnp.tanh(convolve(*args)).sum(axis=1), argnums=(0, 1))
 
         same(derivatives(convolutions.convolve), derivatives(lax_convolution), args, **TOLERANCE)
+
+
+def test_derivatives_over_devices_are_summed(lax_convolution):
+    # a primitive of one's own that shard_map does not know left each device its own sum, in silence
+    mesh = jax.make_mesh((2,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+    rng = np.random.default_rng(0)
+    args = rng.normal(size=(3, 3, 3, 2)).astype("f"), rng.normal(size=(4, 6, 6, 3)).astype("f")
+
+    def gradient_and_product(convolve, mean=lambda x: x):
+        grad = jax.grad(lambda kernel, x: mean(jnp.mean(jnp.tanh(convolve(x, kernel)) ** 2)))
+        return lambda kernel, x: jax.jvp(lambda kernel: grad(kernel, x), (kernel,), (jnp.ones_like(kernel),))
+
+    specs = dict(mesh=mesh, in_specs=(P(), P("device")), out_specs=P())
+    ours = gradient_and_product(convolutions.convolve, lambda x: lax.pmean(x, "device"))
+    same(jax.shard_map(ours, **specs), gradient_and_product(lax_convolution), args, rtol=1e-3, atol=1e-4)
 
 
 def in_a_loop(convolve):
