@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
-from analysis.derivatives import hvp
+from dlf.derivatives import hvp
 from dlf.types import Matvec, Params
 
 

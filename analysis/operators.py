@@ -15,9 +15,9 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from analysis.derivatives import curvature_along, hvp, tangent
 from analysis.linear_maps import as_pytree, precise
 from analysis.parts import BatchSize, accumulate, check_network, checked_logits, checked_size, share
+from dlf.derivatives import curvature_along, hvp, tangent
 from dlf.types import ApplyFn, Batch, LossFn, Matvec, Params
 
 ClassLosses = Callable[[Params, Batch], Float[Array, " classes"]]  # as `make_class_losses` gives them

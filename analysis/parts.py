@@ -15,8 +15,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from analysis.derivatives import equations
 from analysis.linear_maps import as_pytree, precise
+from dlf.derivatives import equations
 from dlf.types import ApplyFn, Batch, Inputs, Params
 
 _FEW = 8  # examples that are tried, among them those of the smallest and the largest label

@@ -10,10 +10,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from analysis import operators
-from analysis.derivatives import curvature_along, forward_or, tangent
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import precise
 from analysis.parts import accumulate, checked_logits, share
+from dlf.derivatives import curvature_along, forward_or, tangent
 from dlf.recording import missing
 from dlf.types import ApplyFn, Batch, LossFn, Params
 

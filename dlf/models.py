@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dlf import networks
+from dlf import modes, networks
 from dlf.layers import NORMALIZATIONS
 from dlf.modes import apply_fn as apply_fn
 from dlf.modes import linen as linen
@@ -119,6 +119,7 @@ def myrtle(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     dtype: str = "",
+    frozen_after: int = 0,
 ) -> Model:
     """Build a convolutional network: (images [examples, height, width, channels]) -> logits.
 
@@ -129,9 +130,10 @@ def myrtle(
     row or column), or pairs of points. `per_pool` are the convolutions before each pool: Myrtle5 has four
     widths and (2, 1, 1), Myrtle7 six and (2, 2, 2), Myrtle10 nine and (3, 3, 3). Without it there is a pool
     after each from the second on, while the sides are longer than 2: four widths are Myrtle5 of 32x32 images,
-    two to four suit 8x8 ones. `normalization` and `dropout` as in `mlp`. Kernels are He-normal (variance
-    2/fan_in), W has variance 1/fan_in, both from normals cut at two standard deviations; biases start at
-    zero.
+    two to four suit 8x8 ones. `normalization` and `dropout` as in `mlp`; statistics stand still after the
+    first `frozen_after` steps if that is not 0 (see `dlf.modes.frozen_after`). Kernels are He-normal
+    (variance 2/fan_in), W has variance 1/fan_in, both from normals cut at two standard deviations; biases
+    start at zero.
 
     Raises ValueError as `mlp` does, for inputs that are neither images nor signals, or too many pools.
 
@@ -149,6 +151,8 @@ def myrtle(
     if per_pool and (min(per_pool) < 1 or sum(per_pool) > len(widths) - 1):
         raise ValueError(f"per_pool must share out the {len(widths) - 1} convolutions, got {per_pool}")
     model = _model(networks.Myrtle(widths, tuple(per_pool), activation, normalization, dropout))
+    if frozen_after:
+        model = modes.frozen_after(model, frozen_after)
     model = model._replace(init=jax.jit(model.init))  # compiled, it skips the logits
     return prepared(model, mean, std, dtype)
 

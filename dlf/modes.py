@@ -107,6 +107,39 @@ def stateless(init: Callable[[Array, Inputs], Params], apply_fn: ApplyFn) -> Mod
     )
 
 
+def frozen_after(model: Model, num_steps: int) -> Model:
+    """Return a network whose state moves in so many training steps, and stays as it is from then on.
+
+    From there training is as evaluation: batch norm takes its running statistics, nothing is dropped. The
+    model state is that of the network beside the number of steps.
+
+    >>> modes = dict(use_running_average=False), dict(use_running_average=True)
+    >>> model = frozen_after(linen(nn.BatchNorm(), training=modes[0], evaluation=modes[1]), 1)
+    >>> params, state = model.init(jax.random.key(0), inputs := jnp.asarray([[1.0], [3.0]]))
+    >>> for _ in range(2):
+    ...     logits, state = model.train(params, state, inputs, jax.random.key(0))
+    >>> [round(float(x), 2) for x in logits[:, 0]], round(float(state[0]["batch_stats"]["mean"][0]), 4)
+    ([0.98, 2.98], 0.02)
+    """
+
+    def init(key, inputs):
+        params, model_state = model.init(key, inputs)
+        return params, (model_state, jnp.zeros((), jnp.int32))
+
+    def apply(params, model_state, inputs):
+        return model.apply(params, model_state[0], inputs)
+
+    def train(params, model_state, inputs, key):
+        state, step = model_state
+        moving = partial(model.train, params, state, inputs, key)
+        logits, state = jax.lax.cond(
+            step < num_steps, moving, lambda: (apply(params, model_state, inputs), state)
+        )
+        return logits, (state, step + 1)
+
+    return Model(init, apply, train)
+
+
 @dataclass(frozen=True)
 class _Frozen:
     apply: Callable

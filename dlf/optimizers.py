@@ -2,15 +2,17 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from dlf import rates
-from dlf.types import Optimizer, Params
+from dlf import rates, rules
+from dlf.recording import is_missing, missing
+from dlf.thresholds import threshold
+from dlf.types import Optimizer, Params, Rule, Seen
 
 # Of transformations of the gradient: what turns it around otherwise, and weights of the past, which sum up.
 _POSITIVE = {
@@ -27,6 +29,7 @@ def make_optimizer(
     learning_rate: float | Array | Mapping[str, Any] | optax.Schedule,
     *,
     before: Sequence[Mapping[str, Any]] = (),
+    rule: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Optimizer:
     """Build an optimizer by its optax name and keyword arguments.
@@ -36,6 +39,7 @@ def make_optimizer(
     there is "ema", plain momentum as an exponential mean: `optax.ema` followed by the learning rate; or
     `name` is a function of one's own that takes `learning_rate` and returns a transformation. `before` are
     transformations of optax for the gradient, by name and arguments, in their order: clipping, weight decay.
+    A `rule` of `dlf.rules`, by name and arguments, holds the learning rate down.
 
     Raises ValueError for a name that optax does not have, a learning rate that is not positive or that the
     working precision cannot hold, TypeError for a setting that the function does not take.
@@ -52,6 +56,57 @@ def make_optimizer(
     rate = rates.rate(learning_rate)
     if callable(learning_rate) or isinstance(learning_rate, Mapping):
         learning_rate = given["learning_rate"] = rate
+    if rule is None:
+        return Optimizer(*_transform(name, learning_rate, before, settings), rate, given)
+    chosen = rules.make_rule(rule, threshold_of(given))
+    unit = _transform(name, 1.0, before, settings)
+
+    def init(params: Params) -> Ruled:
+        _check_proportional(name, params, unit, _transform(name, 0.5, before, settings))
+        return Ruled(unit.init(params), chosen.init(), missing((), jnp.result_type(float)))
+
+    return Optimizer(init, unit.update, rate, given, chosen)
+
+
+class Ruled(NamedTuple):
+    """The state of an optimizer with a rule."""
+
+    inner: PyTree
+    memory: PyTree
+    rate: Float[Array, ""]  # the last one that was applied, missing before the first
+
+
+def ruled(rule: Rule, state: Ruled, seen: Seen, inner: PyTree) -> tuple[Params, Ruled]:
+    """Return the updates at the rate that a rule takes, and the next state, `inner` the optimizer's in it.
+
+    Where nothing is measured, as in a step apart from its loop, a rule that reads takes the last rate.
+    """
+    last = jnp.where(is_missing(state.rate), seen.learning_rate, state.rate)
+    rate, memory = last, state.memory
+    if rule.reads.keys() <= seen.measured.keys():
+        rate, memory = rule.rate(state.memory, seen)
+    rate = jnp.where(rate >= 0, rate.astype(last.dtype), last)
+    rate = jnp.minimum(rate, seen.learning_rate.astype(last.dtype))
+    updates = jax.tree.map(lambda u: rate.astype(u.dtype) * u, seen.direction)
+    return updates, Ruled(inner, memory, rate)
+
+
+def _check_proportional(name, params, unit, half):
+    """Raise ValueError unless at half the learning rate the second update is half as large."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        return
+    second = []
+    for of in (unit, half):
+        state = of.init(params)
+        _, state = of.update(params, state, params)
+        second.append(of.update(params, state, params)[0])
+    for whole, part in zip(*map(jax.tree.leaves, second), strict=True):
+        if not jnp.allclose(part, whole / 2, rtol=1e-3, atol=0, equal_nan=True):
+            raise ValueError(f"a rule needs updates in proportion to the learning rate: not those of {name}")
+
+
+def _transform(name, learning_rate, before, settings):
+    """Return the transformation of optax at a learning rate."""
     if callable(name):
         found = name(learning_rate=learning_rate, **settings)
         if not (hasattr(found, "init") and hasattr(found, "update")):
@@ -67,7 +122,7 @@ def make_optimizer(
         raise ValueError("before must be a tuple of dict(name=..., ...), one for each transformation")
     if before:
         found = optax.chain(*map(_transformation, before), optax.GradientTransformation(*found[:2]))
-    return Optimizer(found.init, found.update, rate, given)
+    return optax.GradientTransformation(*found[:2])
 
 
 def as_optimizer(optimizer: Mapping[str, Any] | Optimizer | optax.GradientTransformation) -> Optimizer:
@@ -89,15 +144,28 @@ def rate_of(optimizer: Optimizer, opt_state: PyTree, step: Array) -> Array:
     """Return the learning rate that an optimizer of known rate applies next, at its own count of updates.
 
     The count is the step, but where a wrapper leaves updates out (optax's MultiSteps, sam, and those with a
-    condition). NaN where parts of the optimizer count otherwise than each other.
+    condition). NaN where parts of the optimizer count otherwise than each other. Of a rule it is the rate
+    applied last, before the first step that of the schedule.
 
     >>> halving = make_optimizer("sgd", lambda count: 0.5**count)
     >>> float(rate_of(halving, optax.ScaleByScheduleState(jnp.asarray(2)), jnp.asarray(7)))
     0.25
     """
+    if isinstance(opt_state, Ruled):
+        return jnp.where(is_missing(opt_state.rate), optimizer.rate(step), opt_state.rate)
     counts = jnp.asarray([*_counts(opt_state)] or [step])
     rate = optimizer.rate(counts[0])
     return jnp.where(jnp.all(counts == counts[0]), rate, jnp.asarray(jnp.nan, rate.dtype))
+
+
+def threshold_of(settings: Mapping[str, Any]) -> Callable[[Array | float, Array], Array] | None:
+    """Return (learning rate, step) -> threshold of an optimizer's settings, None without a formula."""
+    given = {key: value for key, value in settings.items() if key != "learning_rate"}
+    try:
+        threshold(learning_rate=1.0, **given)
+    except (TypeError, ValueError):
+        return None
+    return lambda rate, step: jnp.asarray(threshold(learning_rate=rate, step=step, **given))
 
 
 def _counts(opt_state: PyTree) -> Iterator[Array]:

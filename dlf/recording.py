@@ -12,7 +12,7 @@ from dlf.labels import is_wide
 from dlf.types import Probe, Series, TrainState
 
 Rows = dict[str, Array]  # what was measured, by name
-StepFn = Callable[[TrainState], tuple[TrainState, Rows]]
+StepFn = Callable[..., tuple[TrainState, Rows]]  # of a state, and of what probes measured if it `reads` any
 
 # What every step of a problem records, where it has it.
 SERIES = {
@@ -31,6 +31,15 @@ def missing(shape: tuple[int, ...], dtype: Any) -> Array:
     On the host `with_gaps` turns it into NaN.
     """
     return jnp.full(shape, jnp.finfo(dtype).max if jax.config.jax_debug_nans else jnp.nan, dtype)
+
+
+def is_missing(values: Array) -> Array:
+    """Return where an array holds what `missing` gives.
+
+    >>> is_missing(jnp.asarray([1.0, jnp.nan])).tolist()
+    [False, True]
+    """
+    return values == jnp.finfo(values.dtype).max if jax.config.jax_debug_nans else jnp.isnan(values)
 
 
 def with_gaps(rows: Mapping[str, Array | np.ndarray]) -> dict[str, np.ndarray]:

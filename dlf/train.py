@@ -17,10 +17,11 @@ from jaxtyping import Array
 from dlf import memory, models
 from dlf.data.batches import full_batch
 from dlf.losses import check_loss, make_loss, rightness_of
-from dlf.optimizers import as_optimizer, rate_of
+from dlf.optimizers import as_optimizer, threshold_of
 from dlf.rates import check_rate
 from dlf.recording import Rows, StepFn, missing
 from dlf.schedules import check_schedule, constant
+from dlf.steps import descend
 from dlf.types import (
     ApplyFn,
     Batch,
@@ -94,48 +95,10 @@ def make_objective(problem: Problem) -> Callable:
     return objective
 
 
-def _descend(objective, batch_fn: BatchFn, optimizer, metrics_fn) -> StepFn:
-    def step_fn(state: TrainState):
-        batch = batch_fn(state.step)
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (loss, (model_state, logits)), grads = value_and_grad(
-            state.params, state.model_state, batch, state.step
-        )
-        try:
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        except (TypeError, AttributeError) as error:  # of lookahead, and those that ask for the loss
-            raise ValueError(
-                "the optimizer must do with gradients, its state and a pytree of parameters (no lookahead, "
-                f"plateau, line search): its update fails with {str(error).partition(chr(10))[0]!r}"
-            ) from error
-        pairs = {
-            "train must return a model_state": (model_state, state.model_state),
-            "the optimizer must return a state": (opt_state, state.opt_state),
-        }
-        for words, (moved, given) in pairs.items():
-            if _kinds(moved) != _kinds(given):
-                raise ValueError(f"{words} of the structure, shapes and dtypes it is given")
-        if any(map(jnp.iscomplexobj, jax.tree.leaves(updates))):
-            raise ValueError("the optimizer returns complex updates: parameters are real")
-        if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, state.params):
-            raise ValueError(
-                "the optimizer must return updates of the structure and shapes of the parameters"
-            )
-        params = optax.apply_updates(state.params, updates)
-        series = {"loss": loss, **metrics_fn(state, batch, logits)}
-        return TrainState(state.step + 1, params, model_state, opt_state), series
-
-    return step_fn
-
-
-def _kinds(tree):
-    return jax.tree.map(lambda x: (jnp.shape(x), getattr(x, "dtype", type(x))), tree)
-
-
 def make_step(
     loss_fn: LossFn, batch_fn: BatchFn, optimizer: Optimizer | optax.GradientTransformation
 ) -> StepFn:
-    """Return one step of any scalar loss: state -> (next state, {"loss": F at the old one}).
+    """Return one step of any scalar loss: state -> (next state, {"loss": F at the old one, ...}).
 
         theta <- theta + update(grad F(theta, t)),   t <- t + 1
 
@@ -156,19 +119,20 @@ def make_step(
             )
         return loss_fn(params, batch, step), (model_state, None)
 
-    return _descend(objective, batch_fn, optimizer, lambda state, batch, logits: {})
+    return descend(objective, batch_fn, optimizer, lambda *_: {})
 
 
 def problem_step(problem: Problem, metrics_fn: Callable[[TrainState], Rows] = lambda state: {}) -> StepFn:
     """Return one training step of a problem, its network in training mode: state -> (next state, series).
 
     The series are `loss`, the F of this step, static loss, accuracy (of a loss that says what is right),
-    class weights and learning rate (where the optimizer tells it), and what `metrics_fn(state)` adds.
+    class weights, learning rate (where the optimizer tells it) and threshold (where there is a formula), and
+    what `metrics_fn(state)` adds.
     """
 
-    right_fn = rightness_of(problem.weighted_loss)
+    right_fn, threshold = rightness_of(problem.weighted_loss), threshold_of(problem.optimizer.settings)
 
-    def metrics(state: TrainState, batch: Batch, logits) -> Rows:
+    def metrics(state: TrainState, batch: Batch, logits, rates: Rows) -> Rows:
         # compiled apart from the loss, whose rounding must not depend on what else is recorded
         logits = jax.lax.optimization_barrier(logits)
         weights = problem.schedule(state.step)
@@ -176,11 +140,12 @@ def problem_step(problem: Problem, metrics_fn: Callable[[TrainState], Rows] = la
         rows = {"static_loss": _logits_loss(static)(logits, batch, state.step), "class_weights": weights}
         if right_fn is not None:
             rows["accuracy"] = jnp.mean(right_fn(logits, batch.labels))
-        if problem.optimizer.rate is not None:
-            rows["learning_rate"] = rate_of(problem.optimizer, state.opt_state, state.step)
+        if threshold is not None:
+            rows["threshold"] = threshold(rates["learning_rate"], state.step)
         return rows | metrics_fn(state)
 
-    return _descend(make_objective(problem), problem.batch_fn, problem.optimizer, metrics)
+    objective = make_objective(problem)
+    return descend(objective, problem.batch_fn, problem.optimizer, metrics, problem.schedule)
 
 
 def make_problem(
@@ -241,7 +206,8 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
     a branch of its own, even if it is taken at every step, so that no choice of probes changes
     the code of the training step: on CPU its series are the same to the bit with and without. Nor does
     `num_steps`, from one on: in chunks of any lengths the series are those of one call, to the bit on CPU.
-    Raises ValueError, when it is first called, if two of step and probes measure series of one name.
+    Raises ValueError if the rule of the learning rate lacks a probe (`check_reads`), and, when it is first
+    called, if two of step and probes measure series of one name.
 
     >>> step_fn = make_step(lambda w, b, t: w**2, lambda t: None, optax.sgd(0.25))
     >>> state = init_state(jnp.asarray(1.0), optax.sgd(0.25))
@@ -249,6 +215,8 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
     >>> series["loss"].tolist(), state.step.item()
     ([1.0, 0.25, 0.0625], 3)
     """
+
+    reads = check_reads(step_fn, probes)
 
     def measure(probe: Probe, carry, state: TrainState):
         _, shapes = jax.eval_shape(probe.measure, carry, state)
@@ -262,8 +230,11 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
         state, carries = loop
         measured = {name: measure(probe, carries[name], state) for name, probe in probes.items()}
         carries = {name: carry for name, (carry, _) in measured.items()}
-        state, series = step_fn(state)
-        for _, rows in measured.values():
+        probed = [rows for _, rows in measured.values()]
+        state, series = (
+            step_fn(state, {k: v for rows in probed for k, v in rows.items()}) if reads else step_fn(state)
+        )
+        for rows in probed:
             if twice := series.keys() & rows.keys():
                 raise ValueError(f"two series of one name: {', '.join(sorted(twice))}")
             series = series | rows
@@ -276,6 +247,19 @@ def make_loop(step_fn: StepFn, probes: Mapping[str, Probe] = {}):
         return state, carries, series
 
     return loop
+
+
+def check_reads(step_fn: StepFn, probes: Mapping[str, Probe]) -> Mapping[str, int]:
+    """Return what series of probes a step reads; raise ValueError if none measures them, or too seldom."""
+    reads = getattr(step_fn, "reads", {})
+    for name, longest in reads.items():
+        every = next((probe.every for probe in probes.values() if name in probe.series), None)
+        if every is None:
+            raise ValueError(f"the rule of the learning rate reads {name}: add a probe that measures it")
+        if longest % every:
+            looks = f"the rule of the learning rate looks at {name} every {longest} steps"
+            raise ValueError(f"{looks}, but it is measured every {every}: let the probe's every divide that")
+    return reads
 
 
 def init_carries(probes: Mapping[str, Probe], state: TrainState) -> dict[str, Any]:

@@ -64,17 +64,45 @@ class TrainState(NamedTuple):
     opt_state: PyTree
 
 
+class Seen(NamedTuple):
+    """What a rule of the learning rate may look at: one step, before its update."""
+
+    step: Step
+    learning_rate: Float[Array, ""]  # that of the schedule, which no rule exceeds
+    loss: Float[Array, ""]  # F of the step's batch, in training mode
+    grads: Params
+    direction: Params  # the update at a learning rate of one
+    params: Params
+    loss_fn: Callable[[Params], Float[Array, ""]]  # F of other parameters, all else as in the step
+    schedule: WeightSchedule | None  # of the class weights, where the loss has some
+    measured: Mapping[str, Array]  # series of probes, see `dlf.recording.missing`
+
+
+class Rule(NamedTuple):
+    """A learning rate that reads the curvature, see `dlf.rules`.
+
+    `rate(memory, seen)` returns the next memory, of arrays, beside a rate that may be NaN for "as before".
+    `reads` are the series of probes that it needs, each with the steps between two looks at it.
+    """
+
+    init: Callable[[], PyTree]
+    rate: Callable[[PyTree, Seen], tuple[Float[Array, ""], PyTree]]
+    reads: Mapping[str, int]
+
+
 class Optimizer(NamedTuple):
     """A transformation of optax, by its two functions, with what is known of it.
 
     `rate` gives the learning rate of a step; None for one that only its owner knows. `settings` are the
-    name and keyword arguments in optax, the learning rate among them, as `make_optimizer` takes them.
+    name and keyword arguments in optax, the learning rate among them, as `make_optimizer` takes them. With a
+    `rule` the two functions are those at a learning rate of one, and `rate` is what the rule starts from.
     """
 
     init: Callable[[Params], PyTree]
     update: Callable[..., tuple[Params, PyTree]]
     rate: Callable[[Step], Float[Array, ""]] | None
     settings: Mapping[str, Any]
+    rule: Rule | None = None
 
 
 class Problem(NamedTuple):

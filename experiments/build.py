@@ -21,14 +21,13 @@ from ml_collections import ConfigDict
 
 from analysis.infinite_width import linearized
 from analysis.parts import check_network
-from analysis.stability import threshold
 from dlf import data, losses, models, recording, schedules
 from dlf import train as training
 from dlf.convolutions import warn_of_convolutions
 from dlf.ensembles import Run
 from dlf.labels import is_wide
 from dlf.rates import check_rate
-from dlf.types import Batch, Model, ModelState, Optimizer, Params, Problem, Series, TrainState
+from dlf.types import Batch, Model, ModelState, Params, Problem, Series, TrainState
 from experiments.catalogues import blaming, bound, call, optimizer, probe, tuples, untupled
 from experiments.command_line import ConfigError
 from experiments.datasets import dataset_of
@@ -242,19 +241,12 @@ def _assemble(static: str, replica: Replica) -> tuple[Run, Problem]:
             **settings,
         )
     chosen = {name: probe(name, problem, given) for name, given in config["probes"].items()}
-    step_fn = training.problem_step(problem, _measured_threshold(problem.optimizer))
+    step_fn = training.problem_step(problem)
+    with blaming("optimizer.rule"):
+        training.check_reads(step_fn, chosen)
     with blaming("optimizer"):
         state = training.init_state(replica.params, problem.optimizer, replica.model_state)
     return Run(state, step_fn, chosen), problem
-
-
-def _measured_threshold(optimizer: Optimizer) -> Callable[[TrainState], dict[str, Array]]:
-    """Return what records the threshold of an optimizer that has a formula."""
-    try:
-        threshold(**optimizer.settings, step=jnp.zeros((), jnp.int32))
-    except (TypeError, ValueError):
-        return lambda state: {}
-    return lambda state: {"threshold": jnp.asarray(threshold(**optimizer.settings, step=state.step))}
 
 
 def _checked(config: ConfigDict) -> dict[str, Array]:

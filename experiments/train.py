@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,17 +18,30 @@ from dlf import store
 from dlf import train as training
 from dlf.recording import with_gaps
 from dlf.store import files
+from dlf.types import TrainState
 from experiments import command_line, records, threads
 from experiments.build import Experiment, build, make_loop
 from experiments.command_line import ConfigError, interrupts, note, progress, report
 from experiments.settings import checked
 
 
-def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict[str, Any]:
+class Start(NamedTuple):
+    """What a branch begins with, see `experiments.branch`: the rows before a step, and the state there."""
+
+    step: int
+    rows: dict[str, np.ndarray]
+    state: tuple[TrainState, dict[str, Any]]  # with the memories of the probes
+    record: dict[str, Any]
+
+
+def train(
+    config: ConfigDict, workdir: str | Path, resume: bool = False, start: Start | None = None
+) -> dict[str, Any]:
     """Train a configuration into a work folder and return the content of its meta.json.
 
-    With `resume` an interrupted run goes on where it was last committed, and a finished one is
-    left as it is. An interrupt (SIGINT, SIGTERM) ends the run after the chunk under way, committed.
+    With `resume` an interrupted run goes on where it was last committed, and a finished one is left as it
+    is; a `start` is where a new one begins. An interrupt (SIGINT, SIGTERM) ends the run after the chunk
+    under way, committed.
     Raises ConfigError or StoreError with one line that says what to do; nothing is overwritten.
     """
     config, workdir = checked(config), Path(workdir)
@@ -48,6 +61,7 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
         is_new = not meta
         if is_new:
             meta = {"status": "running", "seconds": 0.0, **records.provenance(asked), "x64": config.float64}
+            meta |= {"branch": start.record} if start else {}
         elif meta["seconds"] > 0:
             meta = records.resumed(meta, asked)
         check_same()
@@ -57,6 +71,10 @@ def train(config: ConfigDict, workdir: str | Path, resume: bool = False) -> dict
             files.write_json(workdir / "config.json", asked)
             store.create(workdir, config.num_steps, config.steps_per_chunk, experiment.series, attributes)
             store.write_meta(workdir, meta)
+        if "branch" in meta and store.committed(workdir)[0] == 0:
+            if start is None:
+                raise ConfigError(f"{workdir} is a branch that has not begun: make it as it was made")
+            store.commit(workdir, 0, start.rows, start.state)
         return _run(config, workdir, experiment, meta)
 
 

@@ -9,9 +9,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from analysis import ntk, operators, tracking
-from analysis.derivatives import curvature_along, hvp, tangent
 from analysis.linear_maps import check_operator, dense
 from dlf import losses, schedules
+from dlf.derivatives import curvature_along, hvp, tangent
 from dlf.types import Batch
 
 STEP = jnp.asarray(0, jnp.int32)

@@ -206,7 +206,7 @@ def test_a_loop_of_ones_own_may_call_its_series_as_it_likes(float64):
     series = train.make_loop(step_fn, {"own": own})(state, {"own": ()}, 2)[2]
     assert series["accuracy"].tolist() == [1.0, 0.5]
     described = recording.step_series(step_fn, state)
-    assert list(described) == ["loss", "gradient"]
+    assert list(described) == ["loss", "learning_rate", "gradient"]
     assert described["gradient"].dims == ("gradient_0",) and described["gradient"].shape == (2,)
 
 
@@ -214,7 +214,7 @@ def test_a_step_of_a_problem_records_what_it_descends_and_what_is_added(float64)
     state, _, problem = setup(width=8, learning_rate=0.3)
     step_fn = train.problem_step(problem, lambda state: {"doubled": 2 * state.params["Dense_1"]["bias"]})
     described = recording.step_series(step_fn, state)
-    assert set(described) == set(recording.SERIES) - {"threshold"} | {"doubled"}
+    assert set(described) == set(recording.SERIES) | {"doubled"}
     assert described["class_weights"].dims == ("class",) and described["doubled"].dims == ("doubled_0",)
     after, rows = jax.jit(step_fn)(state)
     np.testing.assert_array_equal(rows["learning_rate"], 0.3)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
@@ -163,12 +164,19 @@ def longer_numbers(model: Model, learned: Sequence[Params], bits: Iterable[int])
     `clause` [network, of, carry, bit_a, bit_b], sigma of the parameters; `longer_share` [bits, network].
     """
     rng, shares = np.random.default_rng(0), []
+    of_all = jax.tree.map(lambda *leaves: jnp.stack(leaves), *learned)
+
+    @jax.jit
+    def right(inputs, labels):
+        logits = jax.vmap(model.apply, in_axes=(0, None, None))(of_all, (), inputs)
+        return jax.vmap(outputs.right_side, in_axes=(0, None))(logits, labels).mean(axis=1)
+
     for num in (bits := list(bits)):
         pairs, places = rng.integers(0, 2**num, (200, 2)), np.arange(num + 1)
         inputs = jnp.asarray(pairs[:, None, :] >> places[:, None] & 1, float)
         digits = pairs.sum(axis=1)[:, None] >> places & 1
         labels = jnp.asarray(np.column_stack([np.zeros(len(pairs)), digits]), float)
-        shares.append([float(outputs.right_side(model.apply(p, (), inputs), labels).mean()) for p in learned])
+        shares.append(np.asarray(right(inputs, labels), float))
     tables = [[1 / (1 + np.exp(-np.asarray(p[name]))) for name in ("digit", "carry")] for p in learned]
     return xr.Dataset(
         {

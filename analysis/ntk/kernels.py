@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from analysis.derivatives import tangent
 from analysis.linear_maps import as_pytree, precise
 from analysis.ntk.factors import jacobian_factors, rooted_logits
 from analysis.parts import check_batch_size, check_network, checked_logits
+from dlf.derivatives import tangent
 from dlf.types import ApplyFn, Inputs, Matvec, Params
 
 Gamma = Float[Array, "examples ..."] | None  # the weight of each example, or of each of its outputs

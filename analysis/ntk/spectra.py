@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from analysis.derivatives import hvp
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import precise
 from analysis.ntk.kernels import full_ntk
 from analysis.operators import composed, ggn
 from analysis.parts import check_network, check_parts, checked_logits
+from dlf.derivatives import hvp
 from dlf.types import ApplyFn, Batch, Labels, LossFn, Params
 
 

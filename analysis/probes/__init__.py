@@ -5,10 +5,12 @@ to write it in a module of this room and list it there.
 """
 
 from analysis.probes import answers as answering
-from analysis.probes import eigenvalues, evaluations, measures
+from analysis.probes import edge, eigenvalues, evaluations, measures
 from analysis.probes.answers import *
+from analysis.probes.edge import *
 from analysis.probes.eigenvalues import *
 from analysis.probes.evaluations import *
 from analysis.probes.measures import *
 
-__all__ = sorted([*answering.__all__, *eigenvalues.__all__, *evaluations.__all__, *measures.__all__])
+_MODULES = answering, edge, eigenvalues, evaluations, measures
+__all__ = sorted(name for module in _MODULES for name in module.__all__)

@@ -13,6 +13,7 @@ from analysis.probes.measures import check_parts, check_settings
 from analysis.stability import preconditioner, threshold
 from analysis.tracking import class_subspace, gaps, gauss_newton_curvature, identify, split_change
 from dlf.losses import make_class_losses, make_loss
+from dlf.optimizers import rate_of
 from dlf.recording import missing
 from dlf.train import frozen, loss_of
 from dlf.types import Params, Probe, Problem, Series, TrainState
@@ -95,7 +96,8 @@ def tracker(problem: Problem, every: int, num: int, tol: float, batch_size: int 
             memory.values, pairs.values, memory.class_curvatures, curvatures, weights - memory.weights,
             identity.previous, pairs.residuals,
         )  # fmt: skip
-        bound = threshold(**optimizer, step=state.step)
+        rate = rate_of(problem.optimizer, state.opt_state, state.step)
+        bound = threshold(**{**optimizer, "learning_rate": rate}, step=state.step)
         kept = (pairs.values > _KEPT * bound) | (jnp.arange(num) == 0)
         real = pairs.values.dtype
         gap = missing((), real)

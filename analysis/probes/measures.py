@@ -14,6 +14,7 @@ from analysis.ntk import empirical_ntk
 from analysis.parts import check_batch_size, check_network
 from analysis.stability import effective_hessian, first_tangents, log_growth, threshold
 from dlf.models import apply_fn
+from dlf.optimizers import rate_of
 from dlf.recording import missing
 from dlf.train import frozen, loss_of, problem_step
 from dlf.types import Inputs, Probe, Problem, Series, TrainState
@@ -151,7 +152,8 @@ def stability(problem: Problem, every: int, tol: float, batch_size: int | None =
         matvec = effective_hessian(matvec, state.opt_state, **optimizer)
         key = jax.random.fold_in(problem.key, state.step)
         pairs = top_eigenpairs(matvec, like=state.params, num=1, tol=tol, key=key)
-        ratio = pairs.values[0] / threshold(**optimizer, step=state.step)
+        rate = rate_of(problem.optimizer, state.opt_state, state.step)
+        ratio = pairs.values[0] / threshold(**{**optimizer, "learning_rate": rate}, step=state.step)
         # before an update there is no preconditioner
         gap = missing((), ratio.dtype)
         return tuple(jnp.where(jnp.isnan(ratio), gap, x) for x in (pairs.values[0], ratio))

@@ -1,15 +1,15 @@
 """Addition without forgetting: one list of facts after another, in a classical network and in one of clauses.
 
-`python -m experiments.figure addition`, 3 minutes on two cores. The classical experiment is that of McCloskey
-and Cohen 1989 [MC], read in full; of Ruiz-Garcia 2022 (arXiv 2108.03940) [P3] only abstract and introduction
-could be read: a network with conditional clauses that learns binary addition and does not forget. All
-details of the network of clauses are [ours], as is the bridge to dynamical losses.
+`python -m experiments.figure addition`, one minute and as long again for starts and figures. The classical
+experiment is that of McCloskey and Cohen 1989 [MC], read in full; of Ruiz-Garcia 2022 (arXiv 2108.03940) [P3]
+only abstract and introduction could be read: a network with conditional clauses that learns binary addition
+and does not forget. All details of the network of clauses are [ours], as is the bridge to dynamical losses.
 """
 
 from functools import partial
 
 from analysis.findings import forgetting
-from experiments.build import build, ready_loop
+from experiments.build import build, draw, ready_loop
 from experiments.settings import Config
 from experiments.sweep.axes import axis, record
 
@@ -165,10 +165,10 @@ def measure(config, results, folder):
     of = pairs()
     num_steps = int(results["pairs"]["answers_step"][-1])
     of.num_steps = of.steps_per_chunk = of.stop_after = num_steps
-    found = []
+    experiment, found = build(of), []
+    loop, _ = ready_loop(experiment)
     for seed in range(_LEARNED):
         of.seed = seed
-        experiment = build(of)
-        loop, args = ready_loop(experiment)
-        found.append(loop(*args, num_steps)[0].params)
+        replica = draw(of)
+        found.append(loop(replica, experiment.assemble(replica).state, {}, num_steps)[0].params)
     return forgetting.longer_numbers(experiment.problem.model, found, range(1, 21))
