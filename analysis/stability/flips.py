@@ -35,6 +35,7 @@ def effective_hessian(matvec: Matvec, opt_state: PyTree, name: str, **settings: 
     rest is that of the trained ones. Of a partition, groups that are moved otherwise are refused. Before the
     first update P is NaN, and so are all products (where the state is traced, else ValueError).
 
+    >>> import optax
     >>> rmsprop = optax.rmsprop(0.1, decay=0.75)
     >>> _, opt_state = rmsprop.update(jnp.asarray([4.0]), rmsprop.init(jnp.ones(1)))
     >>> matvec = effective_hessian(lambda v: 3 * v, opt_state, "rmsprop", learning_rate=0.1, decay=0.75)
