@@ -202,7 +202,8 @@ def logistic_mlp(
 
     The classes of the loss, whose number is `num_classes`, are no outputs here: see `dlf.outputs`.
 
-    Raises ValueError for widths that are no positive whole numbers, or a limit that is not positive.
+    Raises ValueError for widths that are no positive whole numbers, or a limit that is not positive; when it
+    is called, for inputs with further axes.
 
     Source: McCloskey and Cohen 1989, with one hidden layer of 50 units.
 
@@ -216,6 +217,7 @@ def logistic_mlp(
         raise ValueError(f"limit must be positive, got {limit}")
 
     def init(key, inputs):
+        networks.check_inputs(inputs, (2,))
         widths, layers = (inputs.shape[1], *hidden_widths, num_outputs), {}
         for depth, (fan_in, width) in enumerate(itertools.pairwise(widths)):
             draw = partial(jax.random.uniform, dtype=jnp.zeros(()).dtype, minval=-limit, maxval=limit)

@@ -110,8 +110,10 @@ def _pool(hidden):
 def check_inputs(inputs: Inputs, num_axes: Container[int]) -> None:
     """Raise ValueError for inputs of another number of axes, or that are no real floating numbers."""
     if inputs.ndim not in num_axes:
-        shapes = "[examples, height, width, channels], or signals [examples, points, channels]"
-        raise ValueError(f"need images {shapes}, got shape {inputs.shape}")
+        shapes = "images [examples, height, width, channels], or signals [examples, points, channels]"
+        if 3 not in num_axes:
+            shapes = "inputs [examples, in]"
+        raise ValueError(f"need {shapes}, got shape {inputs.shape}")
     if not jnp.isdtype(inputs.dtype, "real floating"):
         advice = "give the model the mean and std of each channel"
         if inputs.dtype != jnp.uint8:

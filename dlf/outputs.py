@@ -18,13 +18,15 @@ def squared_error(outputs: Outputs, labels: Targets, weights: Weights, scale: fl
 
         l_j = scale Gamma_{list j} sum_k (p_k(x_j) - y_jk)^2
 
-    Raises ValueError unless there is a target for each output. What is right is `right_side`.
+    Raises ValueError unless there is a target for each output. A list without a weight has the loss NaN. What
+    is right is `right_side`.
 
     >>> squared_error(jnp.ones((1, 2)), jnp.asarray([[1.0, 0.5, 0.0]]), jnp.asarray([0.0, 2.0])).tolist()
     [2.5]
     """
-    of_list = jax.nn.one_hot(labels[:, 0].astype(int), len(weights), dtype=outputs.dtype) @ weights
-    return scale * of_list * errors(outputs, labels)
+    found, lists = errors(outputs, labels), labels[:, 0].astype(int)
+    of_list = jax.nn.one_hot(lists, len(weights), dtype=outputs.dtype) @ weights
+    return scale * jnp.where((lists >= 0) & (lists < len(weights)), of_list, jnp.nan) * found
 
 
 def errors(outputs: Outputs, labels: Targets) -> Losses:
@@ -42,7 +44,7 @@ def within_tenth(outputs: Outputs, labels: Targets) -> Losses:
 
 
 def right_side(outputs: Outputs, labels: Targets) -> Losses:
-    """Return 1 where every output is on its target's side of .5, else 0; NaN is on no side.
+    """Return 1 where every output is on its target's side of .5, else 0; NaN where an output is NaN.
 
     >>> right_side(jnp.asarray([[0.6], [0.4]]), jnp.asarray([[0, 0.9], [0, 0.9]])).tolist()
     [1.0, 0.0]
@@ -52,26 +54,31 @@ def right_side(outputs: Outputs, labels: Targets) -> Losses:
 
 
 def nearest(outputs: Outputs, answers: Float[Array, "answers outputs"]) -> Losses:
-    """Return the number of the answer that is nearest to each example's outputs.
+    """Return the number of the answer that is nearest to each example's outputs; NaN where one is NaN.
 
     >>> nearest(jnp.asarray([[0.6, 0.3]]), jnp.eye(2)).tolist()
     [0.0]
     """
     distances = jnp.sum((outputs[:, None] - answers[None]) ** 2, axis=2)
-    return jnp.argmin(distances, axis=1).astype(outputs.dtype)
+    return _known(jnp.argmin(distances, axis=1), outputs)
 
 
 def _differences(outputs, labels):
     if labels.ndim != 2 or outputs.shape != (len(labels), labels.shape[1] - 1):
+        targets = f"{labels.shape[1] - 1} targets" if labels.ndim == 2 else f"labels {list(labels.shape)}"
         raise ValueError(
-            f"labels must be a list and a target for each output, got {labels.shape[1:]} for the outputs "
-            f"{outputs.shape[1:]} of an example: num_outputs of the model must be the number of targets"
+            "labels must be [examples, 1 + outputs], a list's number, then a target for each output, got "
+            f"{targets} for outputs {list(outputs.shape)}: num_outputs of the model is the number of targets"
         )
     return outputs - labels[:, 1:].astype(outputs.dtype)
 
 
 def _all(right, outputs):
-    return jnp.all(right, axis=1).astype(outputs.dtype)
+    return _known(jnp.all(right, axis=1), outputs)
+
+
+def _known(found, outputs):
+    return jnp.where(jnp.any(jnp.isnan(outputs), axis=1), jnp.nan, found.astype(outputs.dtype))
 
 
 squared_error.are_right = right_side

@@ -4,6 +4,8 @@
 `num_classes` at every step, so that weights of one are the ordinary loss.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,17 +52,21 @@ def steps_per_cycle(num_classes: int, period: int | Array, hold_step: bool = Fal
     return num_classes * steps_per_turn(period, hold_step)
 
 
-def constant(num_classes: int) -> WeightSchedule:
-    """Weigh all classes alike at all times: Gamma_i = 1, the static loss.
+def constant(num_classes: int, weights: Sequence[float] = ()) -> WeightSchedule:
+    """Weigh all classes alike at all times, Gamma_i = 1, the static loss; or by `weights` for each class.
 
     >>> constant(3)(jnp.asarray(7)).tolist()
     [1.0, 1.0, 1.0]
     """
-    return lambda step: jnp.ones(num_classes)
+    return lambda step: jnp.asarray(weights, float) if weights else jnp.ones(num_classes)
 
 
 def triangular(
-    num_classes: int, amplitude: float | Array, period: int | Array, hold_step: bool = False
+    num_classes: int,
+    amplitude: float | Array,
+    period: int | Array,
+    hold_step: bool = False,
+    ahead: int = 0,
 ) -> WeightSchedule:
     """Emphasise the classes in turn, each with a triangle 1 -> amplitude -> 1 over its period.
 
@@ -71,10 +77,12 @@ def triangular(
     `amplitude` A >= 1 has no unit; `period` T >= 2 is the number of steps that ONE class is
     emphasised, a cycle takes C T steps; the classes follow in order 0, 1, ..., C - 1. `hold_step`
     makes each class last T + 1 steps, as in the authors' code, which resets tau only once it
-    exceeds T. Both numbers may be traced arrays. The phase is taken in the working float: in
-    float32 an integer division alone is off by 0.09 in the loss within 1,500 steps of a cascade.
+    exceeds T. All comes `ahead` steps earlier. Amplitude and period may be traced arrays. The phase
+    is taken in the working float: in float32 an integer division alone is off by 0.09 in the loss
+    within 1,500 steps of a cascade.
 
-    Raises ValueError for A < 1 or infinite, T < 2 or no whole number (checked where it is known).
+    Raises ValueError for A < 1 or infinite, T < 2 or no whole number (checked where it is known), or a
+    negative shift.
 
     Source: Ruiz-Garcia et al. 2021 (arXiv 2102.03793), section 3; their notebook for the T + 1 steps.
 
@@ -91,8 +99,11 @@ def triangular(
         if not (2 <= steps < most and steps.is_integer()):
             raise ValueError(f"period must be at least 2 steps, a whole number below 2^31 - 1, got {period}")
 
+    if type(ahead) is not int or not 0 <= ahead < 2**30:
+        raise ValueError(f"ahead must be a whole number of steps from 0 on, got {ahead}")
+
     def weights(step: ArrayLike):
-        step = as_step(step)
+        step = as_step(step) + ahead
         ones = jnp.ones(num_classes)
         peak = jnp.asarray(amplitude, ones.dtype)
         steps_in_turn = steps_per_turn(jnp.asarray(period, step.dtype), hold_step)

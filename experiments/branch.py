@@ -20,12 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import xarray as xr
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from dlf import store
 from dlf.optimizers import Ruled
-from dlf.store.files import read_json
+from dlf.store import files
 from dlf.train import init_carries
 from dlf.types import Series, TrainState
 from experiments import command_line, threads
@@ -50,14 +52,14 @@ def branch(
     have, or settings that change the shapes of what goes on.
     """
     parent, workdir = Path(parent), Path(workdir)
-    before = checked(Config(read_json(parent / "config.json")))
+    before = checked(Config(files.read_json(parent / "config.json")))
     config = overridden(before, overrides)
     if not (np.isfinite(perturbation) and perturbation >= 0):
         raise ConfigError(f"perturbation must be at least 0 and finite, got {perturbation}")
     if workdir.resolve() == parent.resolve():
         raise ConfigError(f"{workdir} is the parent's own folder: name another one")
     if (workdir / "meta.json").exists():
-        known = read_json(workdir / "meta.json").get("branch", {})
+        known = files.read_json(workdir / "meta.json").get("branch", {})
         asked = {"parent": str(parent.resolve()), "step": step, "perturbation": perturbation, "seed": seed}
         if {key: known.get(key) for key in asked} != asked:
             raise ConfigError(f"{workdir} holds another run: name another folder for this branch")
@@ -114,7 +116,11 @@ def _start(before, config, parent: Path, step: int, perturbation: float, seed: i
     for name in fresh:
         if name in before.probes and before.probes[name] == config.probes[name] and perturbation == 0:
             fresh[name] = carries[name]
-    record = {"parent": str(parent.resolve()), "id": found.attrs.get("id", ""), "step": step}
+    record = {
+        "parent": str(parent.resolve()),
+        "id": (files.read_ledger(parent) or {}).get("id"),
+        "step": step,
+    }
     record |= {"checkpoint": first, "perturbation": perturbation, "seed": seed}
     return Start(step, _rows(found, new.series, step), (state, fresh), record)
 
@@ -130,13 +136,27 @@ def _adapted(state: TrainState, like: TrainState, before: ConfigDict, now: Confi
                 f"a branch goes on with the {words} of its parent: leave their shapes as they are"
             )
     inner = state.opt_state.inner if isinstance(state.opt_state, Ruled) else state.opt_state
-    opt_state = inner
-    if isinstance(like.opt_state, Ruled):
-        is_same = isinstance(state.opt_state, Ruled) and before.rule == now.rule
-        opt_state = state.opt_state if is_same else like.opt_state._replace(inner=inner)
-    if _shapes(opt_state) != _shapes(like.opt_state):
+    if not isinstance(like.opt_state, Ruled):
+        return state._replace(opt_state=_counting(inner, like.opt_state, state.step))
+    inner = _counting(inner, like.opt_state.inner, state.step)
+    is_same = isinstance(state.opt_state, Ruled) and before.rule == now.rule
+    return state._replace(opt_state=(state.opt_state if is_same else like.opt_state)._replace(inner=inner))
+
+
+def _counting(state: Any, like: Any, step: Array) -> Any:
+    """Return an optimizer's state, with the count of a schedule where the other one has that or a number."""
+
+    def is_rate(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState | optax.EmptyState)
+
+    (of, structure), (wanted, other) = (jax.tree.flatten(tree, is_leaf=is_rate) for tree in (state, like))
+    both = [*zip(of, wanted, strict=False)]
+    same = (is_rate(a) == is_rate(b) and (is_rate(a) or _shapes(a) == _shapes(b)) for a, b in both)
+    if structure != other or not all(same):
         raise ConfigError("a branch goes on with the optimizer's state: only its rate and rule may differ")
-    return state._replace(opt_state=opt_state)
+    counting = optax.ScaleByScheduleState(step)
+    taken = (a if not is_rate(a) else b if isinstance(b, optax.EmptyState) else counting for a, b in both)
+    return other.unflatten(taken)
 
 
 def _shapes(tree: Any) -> Any:
@@ -192,7 +212,7 @@ def _main() -> int:
         if not word.startswith("--config.") or not equals:
             raise ConfigError(f"unexpected argument {word!r}: settings are given as --config.key=value")
         overrides[name] = _value(value)
-    config = checked(Config(read_json(asked.parent / "config.json")))
+    config = checked(Config(files.read_json(asked.parent / "config.json")))
     command_line.use_precision(config)
     threads.choose([config])
     meta = branch(asked.parent, asked.step, overrides, asked.workdir, asked.perturbation, asked.seed)

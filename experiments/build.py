@@ -1,8 +1,9 @@
 """Turn a configuration into functions and a first state.
 
 Traced, whatever function takes them, are the numbers called schedule.amplitude, schedule.period (a count),
-optimizer.learning_rate and stop_after (a count): the arguments of a program, in a single run, too, so that a
-run has the same bits alone as among others (a constant would be folded into other code).
+optimizer.learning_rate or, of a schedule of one's own, its `peak`, and stop_after (a count): the arguments of
+a program, in a single run, too, so that a run has the same bits alone as among others (a constant would be
+folded into other code).
 """
 
 import json
@@ -185,9 +186,12 @@ def program(config: ConfigDict) -> str:
 
 
 def _place(config: Any, name: str) -> tuple[Any, str]:
-    """Return the mapping that holds a setting, and its key there."""
-    section, _, key = name.rpartition(".")
-    return config[section] if section else config, key
+    """Return the mapping that holds a setting, an empty one if there is none, and its key there."""
+    *path, key = name.split(".")
+    for part in path:
+        inner = config.get(part)
+        config = inner if isinstance(inner, Mapping | ConfigDict) else {}
+    return config, key
 
 
 # The cells of a sweep share first parameters; the last argument is JAX's precision.

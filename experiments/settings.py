@@ -19,7 +19,8 @@ from experiments.command_line import ConfigError
 # that name a function.
 LEAST = {"num_steps": 1, "steps_per_chunk": 1, "checkpoints_kept": 1, "stop_after": 0}
 # What may differ between runs of one program: numbers that are traced, and seeds of what they draw.
-FLOATS, COUNTS = ("schedule.amplitude", "optimizer.learning_rate"), ("schedule.period", "stop_after")
+FLOATS = "schedule.amplitude", "optimizer.learning_rate", "optimizer.learning_rate.peak"
+COUNTS = "schedule.period", "stop_after"
 SEEDS = ("seed", "dataset.seed")
 SECTIONS = ("dataset", "model", "loss", "schedule", "optimizer")
 MOST_STEPS = 2**31 - 1  # a step is an int32

@@ -6,41 +6,47 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import style
-from analysis.findings.forgetting import PUBLISHED
+from analysis.findings.forgetting import ERRORS, PUBLISHED
 
 _CRITERIA = {"within_tenth": "within .1", "right_side": "side of .5", "best_match": "best match"}
-_PUBLISHED = {0: 100} | PUBLISHED  # trial 0 is that in which all are right
 
 
 @style.styled
 def addition_lists(found: xr.Dataset) -> Figure:
     """Draw ones and twos over the trials, in both networks, by the three criteria, and both curvatures."""
-    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
-    (classical, clauses, criteria), (error, sharpness, alignment) = figure.subplots(2, 3, sharex=True)
+    figure = Figure(figsize=(7.0, 4.8), layout="constrained")
+    (classical, clauses, criteria), (error, sharpness, alignment) = figure.subplots(2, 3)
     shares = found.sel(order="ones first")["classical_share"]
     free = found["clauses_share"].sel(tied=False)
     for color, name in zip(style.COLORS, ("ones", "twos"), strict=False):
         _draw_band(classical, shares.sel(list=name, criterion="best_match"), name, color)
         _draw_band(clauses, free.sel(set=name), name, color)
     _draw_band(clauses, free.sel(set="pairs"), "all pairs of 5 bits", style.COLORS[2])
-    classical.plot(*zip(*_PUBLISHED.items(), strict=True), "k*", markersize=6, label="ones, 1989 (two runs)")
+    of_1989 = dict(color=style.BLACK, linestyle="none", marker="*", markersize=7, zorder=3)
+    classical.plot(*zip(*PUBLISHED.items(), strict=True), label="ones, 1989", **of_1989)
     for color, (name, label) in zip(style.COLORS, _CRITERIA.items(), strict=False):
         _draw_band(criteria, shares.sel(list="ones", criterion=name), label, color)
-    _draw_band(error, found["unit_error"].sel(order="ones first", list="ones") / 100, "ones", style.COLORS[0])
+    ones = found["unit_error"].sel(order="ones first", list="ones")
+    _draw_band(error, ones, "ones", style.COLORS[0], factor=1)
+    error.plot(range(len(ERRORS)), ERRORS, label="1989", **of_1989)
     for axes, quantity in ((sharpness, "sharpness"), (alignment, "alignment")):
         for color, name in zip((style.BLACK, style.COLORS[2]), ("classical", "clauses"), strict=True):
-            axes.plot(found["trial"], found[f"{name}_{quantity}"], color=color, label=name)
-    titles = "classical network: best match", "network of clauses", "classical network: ones"
+            _draw_band(axes, found[f"{name}_{quantity}"], name, color, factor=1)
+    titles = "classical: best match", "free clauses: right", "classical: ones"
     for axes, title in zip((classical, clauses, criteria), titles, strict=True):
         axes.set(title=title, ylim=(-3, 103))
     classical.set_ylabel("right (%)")
+    shown = ones.sel(trial=slice(None, 12), band="high")
+    error.set(ylim=(0, 1.3 * float(shown.where(shown["trial"] >= -3).max())))
     error.set_ylabel("squared error of ones,\na unit")
-    sharpness.set(yscale="log", ylabel="sharpness (nat)")
+    sharpness.set(yscale="log", ylabel="sharpness")
     alignment.set(ylim=(0, 1), ylabel="alignment of the\nkernels of both lists")
+    last = int(found["trial"][-1])
     for axes in (classical, clauses, criteria, error, sharpness, alignment):
         axes.axvline(0, color=style.GREY, linewidth=0.6, linestyle=":")
-        if axes is not error:
-            axes.legend(loc="best")
+        axes.set_xlim(-3, min(12, last))  # where it happens
+        axes.legend(loc="center right")
+    clauses.set_xlim(-int(-found["trial"][0]), last)
     figure.supxlabel("trials of twos (before 0: of ones)")
     return figure
 
@@ -49,7 +55,7 @@ def addition_lists(found: xr.Dataset) -> Figure:
 def addition_pairs(found: xr.Dataset) -> Figure:
     """Draw how the network of clauses learns from random additions, and what it has learned."""
     figure = Figure(figsize=(7.0, 4.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1)
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.3, 1))
     over, longer = upper.subplots(1, 2)
     shares = found["pairs_share"].sel(initial_scale=found["initial_scale"][0])
     colors = iter(style.COLORS)
@@ -57,21 +63,23 @@ def addition_pairs(found: xr.Dataset) -> Figure:
         for rate in shares["learning_rate"].values:
             of = shares.sel(tied=tied, learning_rate=rate)
             _draw_band(over, of, f"{words}, η = {rate:g}", next(colors), "additions")
-    words = "all that ones and twos can teach"
+    words = "pairs without the clause\nthat ones and twos lack"
     over.axhline(100 * float(found["bound"]), color=style.BLACK, linestyle="--", linewidth=0.8, label=words)
-    over.set(xlabel="random additions, one at a time", ylabel="pairs of 5 bits right (%)", xlim=(0, 200))
+    over.set(xlabel="random additions, one at a time", ylabel="all pairs of 5 bits right (%)", xlim=(0, 200))
     over.legend(loc="lower right", title="clauses")
     of = found["longer_share"]
-    longer.plot(of["bits"], 100 * of, color=style.COLORS[0], alpha=0.5)
+    networks = longer.plot(of["bits"], 100 * of, ".-", color=style.COLORS[0], alpha=0.5)
+    networks[0].set_label(f"{of.sizes['network']} networks, free, η = 1")
     longer.axvline(5, **style.THRESHOLD, label="bits in training")
     longer.set(xlabel="bits of the numbers", ylabel="right (%)", ylim=(-3, 103))
     longer.legend(loc="lower right")
+    lower.suptitle("free clauses, η = 1: which pairs are right, and the table that was learned", fontsize=8)
     panels = lower.subplots(1, found.sizes["shown"] + 2)
     for axes, shown in zip(panels, found["shown"].values, strict=False):
         image = axes.imshow(
             100 * found["pairs_right"].sel(shown=shown).T, origin="lower", vmin=0, vmax=100, cmap="viridis"
         )
-        axes.set(title=f"after {shown} additions", xlabel="a", ylabel="b")
+        axes.set(title=f"after {shown}", xlabel="a", ylabel="b", xticks=(0, 15, 31), yticks=(0, 15, 31))
     lower.colorbar(image, ax=panels[: found.sizes["shown"]], label="seeds right (%)", shrink=0.7)
     for axes, of in zip(panels[-2:], ("digit", "carry"), strict=True):
         _draw_table(axes, found["clause"].sel(of=of).mean("network"))
@@ -96,11 +104,13 @@ def addition_turns(found: xr.Dataset) -> Figure:
     return figure
 
 
-def _draw_band(axes: Axes, shares: xr.DataArray, label: str, color: str, dim: str = "trial") -> None:
-    """Draw the mean over seeds of a share in %, and the band of eight seeds in ten."""
-    mean, low, high = (100 * shares.sel(band=of) for of in ("mean", "low", "high"))
-    axes.fill_between(shares[dim], low, high, color=color, alpha=0.2, linewidth=0)
-    axes.plot(shares[dim], mean, color=color, label=label)
+def _draw_band(
+    axes: Axes, values: xr.DataArray, label: str, color: str, dim: str = "trial", factor: float = 100
+) -> None:
+    """Draw the mean over seeds, of a share in %, and the band of eight seeds in ten."""
+    mean, low, high = (factor * values.sel(band=of) for of in ("mean", "low", "high"))
+    axes.fill_between(values[dim], low, high, color=color, alpha=0.2, linewidth=0)
+    axes.plot(values[dim], mean, color=color, label=label)
 
 
 def _draw_table(axes: Axes, clause: xr.DataArray) -> None:

@@ -1,43 +1,46 @@
 """What networks that add forget of one list of facts while they learn another."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from dlf import outputs
+from analysis.findings import adders
 from dlf.data import facts
-from dlf.types import Model, Params
 
 CRITERIA = ("within_tenth", "right_side", "best_match")
 LISTS = ("ones", "twos")
 _SHOWN = (5, 20, 100)  # additions after which the pairs are drawn
 _NUM_UNITS = 24
 _LATE = 10  # trials of twos, from when on wrong answers are looked at
-# Of one run each, MC: best match of ones in % after so many trials of twos, squared errors a unit before and
-# after one trial.
-PUBLISHED = {1: 57, 2: 30}
-_ERRORS = (0.0015, 0.0453)
+# McCloskey and Cohen 1989: best match of ones in % after so many trials of twos, in two runs; squared errors
+# a unit before and after one trial; trials of ones until all outputs are within .1.
+PUBLISHED = {0: 100, 1: 57, 2: 30}
+ERRORS, _UNTIL = (0.0015, 0.0453), (15, 35)
 
 
 def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Put together shares of right answers over trials, additions and periods, and the curvature.
 
-    `classical_share` [criterion, list, order, trial] and `clauses_share` [set, tied, trial], with trial 0 at
-    the end of the first list; `pairs_share` [tied, initial_scale, learning_rate, additions] of all pairs of 5
-    bits; `turns_lowest` and `turns_mean` [amplitude, period] of the last cycle under a loss that emphasises a
-    list at a time: all of them `over_seeds`. Of one run of each network sharpness and alignment of kernels.
+    Along `band`, `over_seeds`: `classical_share` [criterion, list, order, trial] and `unit_error` [list,
+    order, trial], with trial 0 at the end of the first list, `as_other`, what share of the wrong answers to
+    ones is right of twos; `clauses_share` [set, tied, trial]; `pairs_share` [tied, initial_scale,
+    learning_rate, additions] of all pairs of 5 bits; `turns_lowest` and `turns_mean` [amplitude, period] of
+    the last cycle under a loss that emphasises a list at a time; sharpness and alignment of the lists'
+    kernels of each network by the trial. For each seed `trials_until_learned`, `additions_until`, and
+    `pairs_after` [tied], the share of pairs after both lists. `order_gap` [trial], by how much more of twos
+    is forgotten than of ones, with its standard error; `pairs_solved`, the share of seeds; `pairs_right`
+    [shown, a, b]; `clause` and `longer_share` as in `adders.longer_numbers`; `bound`.
     """
     found = _of_lists(results["classical"], results["clauses"])
     for more in (_of_pairs(results["pairs"]), _of_turns(results["turns"]), results["measured"]):
         found = found.merge(more, combine_attrs="override")
     for name in ("classical", "clauses"):
-        found = found.merge(_of_run(name, results[f"{name}_run"]), combine_attrs="override")
-    return found.assign(bound=bound())
+        curvature = _of_curvature(name, results[f"{name}_curvature"])
+        found = found.merge(curvature, combine_attrs="override")
+    return found.assign(bound=adders.bound())
 
 
 def over_seeds(of: xr.DataArray) -> xr.DataArray:
@@ -63,23 +66,38 @@ def _of_lists(classical: xr.Dataset, clauses: xr.Dataset) -> xr.Dataset:
     lists, criteria = xr.Variable("list", list(LISTS)), xr.Variable("criterion", list(CRITERIA))
     share = xr.concat([xr.concat(of, lists) for of in shares], criteria)
     sets = [clauses[f"{name}_right_side"].mean(f"{name}_example") for name in (*LISTS, "pairs")]
-    wrong = _as_the_other(classical.sel(order="ones first", drop=True))
+    wrong = as_the_other(classical.sel(order="ones first", drop=True))
     late = wrong.where(wrong["trial"] >= _LATE)
+    forgotten = share.sel(criterion="best_match", drop=True)
+    gap = forgotten.sel(order="ones first", list="ones", drop=True) - forgotten.sel(
+        order="twos first", list="twos", drop=True
+    )
     found = xr.Dataset(
         {
             "classical_share": over_seeds(share),
             "unit_error": over_seeds(xr.concat(errors, lists)),
             "as_other": over_seeds(late.mean("trial")),
             "clauses_share": over_seeds(xr.concat(sets, xr.Variable("set", [*LISTS, "pairs"]))),
+            "pairs_after": sets[-1].isel(trial=-1, drop=True),
+            "order_gap": gap.mean("seed"),
+            "order_gap_error": gap.std("seed", ddof=1) / gap.sizes["seed"] ** 0.5,
         }
     )
-    learned = share.sel(order="ones first", criterion="within_tenth", list="ones") == 1
-    first = learned.argmax("trial").where(learned.any("trial"))
-    found["trials_until_learned"] = first
+    within = share.sel(order="ones first", criterion="within_tenth", list="ones", drop=True)
+    found["trials_until_learned"] = first_where(within == 1, "trial")
     return found
 
 
-def _as_the_other(classical: xr.Dataset) -> xr.DataArray:
+def first_where(holds: xr.DataArray, dim: str) -> xr.DataArray:
+    """Return how many places along a dimension come before the first where something holds, NaN for never.
+
+    >>> first_where(xr.DataArray([False, True, False, True], dims="trial"), "trial").item()
+    1.0
+    """
+    return holds.argmax(dim).where(holds.any(dim)).astype(float)
+
+
+def as_the_other(classical: xr.Dataset) -> xr.DataArray:
     """Return the share of wrong answers to ones that would be right of twos; NaN where none is wrong."""
     tests = facts().test
     known = np.concatenate([_sums(tests[name].labels) for name in sorted(tests)])
@@ -99,23 +117,18 @@ def _of_pairs(sweep: xr.Dataset) -> xr.Dataset:
     right = sweep["pairs_right_side"].rename(answers_step="additions")
     share = right.mean("pairs_example")
     solved = share == 1
-    # from where on all pairs are right, to the end
-    from_here = (
-        solved.isel(additions=slice(None, None, -1))
-        .cumprod("additions")
-        .isel(additions=slice(None, None, -1))
-    )
-    first = right["additions"].values[from_here.argmax("additions")]
+    backwards = slice(None, None, -1)  # from where on all pairs are right, to the end
+    to_the_end = solved.isel(additions=backwards).cumprod("additions").isel(additions=backwards)
+    spacing = int(right["additions"][1] - right["additions"][0])
     one = right.isel(tied=0, initial_scale=0, learning_rate=0).mean("seed")
     at = [n for n in _SHOWN if n <= int(right["additions"][-1])]
     side = int(right.sizes["pairs_example"] ** 0.5)
     drawn = one.sel(additions=at).transpose("additions", ...).values.reshape(len(at), side, side)
-    dims = from_here.isel(additions=0).dims
     return xr.Dataset(
         {
             "pairs_share": over_seeds(share),
             "pairs_solved": solved.isel(additions=-1).mean("seed"),
-            "additions_until": (dims, np.where(from_here.any("additions").transpose(*dims), first, np.nan)),
+            "additions_until": spacing * first_where(to_the_end == 1, "additions"),
             "pairs_right": (("shown", "a", "b"), drawn),
         },
         {"shown": at},
@@ -135,108 +148,89 @@ def _of_turns(sweep: xr.Dataset) -> xr.Dataset:
     return xr.Dataset({name: over_seeds(of) for name, of in found.items()})
 
 
-def _of_run(name: str, run: xr.Dataset) -> xr.Dataset:
+def _of_curvature(name: str, sweep: xr.Dataset) -> xr.Dataset:
     """Return sharpness and alignment of the lists' kernels by the trial: |K_12| / sqrt(|K_11| |K_22|)."""
-    kernels = run["empirical_ntk"].transpose("kernel_step", ...).values
-    half = kernels.shape[1] // 2
+    sweep = sweep.transpose("seed", "kernel_step", "hessian_step", ...)
+    kernels = sweep["empirical_ntk"].values
+    half = kernels.shape[-1] // 2
     one, both, other = (
-        np.linalg.norm(kernels[:, rows, columns], axis=(1, 2))
+        np.linalg.norm(kernels[..., rows, columns], axis=(-2, -1))
         for rows, columns in (
             (slice(half), slice(half)),
             (slice(half), slice(half, None)),
             (slice(half, None),) * 2,
         )
     )
-    before = json.loads(run.attrs["config"])["batches"]["num_epochs"][0]
-    sharpness = run["hessian_eigenvalues"].isel(rank=0).values
+    before = json.loads(sweep.attrs["config"])["batches"]["num_epochs"][0]
+    trials = np.arange(kernels.shape[1]) - before
+    found = {
+        "alignment": both / np.sqrt(one * other),
+        "sharpness": sweep["hessian_eigenvalues"].values[..., 0],
+    }
     return xr.Dataset(
         {
-            f"{name}_alignment": ("trial", both / np.sqrt(one * other)),
-            f"{name}_sharpness": ("trial", sharpness, {"units": "nat"}),
-        },
-        {"trial": np.arange(len(kernels)) - before},
+            f"{name}_{key}": over_seeds(xr.DataArray(values, {"trial": trials}, ("seed", "trial")))
+            for key, values in found.items()
+        }
     )
-
-
-def longer_numbers(model: Model, learned: Sequence[Params], bits: Iterable[int]) -> xr.Dataset:
-    """Return what networks of clauses have learned, and the share of right additions of longer numbers.
-
-    `clause` [network, of, carry, bit_a, bit_b], sigma of the parameters; `longer_share` [bits, network].
-    """
-    rng, shares = np.random.default_rng(0), []
-    of_all = jax.tree.map(lambda *leaves: jnp.stack(leaves), *learned)
-
-    @jax.jit
-    def right(inputs, labels):
-        logits = jax.vmap(model.apply, in_axes=(0, None, None))(of_all, (), inputs)
-        return jax.vmap(outputs.right_side, in_axes=(0, None))(logits, labels).mean(axis=1)
-
-    for num in (bits := list(bits)):
-        pairs, places = rng.integers(0, 2**num, (200, 2)), np.arange(num + 1)
-        inputs = jnp.asarray(pairs[:, None, :] >> places[:, None] & 1, float)
-        digits = pairs.sum(axis=1)[:, None] >> places & 1
-        labels = jnp.asarray(np.column_stack([np.zeros(len(pairs)), digits]), float)
-        shares.append(np.asarray(right(inputs, labels), float))
-    tables = [[1 / (1 + np.exp(-np.asarray(p[name]))) for name in ("digit", "carry")] for p in learned]
-    return xr.Dataset(
-        {
-            "clause": (("network", "of", "carry", "bit_a", "bit_b"), np.asarray(tables)),
-            "longer_share": (("bits", "network"), np.asarray(shares)),
-        },
-        {"of": ["digit", "carry"], "bits": bits},
-    )
-
-
-def bound(num_bits: int = 5) -> float:
-    """Return the share of all pairs that never meet the clause (1, 1, carry 1), by counting.
-
-    >>> round(bound(), 3)
-    0.708
-    """
-    numbers = np.arange(2**num_bits)
-    a, b = np.meshgrid(numbers, numbers)
-    carry, met = np.zeros_like(a), np.zeros(a.shape, bool)
-    for place in range(num_bits):
-        of = (a >> place & 1) + (b >> place & 1) + carry
-        met |= of == 3
-        carry = of // 2
-    return float(1 - met.mean())
 
 
 def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     """Return the published numbers against those found, what the clauses learn, and lists in turn."""
-    return {"classical network": _classical(found), "clauses": _clauses(found), "in turn": _turns(found)}
+    return {
+        "ones while twos are learned": _criteria(found),
+        "classical network": _classical(found),
+        "curvature": _curvature(found),
+        "clauses": _clauses(found),
+        "random additions": _additions(found),
+        "in turn": _turns(found),
+    }
+
+
+def _criteria(found: xr.Dataset) -> list[tuple[str, ...]]:
+    shares = 100 * found["classical_share"].sel(order="ones first", list="ones")
+    trials = [n for n in (*PUBLISHED, 25) if n in found["trial"]]
+    rows = [("right of ones, %", *(f"after {n} of twos" for n in trials))]
+    for name in CRITERIA:
+        spreads = (_spread(shares.sel(criterion=name, trial=n)) for n in trials)
+        rows.append((name.replace("_", " "), *spreads))
+    rows.append(("best match, 1989, two runs", *(str(PUBLISHED.get(n, "")) for n in trials)))
+    gap, error = 100 * found["order_gap"], 100 * found["order_gap_error"]
+    gaps = (f"{float(gap.sel(trial=n)):+.0f} ± {float(error.sel(trial=n)):.1f}" for n in trials)
+    return [*rows, ("ones minus twos if those come first, points ± error", *gaps)]
 
 
 def _classical(found: xr.Dataset) -> list[tuple[str, ...]]:
     match, errors = found["classical_share"].sel(criterion="best_match"), found["unit_error"]
-    first, other = dict(order="ones first", list="ones"), dict(order="twos first", list="twos")
+    first = dict(order="ones first", list="ones")
     published = [
-        (f"ones, best match after {n} trials of twos, %", of, 100 * match.sel(first | {"trial": n}))
+        (f"best match of ones, %, trials of twos: {n}", of, 100 * match.sel(first | {"trial": n}), 0)
         for n, of in PUBLISHED.items()
+        if n
     ]
     published += [
-        (f"squared error of ones, a unit, after {n} trials", of, errors.sel(first | {"trial": n}))
-        for n, of in enumerate(_ERRORS)
+        (f"squared error of ones, a unit, trials of twos: {n}", of, errors.sel(first | {"trial": n}), 4)
+        for n, of in enumerate(ERRORS)
     ]
     rows = [("quantity", "1989, one run", "found, mean ± sd over seeds", "published is off by")]
-    for words, number, of in published:
-        off = (number - float(of.sel(band="mean"))) / float(of.sel(band="sd"))
-        rows.append((words, f"{number}", _spread(of), f"{off:+.1f} sd"))
-    for n in PUBLISHED:
-        words = f"the other way round: twos after {n} trials of ones, %"
-        rows.append((words, "", _spread(100 * match.sel(other | {"trial": n})), ""))
+    for words, number, of, digits in published:
+        rows.append((words, f"{number}", _spread(of, digits), f"{_off(number, of):+.1f} sd"))
     learned = found["trials_until_learned"].dropna("seed")
-    never = 1 - learned.size / found.sizes["seed"]
-    words = f"never {never:.0%}"
+    never, until = 1 - learned.size / found.sizes["seed"], ("no seed", "")
     if learned.size:
-        words = f"{float(learned.median()):.0f}, {int(learned.min())} to {int(learned.max())}, {words}"
+        spread = over_seeds(learned)
+        until = _spread(spread), " to ".join(f"{_off(of, spread):+.1f}" for of in _UNTIL) + " sd"
     wrong = f"wrong answers to ones that are right of twos, from trial {_LATE} on, %"
     return [
         *rows,
-        ("trials of ones until all are within .1", "15 to 35", words, ""),
+        ("trials of ones until all are within .1", "15 to 35", *until),
+        ("  seeds that are not before twos begin, %", "", f"{100 * never:.0f}", ""),
         (wrong, "most", _spread(100 * found["as_other"]), ""),
     ]
+
+
+def _off(number: float, of: xr.DataArray) -> float:
+    return (number - float(of.sel(band="mean"))) / float(of.sel(band="sd"))
 
 
 def _clauses(found: xr.Dataset) -> list[tuple[str, ...]]:
@@ -245,15 +239,37 @@ def _clauses(found: xr.Dataset) -> list[tuple[str, ...]]:
         for name in found["set"].values:
             shares = 100 * found["clauses_share"].sel(set=name, trial=trial)
             rows.append((f"{name} {words}", *(_spread(shares.sel(tied=tied)) for tied in (False, True))))
-    rows.append(("pairs that the lists can teach, by counting", *[f"{100 * float(found['bound']):.1f}"] * 2))
+    rows.append(("pairs without the clause that no list has", *[f"{100 * float(found['bound']):.1f}"] * 2))
+    after = 100 * found["pairs_after"]
+    above = 100 * (found["pairs_after"] > found["bound"] + 1e-6).mean("seed")
+    rows.append(("  seeds that are right on more, by luck", *(f"{float(of):.0f}" for of in above)))
+    rows.append(("  most pairs of any seed", *(f"{float(of):.1f}" for of in after.max("seed"))))
+    return rows
+
+
+def _curvature(found: xr.Dataset) -> list[tuple[str, ...]]:
+    trials = [n for n in (0, 1, 5) if n in found["trial"]]
+    rows = [("of both lists", *(f"after {n} of twos" for n in trials))]
+    for quantity, digits in (("alignment", 2), ("sharpness", 4)):
+        for name in ("classical", "clauses"):
+            of = found[f"{name}_{quantity}"]
+            rows.append((f"{quantity}, {name}", *(_spread(of.sel(trial=n), digits) for n in trials)))
+    return rows
+
+
+def _additions(found: xr.Dataset) -> list[tuple[str, ...]]:
+    rows = [
+        ("first parameters, η", "clauses", "seeds right in the end, %", "additions until then: half, all")
+    ]
     until, solved = found["additions_until"], found["pairs_solved"]
     for scale in found["initial_scale"].values:
         for rate in found["learning_rate"].values:
-            at = [dict(initial_scale=scale, learning_rate=rate, tied=tied) for tied in (False, True)]
-            words = [f"{100 * float(solved.sel(of)):.0f}, {float(until.sel(of).median()):.0f}" for of in at]
-            rows.append(
-                (f"seeds right on all pairs, additions until then: scale {scale:g}, η {rate:g}", *words)
-            )
+            for tied, words in ((False, "free"), (True, "tied")):
+                at = dict(initial_scale=scale, learning_rate=rate, tied=tied)
+                of = until.sel(at)
+                half, every = float(of.median()), float(of.max())
+                share = f"{100 * float(solved.sel(at)):.0f}"
+                rows.append((f"sd {scale:g}, η {rate:g}", words, share, f"{half:.0f}, {every:.0f}"))
     return rows
 
 
@@ -267,7 +283,6 @@ def _turns(found: xr.Dataset) -> list[tuple[str, ...]]:
     return rows
 
 
-def _spread(of: xr.DataArray) -> str:
+def _spread(of: xr.DataArray, digits: int = 0) -> str:
     mean, deviation = (float(of.sel(band=band)) for band in ("mean", "sd"))
-    digits = 4 if 0 < mean < 0.1 else 0
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"

@@ -16,7 +16,7 @@ from dlf.store.cells import DIVERGED
 
 EQUIVALENT = 0.005  # differences of the accuracy up to which two losses are as good
 _LEVEL = 0.05
-_VERDICTS = ("undecided", "better", "worse", f"as good, within {100 * EQUIVALENT:g} points")
+VERDICTS = ("undecided", "better", "worse", f"as good, within {100 * EQUIVALENT:g} points")
 
 
 def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
@@ -54,7 +54,7 @@ def _concat(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
 def over_rates(sweep: xr.Dataset) -> xr.Dataset:
     """Return accuracy and share of dead runs for each learning rate and loss, and what the loss gains."""
-    dead, live = _dead(sweep), sweep["test_accuracy"].astype(float).where(~_dead(sweep))
+    dead, live = is_dead(sweep), sweep["test_accuracy"].astype(float).where(~is_dead(sweep))
     mean, error = mean_error(live)
     found = xr.Dataset({"accuracy": mean, "accuracy_error": error, "dead": dead.mean("seed")})
     found["dead_low"], found["dead_high"] = _wilson(dead)
@@ -77,7 +77,7 @@ def tuned(sweep: xr.Dataset) -> xr.Dataset:
     validation = first["validation_accuracy"].where(first["status"] != DIVERGED, guess).mean("seed")
     rate = validation.idxmax("learning_rate")
     chosen = others.sel(learning_rate=rate)
-    live = chosen["test_accuracy"].astype(float).where(~_dead(chosen))
+    live = chosen["test_accuracy"].astype(float).where(~is_dead(chosen))
     mean, error = mean_error(live)
     static, dynamical = _both(live)
     both_live = (static + dynamical).dropna("seed")["seed"]
@@ -88,12 +88,12 @@ def tuned(sweep: xr.Dataset) -> xr.Dataset:
         else paired_gain(dynamical.sel(seed=both_live), static.sel(seed=both_live), alternative="two-sided")
     )
     margin = stats.t.ppf(1 - _LEVEL, max(pairs - 1, 1)) * gain["gain_error"]
-    of_classes = chosen["test_class_accuracy"].where(~_dead(chosen)).mean("seed")
+    of_classes = chosen["test_class_accuracy"].where(~is_dead(chosen)).mean("seed")
     found = {
         "rate": rate,
         "accuracy": mean,
         "accuracy_error": error,
-        "dead": _dead(chosen).mean("seed"),
+        "dead": is_dead(chosen).mean("seed"),
         "worst_class": of_classes.min("class"),
         "gain": gain["gain"],
         "gain_error": gain["gain_error"],
@@ -113,7 +113,7 @@ def _num_tuning(sweep: xr.Dataset) -> int:
     return max(sweep.sizes["seed"] // 3, 1)
 
 
-def _dead(sweep: xr.Dataset) -> xr.DataArray:
+def is_dead(sweep: xr.Dataset) -> xr.DataArray:
     """Return which runs diverged, or guess: below twice the accuracy of guessing on validation examples."""
     return (sweep["status"] == DIVERGED) | (sweep["validation_accuracy"] < 2 / sweep.attrs["num_classes"])
 
@@ -141,9 +141,9 @@ def _plane(plane: xr.Dataset, main: xr.Dataset) -> xr.Dataset:
     """Return what the dynamical loss gains over the static one at every amplitude and period."""
     rate = json.loads(plane.attrs["config"])["optimizer"]["learning_rate"]
     static = main.sel(learning_rate=rate, amplitude=1.0, seed=plane["seed"], drop=True)
-    live, reference = (of["test_accuracy"].astype(float).where(~_dead(of)) for of in (plane, static))
+    live, reference = (of["test_accuracy"].astype(float).where(~is_dead(of)) for of in (plane, static))
     found = paired_gain(live, reference, alternative="two-sided")
-    found["dead"] = _dead(plane).mean("seed")
+    found["dead"] = is_dead(plane).mean("seed")
     found = found.rename({name: f"plane_{name}" for name in (*found, "amplitude", "period")})
     return found.assign(plane_rate=rate)
 
@@ -185,7 +185,7 @@ def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     rows += [
         ("gain, tuned", *(_signed(cell["tuned_gain"], cell["tuned_gain_error"]) for cell in cells)),
         ("  p", *(f"{float(cell['tuned_p_value']):.2g}" for cell in cells)),
-        ("  dynamical is", *(_VERDICTS[int(cell["tuned_verdict"])] for cell in cells)),
+        ("  dynamical is", *(VERDICTS[int(cell["tuned_verdict"])] for cell in cells)),
     ]
     gains = [("gain at η, points", *names)]
     for rate in found["learning_rate"].values:

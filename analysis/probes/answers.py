@@ -47,11 +47,11 @@ def answers(problem: Problem, every: int, criteria: tuple[str, ...], sets: tuple
             inputs, labels = problem.tests[name]
             found = apply_fn(problem.model, state.model_state)(state.params, inputs)
             answer = outputs.nearest(found, known)
-            match = jnp.all(known[answer.astype(int)] == labels[:, 1:], axis=1)
+            match = jnp.all(known[jnp.nan_to_num(answer).astype(int)] == labels[:, 1:], axis=1)
             of = {
                 "within_tenth": outputs.within_tenth(found, labels),
                 "right_side": outputs.right_side(found, labels),
-                "best_match": match.astype(found.dtype),
+                "best_match": jnp.where(jnp.isnan(answer), answer, match.astype(answer.dtype)),
                 "squared_error": outputs.errors(found, labels),
                 "answer": answer,
             }

@@ -20,8 +20,11 @@ _HIGH, _LOW = 0.9, 0.1
 
 def _tables(tables: Sequence[int]) -> list[list[tuple[int, int]]]:
     """Return the facts of each table: 1 + k to 9 + k and k + 1 to k + 9, k + k once."""
-    if not tables or len({*tables}) < len(tables) or not all(type(k) is int and 1 <= k <= 9 for k in tables):
-        raise ValueError(f"tables must be different numbers from 1 to 9, at least one, got {tables}")
+    known = isinstance(tables, Sequence) and all(type(k) is int and 1 <= k <= 9 for k in tables)
+    if not known or not tables or len({*tables}) < len(tables):
+        raise ValueError(
+            f"tables must be a tuple of different ints from 1 to 9, at least one, got {tables!r}"
+        )
     return [
         list(dict.fromkeys([(i, k) for i in range(1, 10)] + [(k, i) for i in range(1, 10)])) for k in tables
     ]
@@ -55,8 +58,9 @@ def coarse(numbers: np.ndarray) -> np.ndarray:
     >>> coarse(np.asarray([3]))[0].tolist()
     [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0]
     """
-    if not ((numbers >= 0) & (numbers <= 9)).all():
-        raise ValueError(f"the code has units for 0 to 9, got {numbers.min()} to {numbers.max()}")
+    if numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers <= 9)).all():
+        found = f"{numbers.dtype} from {numbers.min()} to {numbers.max()}"
+        raise ValueError(f"the code has units for 0 to 9, whole numbers, got {found}")
     units = np.arange(12) - numbers[..., None]
     return ((units >= 0) & (units < 3)).astype(int)
 
@@ -67,7 +71,7 @@ def facts(tables: Sequence[int] = (1, 2)) -> Dataset:
     The training set is table after table. Test sets are "ones", "twos" and so on, each without what is in
     another table, and "all", the hundred additions of two digits. Targets are .9 and .1.
 
-    Raises ValueError for tables that are not different numbers from 1 to 9.
+    Raises ValueError for tables that are not different ints from 1 to 9.
 
     Source: McCloskey and Cohen 1989; the pattern of "+" is ours.
 
@@ -98,7 +102,7 @@ def binary_addition(num_bits: int = 5, tables: Sequence[int] = ()) -> Dataset:
     ([[1, 0, 0], [1, 1, 0]], [0, 0, 0, 1])
     """
     if type(num_bits) is not int or not 1 <= num_bits <= 10:
-        raise ValueError(f"num_bits must be a whole number from 1 to 10, got {num_bits}")
+        raise ValueError(f"num_bits must be an int from 1 to 10, got {num_bits!r}")
     places = np.arange(num_bits + 1)
 
     def code(pairs):

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from dlf.data.augmentations import chain
@@ -127,22 +128,30 @@ def in_sequence(tasks: Sequence[Batch | BatchFn], steps_per_task: int | tuple[in
 def lists_in_sequence(train: Batch, batch_size: int, num_epochs: tuple[int, ...], *, key: Array) -> BatchFn:
     """Return minibatches of one list of the training set after another, each for so many epochs.
 
-    Lists are runs of examples of equal size, as `dlf.data.facts` has them: as many as there are `num_epochs`.
-    The last one goes on. Order and errors as of `minibatches`, each list with a key of its own.
+    Lists are runs of examples of equal size whose labels begin with its number, as `dlf.data.facts` has them:
+    as many as there are `num_epochs`. The last one goes on. Order and errors as of `minibatches`, each list
+    with a key of its own.
 
-    Raises ValueError for a number of lists that does not divide the examples.
+    Raises ValueError for another number of lists than the labels tell (where they are known), or a batch size
+    that does not divide a list.
 
     >>> from dlf.data import facts
     >>> batch_fn = lists_in_sequence(facts().train, 1, (2, 1), key=jax.random.key(0))
     >>> [int(batch_fn(step).labels[0, 0]) for step in (0, 33, 34, 99)]
     [0, 0, 1, 1]
     """
-    size, rest = divmod(len(train.labels), max(1, len(num_epochs)))
-    if rest or not num_epochs or size % batch_size:
+    num, num_lists = len(train.labels), len(num_epochs) if isinstance(num_epochs, tuple) else 0
+    size, rest = divmod(num, max(1, num_lists))
+    if not num_lists or rest or type(batch_size) is not int or batch_size < 1 or size % batch_size:
         raise ValueError(
-            f"num_epochs must be one number for each list, and batch_size divide a list, got {num_epochs} "
-            f"and {batch_size} for {len(train.labels)} examples"
+            "num_epochs must be a tuple of one number for each list, and batch_size a positive int that "
+            f"divides a list, got {num_epochs} and {batch_size} for {num} examples"
         )
+    if not isinstance(train.labels, jax.core.Tracer):
+        lists = np.asarray(train.labels).reshape(num_lists, size, -1)[..., 0]
+        if (lists != lists[:, :1]).any() or len(np.unique(lists)) != num_lists:
+            found = f"{num_lists} for {len(np.unique(lists))} lists"
+            raise ValueError(f"num_epochs must be one number for each list, got {found}")
 
     def part(number: int) -> Batch:
         return jax.tree.map(lambda x: x[number * size : (number + 1) * size], train)

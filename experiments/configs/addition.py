@@ -6,9 +6,7 @@ only abstract and introduction could be read: a network with conditional clauses
 and does not forget. All details of the network of clauses are [ours], as is the bridge to dynamical losses.
 """
 
-from functools import partial
-
-from analysis.findings import forgetting
+from analysis.findings import adders, forgetting
 from experiments.build import build, draw, ready_loop
 from experiments.settings import Config
 from experiments.sweep.axes import axis, record
@@ -29,13 +27,16 @@ EXPECTED = (  # within two standard deviations over seeds of one published run, 
         "[ours], P3 [text]",
     ),
 )
-# scale: seeds; seeds and periods of the bridge; epochs of ones, of twos, of the bridge; random additions
-_SIZES = {
-    "smoke": (3, 2, (34, 68), 3, 3, 4, 40),
-    "small": (100, 20, (34, 170, 680, 1_700, 3_400), 45, 30, 400, 400),
-    "paper": (400, 40, (34, 170, 680, 1_700, 3_400), 45, 30, 400, 400),
+_SIZES = {  # seeds of most, of the bridge, of curvature; trials of ones and of twos; cycles of the bridge
+    "smoke": dict(seeds=3, of_turns=2, of_curvature=2, periods=(34, 68), trials=(3, 3), cycles=4),
+    "small": dict(seeds=100, of_turns=20, of_curvature=8),
+    "paper": dict(seeds=400, of_turns=40, of_curvature=40),
 }
-FACTS, EVERY = 17, 5  # of a list; additions between two tests
+for _scale in ("small", "paper"):
+    _SIZES[_scale] |= dict(periods=(34, 170, 680, 1_700, 3_400), trials=(45, 30), cycles=400)
+_ADDITIONS = {"smoke": 40}
+FACTS = 17  # of a list
+_EVERY = 5  # additions between two tests
 _LEARNED = 10  # networks whose tables are looked at
 
 
@@ -54,8 +55,8 @@ def _config(dataset, model, loss, rate, num_steps, batches, **settings):
 
 
 def _lists(scale):
-    *_, ones, twos, _, _ = _SIZES[scale]
-    return FACTS * (ones + twos), dict(name="lists_in_sequence", num_epochs=(ones, twos))
+    trials = _SIZES[scale]["trials"]
+    return FACTS * sum(trials), dict(name="lists_in_sequence", num_epochs=trials)
 
 
 def get_config(scale="small"):
@@ -89,18 +90,18 @@ def clauses(scale="small"):
 
 def pairs(scale="small"):
     """Return the network of clauses on random additions, one at a time [ours]."""
-    num_steps = _SIZES[scale][-1]
+    num_steps = _ADDITIONS.get(scale, 400)
     model = dict(name="clauses", scale=0.1, tied=False)
     config = _config(
         dict(name="binary_addition", num_bits=5), model, {}, 1.0, num_steps, dict(name="minibatches")
     )
-    config.probes.answers = dict(every=EVERY, criteria=("right_side",), sets=("pairs",))
+    config.probes.answers = dict(every=_EVERY, criteria=("right_side",), sets=("pairs",))
     return config
 
 
 def turns(scale="small"):
     """Return the classical network on both lists at once, under a loss that tilts to each in turn [ours]."""
-    num_steps = 2 * FACTS * _SIZES[scale][-2]
+    num_steps = 2 * FACTS * _SIZES[scale]["cycles"]
     config = get_config(scale)
     config.num_steps = config.steps_per_chunk = config.stop_after = num_steps + 1
     config.batches = dict(name="minibatches", batch_size=1)
@@ -109,16 +110,24 @@ def turns(scale="small"):
     return config
 
 
-def _along(get_config, scale="small"):
-    config = get_config(scale)
-    num_examples = 2 * FACTS
+def _with_curvature(config):
     config.probes.hessian = dict(every=FACTS, num=1, tol=0.01)
-    config.probes.kernel = dict(every=FACTS, num_examples=num_examples)
+    config.probes.kernel = dict(every=FACTS, num_examples=2 * FACTS)
     return config
 
 
+def classical_curvature(scale="small"):
+    """Return the classical network with sharpness and kernel after every trial."""
+    return _with_curvature(get_config(scale))
+
+
+def clauses_curvature(scale="small"):
+    """Return the network of clauses with sharpness and kernel after every trial."""
+    return _with_curvature(clauses(scale))
+
+
 get_config_clauses, get_config_pairs, get_config_turns = clauses, pairs, turns
-RUNS = {"classical_run": partial(_along, get_config), "clauses_run": partial(_along, clauses)}
+get_config_classical_curvature, get_config_clauses_curvature = classical_curvature, clauses_curvature
 
 
 def _measured(config):
@@ -129,7 +138,7 @@ def _measured(config):
 def sweep_classical(scale):
     """Vary first weights and order of the facts."""
     yield axis("order", ("ones first", "twos first"), lambda order: {"dataset.tables": _TABLES[order]})
-    yield axis("seed", range(_SIZES[scale][0]), "seed")
+    yield axis("seed", range(_SIZES[scale]["seeds"]), "seed")
     yield record("series", *_measured(get_config(scale)))
 
 
@@ -139,7 +148,7 @@ _TABLES = {"ones first": (1, 2), "twos first": (2, 1)}
 def sweep_clauses(scale):
     """Vary first parameters and order of the facts, of free clauses and tied ones."""
     yield axis("tied", (False, True), "model.tied")
-    yield axis("seed", range(_SIZES[scale][0]), "seed")
+    yield axis("seed", range(_SIZES[scale]["seeds"]), "seed")
     yield record("series", *_measured(clauses(scale)))
 
 
@@ -148,16 +157,31 @@ def sweep_pairs(scale):
     yield axis("tied", (False, True), "model.tied")
     yield axis("initial_scale", (0.1, 1.0), "model.scale")
     yield axis("learning_rate", (1.0, 3.0), "optimizer.learning_rate")
-    yield axis("seed", range(_SIZES[scale][0]), "seed")
+    yield axis("seed", range(_SIZES[scale]["seeds"]), "seed")
     yield record("series", *_measured(pairs(scale)))
 
 
 def sweep_turns(scale):
     """Vary whether and how long a list is emphasised, and the seed."""
     yield axis("amplitude", (1.0, 100.0, 1_000.0), "schedule.amplitude")
-    yield axis("period", _SIZES[scale][2], "schedule.period")
-    yield axis("seed", range(_SIZES[scale][1]), "seed")
+    yield axis("period", _SIZES[scale]["periods"], "schedule.period")
+    yield axis("seed", range(_SIZES[scale]["of_turns"]), "seed")
     yield record("series", *_measured(turns(scale)))
+
+
+def _curvature(scale):
+    yield axis("seed", range(_SIZES[scale]["of_curvature"]), "seed")
+    yield record("series", "hessian_eigenvalues", "empirical_ntk")
+
+
+def sweep_classical_curvature(scale):
+    """Vary first weights and order of the facts."""
+    return _curvature(scale)
+
+
+def sweep_clauses_curvature(scale):
+    """Vary first parameters and order of the facts."""
+    return _curvature(scale)
 
 
 def measure(config, results, folder):
@@ -171,4 +195,4 @@ def measure(config, results, folder):
         of.seed = seed
         replica = draw(of)
         found.append(loop(replica, experiment.assemble(replica).state, {}, num_steps)[0].params)
-    return forgetting.longer_numbers(experiment.problem.model, found, range(1, 21))
+    return adders.longer_numbers(experiment.problem.model, found, range(1, 21))

@@ -1,0 +1,94 @@
+"""Figures of accuracy over learning rates (see `analysis.findings.shifts.reduce`)."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.figures import style
+
+_NAMES = {"weighted_batch": "weighted batch", "frozen_batch": "batch, frozen"}
+
+
+@style.styled
+def rate_curves(found: xr.Dataset) -> Figure:
+    """Draw test accuracy and dead runs over the learning rate for each normalization and amplitude.
+
+    Points are means over live runs, bars one standard error, of dead runs Wilson's interval.
+    """
+    names = [str(name) for name in found["normalization"].values]
+    figure = Figure(figsize=(1.5 * max(len(names), 3) + 0.6, 3.4), layout="constrained")
+    grid = figure.subplots(2, len(names), squeeze=False, sharex=True, sharey="row", height_ratios=[2.2, 1])
+    for (upper, lower), name in zip(grid.T, names, strict=True):
+        for amplitude, color in zip(found["amplitude"].values, style.COLORS, strict=False):
+            cell = found.sel(normalization=name, amplitude=amplitude)
+            label = "static" if amplitude == 1 else f"$A$ = {amplitude:g}"
+            marks = dict(color=color, marker="o", markersize=2.5, linewidth=1, capsize=1)
+            x = cell["learning_rate"]
+            upper.errorbar(x, 100 * cell["accuracy"], yerr=100 * cell["accuracy_error"], label=label, **marks)
+            limits = [100 * np.abs(cell["dead"] - cell[f"dead_{end}"]) for end in ("low", "high")]
+            lower.errorbar(x, 100 * cell["dead"], yerr=limits, **marks)
+        upper.set_title(_NAMES.get(name, name))
+        lower.set(xscale="log", xlabel=r"rate $\eta$", ylim=(-5, 105))
+        style.plain_numbers(lower.xaxis)
+    grid[0, 0].set_ylabel("test accuracy (%)")
+    grid[1, 0].set_ylabel("dead runs (%)")
+    grid[0, 0].legend(loc="lower right")
+    return figure
+
+
+@style.styled
+def rate_shifts(found: xr.Dataset) -> Figure:
+    """Draw the shift of each dynamical loss beside the ratio of sharpnesses, its tuned gain, the controls.
+
+    Bars are 95 % bootstrap intervals of the shift, one standard error else; grey: within half a point.
+    """
+    has_controls = "control_gain" in found
+    figure = Figure(figsize=(7.0, 2.8), layout="constrained")
+    shift, gain, *more = figure.subplots(1, 2 + has_controls)
+    names = [str(name) for name in found["normalization"].values]
+    rows = np.arange(len(names))[::-1]
+    for place, (amplitude, color) in enumerate(
+        zip(found["amplitude"].values[1:], style.COLORS[1:], strict=False)
+    ):
+        cell, y = found.sel(amplitude=amplitude), rows + 0.2 - 0.3 * place
+        ends = [np.abs(cell["shift"] - cell[f"shift_{end}"]) for end in ("low", "high")]
+        marks = dict(fmt="o", color=color, markersize=3.5, capsize=1.5, linewidth=1)
+        shift.errorbar(cell["shift"], y, xerr=ends, label=f"shift, $A$ = {amplitude:g}", **marks)
+        if "sharpness_ratio" in cell:
+            shift.plot(
+                cell["sharpness_ratio"], y, "|", color=color, markersize=9, label="ratio of sharpnesses"
+            )
+        gain.errorbar(100 * cell["gain"], y, xerr=100 * cell["gain_error"], **marks)
+    shift.axvline(1, color=style.BLACK, linewidth=0.6)
+    shift.set(xscale="log", xlabel="shift $s$ of the rate")
+    style.plain_numbers(shift.xaxis)
+    _within(gain)
+    gain.set(xlabel="tuned gain (points)")
+    for axes in (shift, gain):
+        axes.set_yticks(rows, [_NAMES.get(name, name) for name in names] if axes is shift else [])
+        axes.set_ylim(-0.6, len(names) - 0.4)
+    if has_controls:
+        _draw_controls(*more, found)
+    figure.legend(*shift.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    return figure
+
+
+def _within(axes: Axes) -> None:
+    axes.axvspan(-0.5, 0.5, color=style.GREY, alpha=0.25, linewidth=0)
+    axes.axvline(0, color=style.BLACK, linewidth=0.6)
+
+
+def _draw_controls(axes: Axes, found: xr.Dataset) -> None:
+    cells = found["control_gain"].dropna("normalization", how="all")
+    labels = []
+    for name in cells["normalization"].values:
+        for control in cells["control"].values:
+            at = dict(normalization=name, control=control)
+            value, error = 100 * cells.sel(at), 100 * found["control_gain_error"].sel(at)
+            y = -len(labels) + 0.2 * (1 - np.arange(value.size))
+            axes.errorbar(value, y, xerr=error, fmt="o", color=style.BLACK, markersize=2.5, linewidth=0.8)
+            labels.append(f"{control}, {_NAMES.get(str(name), str(name))}")
+    _within(axes)
+    axes.set_yticks(-np.arange(len(labels)), labels)
+    axes.set(xlabel="control minus dynamical (points)")

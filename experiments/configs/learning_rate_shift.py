@@ -1,0 +1,156 @@
+"""Is a dynamical loss just a larger learning rate? Accuracy over the learning rate, with controls (E1, E1c).
+
+`python -m experiments.figure learning_rate_shift --launcher=local`, MINUTES minutes on two cores. All values
+are [ours]; the question is the authors' (talk), the hypothesis from a scratch study. This plan was committed
+before the first confirmatory run.
+
+Hypotheses. H1: a dynamical loss of amplitude A reaches at the rate eta the accuracy that the static loss
+reaches at s eta, with s > 1. H2: with both tuned there is no gain, |D| <= 0.5 points. H3 (Q1): D > 0 without
+batch norm and not with it; if weighted or frozen statistics bring it back, the statistics are to blame.
+H4 (the law): s is the largest sharpness of the dynamical run over that of the static one.
+Factors. 1,000 signals of MNIST-1D, three 1-D convolutions of 25 channels, momentum 0.9, the rate rising for a
+tenth of the steps, then falling to zero; normalization (5) x rate (8, ratio 1.5) x A (1, 4, 16) x seed (32).
+A seed draws signals, first parameters and batches, so that losses are paired. The class weights move for
+four fifths of the steps, whole cycles, then they are one. Batch statistics are recomputed on the training
+set before each evaluation, but where they are frozen after a tenth of the steps.
+Statistics. A run is dead that diverged or is below twice the accuracy of guessing on validation examples;
+dead runs stand apart, with Wilson's interval. s: the shift of the static curve (mean test accuracy of live
+runs, linear in log eta, rates at which half of the runs live) that fits the dynamical one best up to its
+maximum, by least squares. D: the first third of the seeds chooses a rate for each loss by validation
+accuracy, the others give the difference of test accuracies. Intervals are 95 % bootstraps over seeds, pairs
+together; p-values sign-flip tests with a false discovery rate of 5 % over all norms and amplitudes; "no
+effect" is the 90 % interval within 0.5 points.
+Controls, at three rates, for none and batch. (i) "shuffled": the same class weights in a random order of the
+steps. If it is as good, order is not the cause. (ii) The static loss at s eta, read off its curve: H1 itself.
+(iii) "cycling": the rate rises to twice itself and back in every period, no class is tilted. If it is as good
+as A = 16, the tilt is not the cause.
+What counts. H1: the interval of s lies above 1, for each norm. H2: equivalence; a difference whose p-value
+passes is a gain or a loss; else open. H4: of the ten s, those whose interval holds the ratio of sharpnesses;
+the law fails if fewer than eight do. Nothing else is confirmatory.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from analysis.findings import shifts
+from dlf import schedules
+from experiments.configs import images
+from experiments.sweep.axes import axis, record
+
+FIGURE = ("rate_curves", "rate_shifts")
+reduce, in_words = shifts.reduce, shifts.in_words
+EXPECTED = ()
+_SEEDS = {"smoke": 3, "small": 32, "paper": 64}
+_NORMS = ("none", "group", "batch", "weighted_batch", "frozen_batch")
+_AMPLITUDES = (1.0, 4.0, 16.0)
+_PEAK = "optimizer.learning_rate.peak"
+_RATES = tuple(0.05 * 1.5**k for k in range(8))
+_CONTROLLED = (_RATES[1], _RATES[3], _RATES[5])
+_SWING = 2.0  # of the cycling rate
+_FINAL = record("final", "loss", "validation_accuracy", "test_accuracy", "test_class_accuracy")
+_HERE = "experiments.configs.learning_rate_shift"
+
+
+def rising_and_falling(peak, num_rising, num_steps, period=0):
+    """Return a rate that rises to its peak and falls to zero; with a period it swings to twice itself."""
+
+    def rate(step):
+        shape = jnp.minimum(step / num_rising, (num_steps - step) / (num_steps - num_rising))
+        if period:
+            phase = step % period / period
+            shape *= 1 + 2 * (_SWING - 1) * jnp.minimum(phase, 1 - phase)
+        return peak * jnp.maximum(shape, 0)
+
+    return rate
+
+
+def shuffled(num_classes, amplitude, period, num_steps):
+    """Return the class weights of a triangular schedule in one random order of the first steps."""
+    moving = schedules.triangular(num_classes, amplitude, period)
+    order = jax.random.permutation(jax.random.key(0), num_steps)
+    return lambda step: moving(order[jnp.minimum(step, num_steps - 1)])
+
+
+def get_config(scale="small"):
+    """Return three 1-D convolutions on 1,000 signals, with a rate that rises and falls."""
+    config = images.mnist1d(scale)
+    num_steps = config.num_steps - 1
+    with config.unlocked():
+        config.optimizer.learning_rate = dict(
+            name=f"{_HERE}:rising_and_falling",
+            peak=0.1,
+            num_rising=num_steps // 10,
+            num_steps=num_steps,
+            period=0,
+        )
+    config.model.normalization, config.model.frozen_after = "none", 0
+    config.probes.evaluation.recomputed = False
+    return config
+
+
+def get_config_controls(scale="small"):
+    """Return the same with class weights that may come in another order."""
+    config = get_config(scale)
+    config.schedule.name = f"{_HERE}:shuffled"
+    config.schedule.num_steps = config.stop_after
+    return config
+
+
+def get_config_sharpness(scale="small"):
+    """Return the same with the sharpness in the middle and at the end of each turn."""
+    config = get_config(scale)
+    every = config.schedule.period // 2
+    config.probes.hessian = dict(every=every, num=1, tol=0.01, batch_size=config.batches.batch_size)
+    return config
+
+
+def _normalization(scale, names):
+    num_rising = get_config(scale).optimizer.learning_rate.num_rising
+
+    def settings(name):
+        is_frozen = name == "frozen_batch"
+        return {
+            "model.normalization": "batch" if is_frozen else name,
+            "model.frozen_after": num_rising if is_frozen else 0,
+            "probes.evaluation.recomputed": name in ("batch", "weighted_batch"),
+        }
+
+    return axis("normalization", names, settings)
+
+
+def _controlled(scale):
+    period = get_config(scale).schedule.period
+
+    def settings(name):
+        cycling = {"schedule.amplitude": 1.0, "optimizer.learning_rate.period": period}
+        return {"schedule.amplitude": _AMPLITUDES[-1], "optimizer.learning_rate.period": 0} | (
+            cycling if name == "cycling" else {}
+        )
+
+    return settings
+
+
+def sweep_main(scale):
+    """Vary normalization, rate, amplitude and seed."""
+    yield _normalization(scale, _NORMS if scale != "smoke" else _NORMS[::4])
+    yield axis("learning_rate", _RATES if scale != "smoke" else _RATES[1::2], _PEAK)
+    yield axis("amplitude", _AMPLITUDES, "schedule.amplitude")
+    yield axis("seed", range(_SEEDS[scale]), "seed", "dataset.seed")
+    yield _FINAL
+
+
+def sweep_controls(scale):
+    """Vary what moves instead of the class weights in turn, for two normalizations and three rates."""
+    yield _normalization(scale, ("none", "batch"))
+    yield axis("control", ("shuffled", "cycling"), _controlled(scale))
+    yield axis("learning_rate", _CONTROLLED, _PEAK)
+    yield axis("seed", range(_SEEDS[scale]), "seed", "dataset.seed")
+    yield _FINAL
+
+
+def sweep_sharpness(scale):
+    """Vary normalization, amplitude and seed, at a rate where all learn, and keep the sharpness."""
+    yield _normalization(scale, _NORMS if scale != "smoke" else _NORMS[::4])
+    yield axis("amplitude", _AMPLITUDES, "schedule.amplitude")
+    yield axis("seed", range(_SEEDS[scale] // 4 or 2), "seed", "dataset.seed")
+    yield record("series", "hessian_eigenvalues")
