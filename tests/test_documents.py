@@ -33,7 +33,7 @@ def snippets(text):
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize(("path", "num"), [("README.md", 2), ("dlf/README.md", 6)])
+@pytest.mark.parametrize(("path", "num"), [("README.md", 2), ("dlf/README.md", 7)])
 def test_the_snippets_of_a_document_run_and_print_what_they_say(path, num):
     blocks = snippets((ROOT / path).read_text())
     assert len(blocks) == num

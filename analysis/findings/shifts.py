@@ -22,54 +22,92 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Reduce the sweeps "main", "controls" and "sharpness" to what they show.
 
     Along `normalization` and `amplitude`: `accuracy` over `learning_rate` with `_error`, the share of `dead`
-    runs with `_low` and `_high`; of the dynamical losses `shift` with `_low` and `_high`, the tuned
-    difference `gain` with `_error`, `_p_value`, `_adjusted`, and `verdict`; `sharpness_ratio` with `_error`,
-    and `law_holds`. Along `control`: `control_gain` with `_error` and `_p_value`, the difference to the
-    dynamical loss of largest amplitude at the same rate, also of the static loss at s times the rate.
+    runs with `_low` and `_high`; of the dynamical losses `shift` with `_low` and `_high`, the difference of
+    their peaks from the static one's, `gain`, with `_low`, `_high`, `_error`, `_p_value`, `_adjusted`, and
+    `verdict`; `sharpness_ratio` with `_error`, and `law_holds`. Along `control`: `control_gain` with `_error`
+    and `_p_value`, the difference to the dynamical loss of largest amplitude at the same rate, also of the
+    static loss at s times the rate.
     """
     main = results["main"]
-    found = xr.combine_nested(
-        [_of_norm(main.sel(normalization=name)) for name in main["normalization"].values],
-        xr.IndexVariable("normalization", main["normalization"].values),
-        combine_attrs="drop",
-    )
+    of_norms = {name: _of_norm(main.sel(normalization=name)) for name in main["normalization"].values}
+    found = tuned_losses.joined(of_norms, "normalization")
     found["gain_adjusted"] = _adjusted(found["gain_p_value"])
     found["verdict"] = _verdict(found)
     if "controls" in results:
-        found = found.merge(_controls(results["controls"], main, found["shift"]))
+        found = found.merge(_controls(results["controls"], main, found["shift"]), join="outer")
     if "sharpness" in results:
-        found = found.merge(_law(results["sharpness"], found))
+        found = found.assign(_law(results["sharpness"], found))
     return found.assign_attrs(commit=main.attrs.get("commit", ""), num_seeds=main.sizes["seed"])
 
 
 def _of_norm(sweep: xr.Dataset) -> xr.Dataset:
-    parts = []
+    sweep, parts = sweep.drop_vars("normalization"), {}
     for amplitude in sweep["amplitude"].values:
         pair = sweep.sel(amplitude=sorted({1.0, float(amplitude)}))
-        over = tuned_losses.over_rates(pair).sel(amplitude=amplitude)
-        part = over[["accuracy", "accuracy_error", "dead", "dead_low", "dead_high"]]
+        part = tuned_losses.over_rates(pair)[["accuracy", "accuracy_error", "dead", "dead_low", "dead_high"]]
+        part = part.sel(amplitude=amplitude, drop=True)
         if amplitude > 1:
-            tuned = tuned_losses.tuned(pair)
-            part = part.merge({name: tuned[f"tuned_{name}"] for name in ("gain", "gain_error")})
-            part["gain_p_value"], part["equivalent"] = tuned["tuned_p_value"], tuned["tuned_equivalent"]
-            part = part.merge(_intervals(pair))
-        parts.append(part)
-    return xr.concat(parts, "amplitude", join="outer", combine_attrs="drop", data_vars="all")
+            part = part.assign(_effects(pair))
+        parts[float(amplitude)] = part
+    return tuned_losses.joined(parts, "amplitude")
 
 
-def _intervals(pair: xr.Dataset) -> xr.Dataset:
-    """Return the shift of a dynamical loss, with its bootstrap interval over seeds."""
-    live = pair["test_accuracy"].astype(float).where(~tuned_losses.is_dead(pair))
-    static, dynamical = (live.isel(amplitude=of).transpose("learning_rate", "seed").values for of in (0, 1))
-    x, rng = np.log(pair["learning_rate"].values), np.random.default_rng(0)
-    drawn = [shift(x, static, dynamical)]
-    for _ in range(_DRAWS):
-        seeds = rng.integers(0, live.sizes["seed"], live.sizes["seed"])
-        drawn.append(shift(x, static[:, seeds], dynamical[:, seeds]))
-    low, high = (
-        np.nanquantile(drawn[1:], (_LEVEL / 2, 1 - _LEVEL / 2)) if np.isfinite(drawn[0]) else [np.nan] * 2
-    )
-    return xr.Dataset({"shift": drawn[0], "shift_low": low, "shift_high": high})
+def _effects(pair: xr.Dataset) -> xr.Dataset:
+    """Return shift and difference of the peaks of a dynamical loss, with bootstraps of both over seeds."""
+    dead = tuned_losses.is_dead(pair)
+    live = [pair[f"{name}_accuracy"].astype(float).where(~dead) for name in ("validation", "test")]
+    of_seeds = [of.transpose("amplitude", "learning_rate", "seed").values for of in live]
+    x, rng, drawn = np.log(pair["learning_rate"].values), np.random.default_rng(0), []
+    every = np.arange(pair.sizes["seed"])
+    for draw in range(1 + _DRAWS):
+        seeds = rng.choice(every, every.size) if draw else every
+        validation, test = (values[..., seeds] for values in of_seeds)
+        peaks = [peak(x, *of) for of in zip(validation, test, strict=True)]
+        drawn.append((shift(x, *test), peaks[1] - peaks[0]))
+    (s, gain), (of_s, of_gain) = drawn[0], np.asarray(drawn[1:]).T
+    low, _, high, _ = _interval(of_s)
+    found = {"shift": s, "shift_low": low, "shift_high": high, "gain": gain}
+    found["gain_low"], within, found["gain_high"], error = _interval(of_gain)
+    found["gain_error"] = error
+    found["gain_p_value"] = 2 * stats.norm.sf(abs(gain) / error) if error > 0 else np.nan
+    found["equivalent"] = float(within <= tuned_losses.EQUIVALENT)
+    return xr.Dataset(found)
+
+
+def _interval(draws):
+    """Return ends of the 95 % interval, between them how far the 90 % one is from zero; last the error."""
+    draws = draws[np.isfinite(draws)]
+    if len(draws) <= _DRAWS / 2:
+        return (np.nan,) * 4
+    low, *inner, high = np.quantile(draws, (_LEVEL / 2, _LEVEL, 1 - _LEVEL, 1 - _LEVEL / 2))
+    return low, np.abs(inner).max(), high, draws.std(ddof=1)
+
+
+def peak(
+    log_rates: Float[np.ndarray, " rates"],
+    validation: Float[np.ndarray, "rates seeds"],
+    test: Float[np.ndarray, "rates seeds"],
+) -> float:
+    """Return the test accuracy at the learning rate at which the validation accuracy is largest.
+
+    Both are means over the seeds that live (not NaN), at rates where at least half of them do, with parabolas
+    through the best rate and its neighbours, so that a grid of rates need not hit a maximum.
+
+    >>> x = np.log([0.1, 0.2, 0.4])
+    >>> curve = 0.9 - (x - np.log(0.25))[:, None] ** 2
+    >>> round(peak(x, curve, curve), 6)
+    0.9
+    """
+    (v, x), (t, _) = (_living(log_rates, values) for values in (validation, test))
+    if not len(x):
+        return np.nan
+    best = int(np.argmax(v))
+    if not 0 < best < len(x) - 1:
+        return float(t[best])
+    around = slice(best - 1, best + 2)
+    (a, b, _), height = (np.polyfit(x[around] - x[best], of[around], 2) for of in (v, t))
+    at = np.clip(-b / (2 * a), x[best - 1] - x[best], x[best + 1] - x[best]) if a < 0 else 0
+    return float(np.polyval(height, at))
 
 
 def shift(
@@ -88,24 +126,17 @@ def shift(
     >>> round(shift(x, curve(x), curve(x + np.log(1.5))), 1)
     1.5
     """
-    means, known = [], []
-    for values in (static, dynamical):
-        alive = np.isfinite(values)
-        known.append(alive.mean(axis=1) >= 0.5)
-        means.append(
-            np.where(known[-1], np.nansum(values, axis=1) / np.maximum(alive.sum(axis=1), 1), -np.inf)
-        )
-    rising = known[1] & (np.arange(len(log_rates)) <= np.argmax(means[1]))
-    x, d, c, at = log_rates[rising], means[1][rising], means[0][known[0]], log_rates[known[0]]
-    best, least = np.nan, np.inf
-    for moved in np.linspace(-np.log(LARGEST), np.log(LARGEST), 201):
-        inside = (
-            (x + moved >= at[0] - 1e-9) & (x + moved <= at[-1] + 1e-9) if len(at) else np.zeros(len(x), bool)
-        )
-        if inside.sum() >= 3:
-            apart = np.mean((d[inside] - np.interp(x[inside] + moved, at, c)) ** 2)
-            best, least = (moved, apart) if apart < least else (best, least)
-    return float(np.exp(best))
+    (c, at), (d, x) = (_living(log_rates, values) for values in (static, dynamical))
+    if not (len(at) and len(x)):
+        return np.nan
+    rising = np.arange(len(x)) <= np.argmax(d)
+    d, moved = d[rising], np.linspace(-np.log(LARGEST), np.log(LARGEST), 201)
+    wanted = x[rising] + moved[:, None]
+    inside = (wanted >= at[0] - 1e-9) & (wanted <= at[-1] + 1e-9)
+    apart = np.where(inside, (d - np.interp(wanted, at, c)) ** 2, 0).sum(axis=1)
+    number = inside.sum(axis=1)
+    mean = np.where(number >= 3, apart / np.maximum(number, 1), np.inf)
+    return float(np.exp(moved[mean.argmin()])) if np.isfinite(mean).any() else np.nan
 
 
 def _living(log_rates, values):
@@ -167,7 +198,7 @@ def _law(sharpness: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
 
 def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     """Return the shifts and gains, and the controls, as tables."""
-    rows = [("normalization", "A", "shift s", "sharpness ratio", "tuned gain, points", "p", "dynamical is")]
+    rows = [("normalization", "A", "shift s", "sharpness ratio", "gain at the peak", "p", "dynamical is")]
     for name in found["normalization"].values:
         for amplitude in found["amplitude"].values[1:]:
             cell = found.sel(normalization=name, amplitude=amplitude)

@@ -6,6 +6,7 @@ validation accuracy over the first third of the seeds and judged by test accurac
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -30,7 +31,7 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     "<data>_dynamical" the sharpness along training, along `point`.
     """
     sweeps = {name: of for name, of in results.items() if {"learning_rate", "amplitude"} <= {*of.dims}}
-    found = _concat({name: over_rates(sweep).merge(tuned(sweep)) for name, sweep in sweeps.items()})
+    found = joined({name: over_rates(sweep).merge(tuned(sweep)) for name, sweep in sweeps.items()})
     tested = found["tuned_p_value"].notnull()
     adjusted = found["tuned_p_value"].copy()
     adjusted.values[tested.values] = stats.false_discovery_control(adjusted.values[tested.values])
@@ -40,16 +41,17 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
         found = found.merge(_plane(results["plane"], next(iter(sweeps.values()))))
     along = {name: _along(results, name) for name in sweeps if f"{name}_static" in results}
     if along:
-        found = found.merge(_concat(along))
+        found = found.merge(joined(along))
     first = next(iter(sweeps.values()))
     return found.assign_attrs(
         commit=first.attrs.get("commit", ""), num_seeds=first.sizes["seed"], num_tuning=_num_tuning(first)
     )
 
 
-def _concat(datasets: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    of_data = xr.IndexVariable("data", [*datasets])
-    return xr.concat([*datasets.values()], of_data, join="outer", combine_attrs="drop", data_vars="all")
+def joined(datasets: Mapping[Any, xr.Dataset], dim: str = "data") -> xr.Dataset:
+    """Return data sets along a dimension, whose labels are their keys; NaN where one lacks something."""
+    along = xr.IndexVariable(dim, [*datasets])
+    return xr.concat([*datasets.values()], along, join="outer", combine_attrs="drop", data_vars="all")
 
 
 def over_rates(sweep: xr.Dataset) -> xr.Dataset:
