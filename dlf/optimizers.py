@@ -2,23 +2,24 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from dlf import rates, rules
 from dlf.recording import is_missing, missing
 from dlf.thresholds import threshold
-from dlf.types import Optimizer, Params, Rule, Seen
+from dlf.types import Optimizer, Params
 
 # Of transformations of the gradient: what turns it around otherwise, and weights of the past, which sum up.
 _POSITIVE = {
     "max_norm", "max_delta", "clipping_threshold", "k", "clipping", "threshold", "step_size", "weight_decay",
 }  # fmt: skip
 _BELOW_ONE = {"decay", "momentum", "b1", "b2"}
+_ABSOLUTE = {"fromage", "rprop"}  # whose updates have a size of their own, or bounds
 # The states of optax that count updates for their learning rate.
 _INJECTED = optax.InjectHyperparamsState | optax.InjectStatefulHyperparamsState
 _COUNTING = optax.ScaleByScheduleState | _INJECTED
@@ -61,38 +62,17 @@ def make_optimizer(
     chosen = rules.make_rule(rule, threshold_of(given))
     unit = _transform(name, 1.0, before, settings)
 
-    def init(params: Params) -> Ruled:
+    def init(params: Params) -> rules.Ruled:
         _check_proportional(name, params, unit, _transform(name, 0.5, before, settings))
-        return Ruled(unit.init(params), chosen.init(), missing((), jnp.result_type(float)))
+        return rules.Ruled(unit.init(params), chosen.init(), missing((), jnp.result_type(float)))
 
     return Optimizer(init, unit.update, rate, given, chosen)
 
 
-class Ruled(NamedTuple):
-    """The state of an optimizer with a rule."""
-
-    inner: PyTree
-    memory: PyTree
-    rate: Float[Array, ""]  # the last one that was applied, missing before the first
-
-
-def ruled(rule: Rule, state: Ruled, seen: Seen, inner: PyTree) -> tuple[Params, Ruled]:
-    """Return the updates at the rate that a rule takes, and the next state, `inner` the optimizer's in it.
-
-    Where nothing is measured, as in a step apart from its loop, a rule that reads takes the last rate.
-    """
-    last = jnp.where(is_missing(state.rate), seen.learning_rate, state.rate)
-    rate, memory = last, state.memory
-    if rule.reads.keys() <= seen.measured.keys():
-        rate, memory = rule.rate(state.memory, seen)
-    rate = jnp.where(rate >= 0, rate.astype(last.dtype), last)
-    rate = jnp.minimum(rate, seen.learning_rate.astype(last.dtype))
-    updates = jax.tree.map(lambda u: rate.astype(u.dtype) * u, seen.direction)
-    return updates, Ruled(inner, memory, rate)
-
-
 def _check_proportional(name, params, unit, half):
     """Raise ValueError unless at half the learning rate the second update is half as large."""
+    if name in _ABSOLUTE:
+        raise ValueError(f"a rule needs updates in proportion to the learning rate: not those of {name}")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         return
     second = []
@@ -121,8 +101,10 @@ def _transform(name, learning_rate, before, settings):
     if isinstance(before, Mapping):
         raise ValueError("before must be a tuple of dict(name=..., ...), one for each transformation")
     if before:
-        found = optax.chain(*map(_transformation, before), optax.GradientTransformation(*found[:2]))
-    return optax.GradientTransformation(*found[:2])
+        found = optax.chain(
+            *map(_transformation, before), optax.GradientTransformation(found.init, found.update)
+        )
+    return optax.GradientTransformation(found.init, found.update)  # of MultiSteps, say, which is no tuple
 
 
 def as_optimizer(optimizer: Mapping[str, Any] | Optimizer | optax.GradientTransformation) -> Optimizer:
@@ -151,7 +133,7 @@ def rate_of(optimizer: Optimizer, opt_state: PyTree, step: Array) -> Array:
     >>> float(rate_of(halving, optax.ScaleByScheduleState(jnp.asarray(2)), jnp.asarray(7)))
     0.25
     """
-    if isinstance(opt_state, Ruled):
+    if isinstance(opt_state, rules.Ruled):
         return jnp.where(is_missing(opt_state.rate), optimizer.rate(step), opt_state.rate)
     counts = jnp.asarray([*_counts(opt_state)] or [step])
     rate = optimizer.rate(counts[0])

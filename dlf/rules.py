@@ -7,11 +7,12 @@ its update (`dlf.types.Seen`); its rate is at most that of the schedule, and wha
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from numbers import Real
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, PyTree
 
 from dlf.derivatives import curvature_along
 from dlf.recording import is_missing
@@ -39,11 +40,49 @@ def make_rule(section: Mapping[str, Any], threshold: Threshold) -> Rule:
         raise ValueError(f"unknown rule {name!r}: one of {', '.join(__all__)}")
     builder = name if callable(name) else globals()[name]
     if "threshold" in inspect.signature(builder).parameters:
+        if "threshold" in given:
+            raise ValueError("threshold follows from the optimizer: leave it out")
         given["threshold"] = threshold
     found = builder(**given)
     if not isinstance(found, Rule):
         raise ValueError(f"a rule must be a dlf.types.Rule, got {type(found).__name__}")
     return found
+
+
+class Ruled(NamedTuple):
+    """The state of an optimizer with a rule."""
+
+    inner: PyTree
+    memory: PyTree
+    rate: Float[Array, ""]  # the last one that was applied, missing before the first
+
+
+def ruled(rule: Rule, state: Ruled, seen: Seen, inner: PyTree) -> tuple[Params, Ruled]:
+    """Return the updates at the rate that a rule takes, and the next state, `inner` the optimizer's in it.
+
+    Where nothing is measured, as in a step apart from its loop, a rule that reads takes the last rate.
+    """
+    last = jnp.where(is_missing(state.rate), seen.learning_rate, state.rate)
+    rate, memory = last, state.memory
+    if rule.reads.keys() <= seen.measured.keys():
+        found = rule.rate(state.memory, seen)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise ValueError("a rule must return a learning rate and its next memory")
+        if found[0] is None:
+            raise ValueError("a rule must return a learning rate, got None: NaN stands for the last one")
+        rate, memory = jnp.asarray(found[0]), found[1]
+        if _kinds(memory) != _kinds(state.memory):
+            raise ValueError("a rule must return a memory of the shapes and dtypes that init returns")
+        if rate.ndim or not jnp.isdtype(rate.dtype, "real floating"):
+            raise ValueError(f"a rule must return one real number, got {rate.dtype}{list(rate.shape)}")
+    rate = jnp.where(rate >= 0, rate.astype(last.dtype), last)
+    rate = jnp.minimum(rate, seen.learning_rate.astype(last.dtype))
+    updates = jax.tree.map(lambda u: rate.astype(u.dtype) * u, seen.direction)
+    return updates, Ruled(inner, memory, rate)
+
+
+def _kinds(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
 
 
 def cap(*, threshold: Threshold, every: int = 10) -> Rule:
@@ -67,6 +106,8 @@ def cap(*, threshold: Threshold, every: int = 10) -> Rule:
     >>> round(float(series["learning_rate"]), 4)
     0.2
     """
+    if type(every) is not int or every < 1:
+        raise ValueError(f"cap: every must be a whole number of steps from 1, got {every!r}")
     if threshold is None:
         raise ValueError("cap needs the threshold of sgd, rmsprop, adam or ema, with nothing before them")
 
@@ -97,8 +138,8 @@ def cdat(*, scale: float = 2.0, decay: float = 0.9) -> Rule:
     0.2
     """
     _check(scale=scale)
-    if not 0 <= decay < 1:
-        raise ValueError(f"cdat: decay must be at least 0 and below 1, got {decay}")
+    if not (isinstance(decay, Real) and 0 <= decay < 1):
+        raise ValueError(f"cdat: decay must be a number of at least 0 and below 1, got {decay!r}")
 
     def rate(means: Array, seen: Seen):
         along = curvature_along(seen.loss_fn, seen.params, seen.direction)
@@ -222,5 +263,5 @@ def _dot(a: Params, b: Params) -> Array:
 
 
 def _check(scale: float) -> None:
-    if not (0 < scale < float("inf")):
-        raise ValueError(f"scale must be positive and finite, got {scale}")
+    if not (isinstance(scale, Real) and type(scale) is not bool and 1e-30 < scale < 1e30):
+        raise ValueError(f"scale must be a positive number below 1e30, got {scale!r}")

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dlf.optimizers import rate_of, ruled
+from dlf.optimizers import rate_of
 from dlf.recording import Rows, StepFn
+from dlf.rules import ruled
 from dlf.types import BatchFn, Optimizer, Params, Seen, TrainState, WeightSchedule
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from dlf import store
-from dlf.optimizers import Ruled
+from dlf.rules import Ruled
 from dlf.store import files
 from dlf.train import init_carries
 from dlf.types import Series, TrainState
@@ -56,8 +56,12 @@ def branch(
     config = overridden(before, overrides)
     if not (np.isfinite(perturbation) and perturbation >= 0):
         raise ConfigError(f"perturbation must be at least 0 and finite, got {perturbation}")
-    if workdir.resolve() == parent.resolve():
-        raise ConfigError(f"{workdir} is the parent's own folder: name another one")
+    if type(seed) is not int or not 0 <= seed < 2**32:  # of more the generator takes the last 32 bits
+        raise ConfigError(f"seed must be a whole number from 0 to below 2**32, got {seed!r}")
+    if type(step) is not int:
+        raise ConfigError(f"step must be a whole number, got {step!r}")
+    if workdir.resolve().is_relative_to(parent.resolve()):
+        raise ConfigError(f"{workdir} is the parent's own folder: name one outside of it")
     if (workdir / "meta.json").exists():
         known = files.read_json(workdir / "meta.json").get("branch", {})
         asked = {"parent": str(parent.resolve()), "step": step, "perturbation": perturbation, "seed": seed}
@@ -101,7 +105,8 @@ def _start(before, config, parent: Path, step: int, perturbation: float, seed: i
     kept = store.checkpoint_before(parent, step, like)
     if kept is None:
         raise ConfigError(
-            f"{parent} has no checkpoint at or before step {step}: train it with more of checkpoints_kept"
+            f"{parent} has no checkpoint at or before step {step}: take a later step, or train it anew with "
+            "more of checkpoints_kept or fewer of steps_per_chunk"
         )
     first, (state, carries) = kept
     loop, at = make_loop(old), first
@@ -136,15 +141,22 @@ def _adapted(state: TrainState, like: TrainState, before: ConfigDict, now: Confi
                 f"a branch goes on with the {words} of its parent: leave their shapes as they are"
             )
     inner = state.opt_state.inner if isinstance(state.opt_state, Ruled) else state.opt_state
+    wanted = like.opt_state.inner if isinstance(like.opt_state, Ruled) else like.opt_state
+    of_optimizer = [{key: of[key] for key in of if key != "rule"} for of in (before, now)]
+    if of_optimizer[0] != of_optimizer[1] or _shapes(inner) != _shapes(wanted):
+        inner = _counting(inner, wanted, state.step, ":" in now.name)
     if not isinstance(like.opt_state, Ruled):
-        return state._replace(opt_state=_counting(inner, like.opt_state, state.step))
-    inner = _counting(inner, like.opt_state.inner, state.step)
+        return state._replace(opt_state=inner)
     is_same = isinstance(state.opt_state, Ruled) and before.rule == now.rule
     return state._replace(opt_state=(state.opt_state if is_same else like.opt_state)._replace(inner=inner))
 
 
-def _counting(state: Any, like: Any, step: Array) -> Any:
-    """Return an optimizer's state, with the count of a schedule where the other one has that or a number."""
+def _counting(state: Any, like: Any, step: Array, is_own: bool) -> Any:
+    """Return an optimizer's state, with a count where it gets a schedule, without one where it gets a number.
+
+    Raises ConfigError for other states, and where the rate may lie in the state itself, or be counted
+    otherwise: injected hyper-parameters, functions of one's own.
+    """
 
     def is_rate(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState | optax.EmptyState)
@@ -154,9 +166,17 @@ def _counting(state: Any, like: Any, step: Array) -> Any:
     same = (is_rate(a) == is_rate(b) and (is_rate(a) or _shapes(a) == _shapes(b)) for a, b in both)
     if structure != other or not all(same):
         raise ConfigError("a branch goes on with the optimizer's state: only its rate and rule may differ")
+    if is_own and (_injected(like) or [*map(type, of)] != [*map(type, wanted)]):
+        raise ConfigError("a branch cannot change the rate that an optimizer of your own keeps in its state")
     counting = optax.ScaleByScheduleState(step)
-    taken = (a if not is_rate(a) else b if isinstance(b, optax.EmptyState) else counting for a, b in both)
+    taken = (a if type(a) is type(b) else counting if isinstance(a, optax.EmptyState) else b for a, b in both)
     return other.unflatten(taken)
+
+
+def _injected(state: Any) -> bool:
+    kinds = optax.InjectHyperparamsState | optax.InjectStatefulHyperparamsState
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
+    return any(isinstance(node, kinds) for node in nodes)
 
 
 def _shapes(tree: Any) -> Any:

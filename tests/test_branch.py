@@ -135,6 +135,9 @@ REFUSED = {
     "shorter": (dict(overrides={"num_steps": STEP}), "no step after"),
     "a rule without its probe": (dict(overrides={"optimizer.rule": {"name": "cap"}}), "step_sharpness"),
     "a negative perturbation": (dict(perturbation=-1.0), "perturbation"),
+    "a seed beyond the generator's bits": (dict(perturbation=1e-3, seed=2**32 + 1), "seed must be"),
+    "a negative seed": (dict(perturbation=1e-3, seed=-1), "seed must be"),
+    "half a step": (dict(step=30.5), "step must be"),
 }
 
 
@@ -151,6 +154,8 @@ def test_a_branch_that_cannot_be_is_refused_in_one_line_and_leaves_nothing(float
 def test_the_parent_and_another_run_are_not_written_over(float64, parent, tmp_path):
     with pytest.raises(ConfigError, match="own folder"):
         branch(parent, STEP, {}, parent)
+    with pytest.raises(ConfigError, match="outside of it"):
+        branch(parent, STEP, {}, parent / "inside")
     branch(parent, STEP, {}, tmp_path / "one")
     with pytest.raises(ConfigError, match="another"):
         branch(parent, STEP + 1, {}, tmp_path / "one")
@@ -158,6 +163,39 @@ def test_the_parent_and_another_run_are_not_written_over(float64, parent, tmp_pa
         branch(parent, STEP, {"stop_after": STEP}, tmp_path / "one")
     with pytest.raises(StoreError):
         branch(tmp_path / "nothing", STEP, {}, tmp_path / "two")
+
+
+OPTIMIZERS = """
+import optax
+
+
+def injected(learning_rate):
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate, momentum=0.5)
+
+
+def sam(learning_rate):
+    return optax.contrib.sam(optax.sgd(learning_rate), optax.sgd(0.05), sync_period=2)
+"""
+
+
+@pytest.mark.parametrize("name", ["injected", "sam"])
+def test_a_state_that_keeps_or_counts_its_rate_itself_goes_on_as_it_was_or_not_at_all(
+    standard, tmp_path, name
+):
+    (tmp_path / "own.py").write_text(OPTIMIZERS)
+    config = tiny.get_config()
+    config.num_steps = config.stop_after = config.steps_per_chunk = 60
+    config.steps_per_chunk, config.checkpoints_kept, config.probes = 20, 3, {}
+    cosine = dict(name="cosine_decay_schedule", init_value=0.3, decay_steps=60)
+    config.optimizer = dict(
+        name=f"{tmp_path / 'own.py'}:{name}", learning_rate=cosine if name == "sam" else 0.3
+    )
+    train(config, tmp_path / "run")
+    branch(tmp_path / "run", 29, {}, tmp_path / "same")
+    assert rows(tmp_path / "same").identical(rows(tmp_path / "run"))
+    change = {"optimizer.learning_rate": 0.003}
+    with pytest.raises(ConfigError, match="of your own keeps in its state"):
+        branch(tmp_path / "run", 29, change, tmp_path / "other")
 
 
 def test_the_command_branches_and_goes_on(parent, tmp_path, command):

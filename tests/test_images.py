@@ -88,8 +88,7 @@ def as_example(image, label, number):
 
 def as_tfrecord(records):
     def masked(content):
-        crc = formats._masked_crc(content)
-        return struct.pack("<I", crc)
+        return formats._masked_crcs([content])[0].tobytes()
 
     return b"".join(
         struct.pack("<Q", len(r)) + masked(struct.pack("<Q", len(r))) + r + masked(r) for r in records

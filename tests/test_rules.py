@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from analysis import probes
@@ -245,6 +246,13 @@ REFUSED = {
     "unnamed": (dict(rule=dict(every=4)), "dict(name="),
     "a negative scale": (dict(rule=dict(name="cdat", scale=-1.0)), "positive"),
     "a decay of one": (dict(rule=dict(name="cdat", decay=1.0)), "below 1"),
+    "updates with bounds of their own": (
+        dict(optimizer=dict(name="rprop", learning_rate=1e-3), rule=dict(name="polyak")), "proportion",
+    ),
+    "a spacing of zero": (dict(rule=dict(name="cap", every=0)), "every must be"),
+    "a threshold": (dict(rule=dict(name="cap", threshold=1.0)), "follows from the optimizer"),
+    "a scale that is no number": (dict(rule=dict(name="polyak", scale=float("nan"))), "a positive number"),
+    "a scale that underflows": (dict(rule=dict(name="polyak", scale=1e308)), "below 1e30"),
     "no turn": (dict(rule=dict(name="feed_forward", turn=0)), "turn"),
     "an unknown setting": (dict(rule=dict(name="cap", evry=4)), "evry"),
 }  # fmt: skip
@@ -264,6 +272,37 @@ def test_a_rule_that_cannot_hold_is_refused_in_one_line_before_anything_runs(flo
     message = str(raised.value)
     assert words in message and "optimizer" in message and "\n" not in message, message
     assert not (tmp_path / "run").exists()
+
+
+OWN = {
+    "memory": "return seen.loss, jnp.zeros(3)",
+    "complex": "return jnp.asarray(1j), memory",
+    "vector": "return jnp.ones(2), memory",
+    "alone": "return seen.loss",
+    "none": "return None, memory",
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_rule_of_ones_own_that_returns_something_else_is_refused_in_one_line(float64, tmp_path, case):
+    (tmp_path / "mine.py").write_text(
+        "import jax.numpy as jnp\nfrom dlf.types import Rule\n\n\ndef wild():\n    def rate(memory, seen):\n"
+        f"        {OWN[case]}\n\n    return Rule(lambda: jnp.zeros(()), rate, {{}})\n"
+    )
+    config = with_rule("cdat")
+    with config.unlocked():
+        config.optimizer.rule = dict(name=f"{tmp_path / 'mine.py'}:wild")
+    with pytest.raises(ConfigError) as raised:
+        train(config, tmp_path / "run")
+    assert "a rule must return" in str(raised.value) and "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optimizer_that_is_no_tuple_is_taken_as_it_is(standard):
+    multi = make_optimizer(lambda learning_rate: optax.MultiSteps(optax.sgd(learning_rate), 2), 0.1)
+    state = multi.init(jnp.ones(2))
+    updates, _ = multi.update(jnp.ones(2), state, jnp.ones(2))
+    assert updates.tolist() == [0, 0]
 
 
 def test_every_rule_is_in_the_catalogue_and_tried_here():

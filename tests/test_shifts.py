@@ -15,7 +15,7 @@ NORMS, AMPLITUDES = ("none", "batch"), (1.0, 16.0)
 
 def curve(log_rate):
     """An accuracy that rises over the learning rate, and falls beyond a maximum."""
-    return 0.9 - 0.3 * np.exp(-1.5 * (log_rate + 3)) - 0.05 * np.exp(3 * (log_rate + 0.3))
+    return 0.9 - 0.1 * (log_rate + 0.9) ** 2
 
 
 def made(seed, shift=1.0, gain=0.0, num_seeds=32, dead=0.0):
@@ -108,7 +108,10 @@ def test_controls_and_the_law_are_read_off_sweeps_with_known_answers():
     values = [[[[ratio[a]] * 4] * 2 for a in AMPLITUDES] for _ in NORMS]
     dims = "normalization", "amplitude", "seed", "hessian_step"
     sharpness = xr.Dataset(
-        {"hessian_eigenvalues": ((*dims, "rank"), np.asarray(values)[..., None])},
+        {
+            "hessian_eigenvalues": ((*dims, "rank"), np.asarray(values)[..., None]),
+            "status": (dims[:3], np.full((2, 2, 2), DONE)),
+        },
         {
             "normalization": list(NORMS),
             "amplitude": list(AMPLITUDES),
@@ -133,8 +136,11 @@ def test_controls_and_the_law_are_read_off_sweeps_with_known_answers():
 def test_rates_rise_fall_and_swing():
     rate = learning_rate_shift.rising_and_falling(2.0, 10, 110)
     assert [float(rate(step)) for step in (0.0, 5.0, 10.0, 60.0, 110.0)] == [0, 1, 2, 1, 0]
-    swinging = learning_rate_shift.rising_and_falling(2.0, 10, 110, period=20)
-    assert float(swinging(60.0)) == 1 and float(swinging(70.0)) == pytest.approx(2 * 0.8)
+    swinging = learning_rate_shift.rising_and_falling(2.0, 10, 110, period=20, num_swinging=80)
+    assert float(swinging(60.0)) == pytest.approx(2 / 3) and float(swinging(70.0)) == pytest.approx(
+        0.8 * 4 / 3
+    )
+    assert float(swinging(90.0)) == pytest.approx(0.4)  # no longer
 
 
 def test_shuffled_weights_are_the_same_ones_in_another_order(float64):

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from scipy import stats
 
 from analysis.findings import tuned_losses
-from analysis.findings.diagrams import mean_error, paired_gain
+from analysis.findings.diagrams import mean_error
+from dlf.store.cells import DIVERGED
 
-LARGEST = 4.0  # shift that is looked for, and its inverse
+LARGEST = 4.0  # of the shifts of flanks that are looked for, and its inverse
 _DRAWS = 1_000  # of a bootstrap
 _LEVEL = 0.05
 
@@ -22,11 +23,12 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Reduce the sweeps "main", "controls" and "sharpness" to what they show.
 
     Along `normalization` and `amplitude`: `accuracy` over `learning_rate` with `_error`, the share of `dead`
-    runs with `_low` and `_high`; of the dynamical losses `shift` with `_low` and `_high`, the difference of
-    their peaks from the static one's, `gain`, with `_low`, `_high`, `_error`, `_p_value`, `_adjusted`, and
-    `verdict`; `sharpness_ratio` with `_error`, and `law_holds`. Along `control`: `control_gain` with `_error`
-    and `_p_value`, the difference to the dynamical loss of largest amplitude at the same rate, also of the
-    static loss at s times the rate.
+    runs with `_low` and `_high`; of the dynamical losses `shift` and `gain`, how much smaller the rate of
+    their peak is than the static one's and how much higher the peak, and `flank`, each with `_low` and
+    `_high`; of the gain `_error`, `_p_value`, `_adjusted`, and `verdict`; `sharpness_ratio` with `_error`,
+    and `law_holds`, NaN where the shift is open. Along `control`: `control_gain` with `_error`, the
+    difference to the dynamical loss of largest amplitude at the same rate, also of the static loss at s times
+    the rate.
     """
     main = results["main"]
     of_norms = {name: _of_norm(main.sel(normalization=name)) for name in main["normalization"].values}
@@ -62,16 +64,23 @@ def _effects(pair: xr.Dataset) -> xr.Dataset:
     for draw in range(1 + _DRAWS):
         seeds = rng.choice(every, every.size) if draw else every
         validation, test = (values[..., seeds] for values in of_seeds)
-        peaks = [peak(x, *of) for of in zip(validation, test, strict=True)]
-        drawn.append((shift(x, *test), peaks[1] - peaks[0]))
-    (s, gain), (of_s, of_gain) = drawn[0], np.asarray(drawn[1:]).T
-    low, _, high, _ = _interval(of_s)
-    found = {"shift": s, "shift_low": low, "shift_high": high, "gain": gain}
-    found["gain_low"], within, found["gain_high"], error = _interval(of_gain)
-    found["gain_error"] = error
-    found["gain_p_value"] = 2 * stats.norm.sf(abs(gain) / error) if error > 0 else np.nan
-    found["equivalent"] = float(within <= tuned_losses.EQUIVALENT)
+        (static, dynamical) = (peak(x, *of) for of in zip(validation, test, strict=True))
+        drawn.append((np.exp(static[0] - dynamical[0]), dynamical[1] - static[1], flank(x, *test)))
+    found = {}
+    for name, value, draws in zip(("shift", "gain", "flank"), drawn[0], np.asarray(drawn[1:]).T, strict=True):
+        found[name], (found[f"{name}_low"], within, found[f"{name}_high"], error) = value, _interval(draws)
+        if name == "gain":
+            found |= _tested(value, within, error)
     return xr.Dataset(found)
+
+
+def _tested(gain, within, error):
+    p_value = 2 * stats.norm.sf(abs(gain) / error) if error > 0 else np.nan
+    return {
+        "gain_error": error,
+        "gain_p_value": p_value,
+        "equivalent": float(within <= tuned_losses.EQUIVALENT),
+    }
 
 
 def _interval(draws):
@@ -87,35 +96,38 @@ def peak(
     log_rates: Float[np.ndarray, " rates"],
     validation: Float[np.ndarray, "rates seeds"],
     test: Float[np.ndarray, "rates seeds"],
-) -> float:
-    """Return the test accuracy at the learning rate at which the validation accuracy is largest.
+) -> tuple[float, float]:
+    """Return log eta at which the validation accuracy is largest, and the test accuracy there.
 
     Both are means over the seeds that live (not NaN), at rates where at least half of them do, with parabolas
-    through the best rate and its neighbours, so that a grid of rates need not hit a maximum.
+    through the best rate and its neighbours, so that a grid of rates need not hit a maximum. The place is NaN
+    where the best rate is the first or the last of these, and the maximum may lie beyond.
 
     >>> x = np.log([0.1, 0.2, 0.4])
     >>> curve = 0.9 - (x - np.log(0.25))[:, None] ** 2
-    >>> round(peak(x, curve, curve), 6)
-    0.9
+    >>> [round(of, 4) for of in peak(x, curve, curve)] == [round(np.log(0.25), 4), 0.9]
+    True
     """
     (v, x), (t, _) = (_living(log_rates, values) for values in (validation, test))
     if not len(x):
-        return np.nan
+        return np.nan, np.nan
     best = int(np.argmax(v))
     if not 0 < best < len(x) - 1:
-        return float(t[best])
+        return np.nan, float(t[best])
     around = slice(best - 1, best + 2)
     (a, b, _), height = (np.polyfit(x[around] - x[best], of[around], 2) for of in (v, t))
-    at = np.clip(-b / (2 * a), x[best - 1] - x[best], x[best + 1] - x[best]) if a < 0 else 0
-    return float(np.polyval(height, at))
+    at = np.clip(-b / (2 * a), x[best - 1] - x[best], x[best + 1] - x[best]) if a < 0 else 0.0
+    return float(x[best] + at), float(np.polyval(height, at))
 
 
-def shift(
+def flank(
     log_rates: Float[np.ndarray, " rates"],
     static: Float[np.ndarray, "rates seeds"],
     dynamical: Float[np.ndarray, "rates seeds"],
 ) -> float:
     """Return by which factor the static loss needs a larger rate to be as accurate as a dynamical one.
+
+    On the rising side, where a gain at every rate looks like a shift: it says how the curves lie, not why.
 
         s = argmin sum_x (d(x) - c(x + log s))^2,   x = log eta up to the maximum of d
 
@@ -123,7 +135,7 @@ def shift(
     c is linear in between, and at least three rates must lie within it. NaN where there are no three.
 
     >>> x, curve = np.log([0.1, 0.2, 0.4, 0.8, 1.6]), lambda x: 1 - np.exp(-2 * np.exp(x))[:, None]
-    >>> round(shift(x, curve(x), curve(x + np.log(1.5))), 1)
+    >>> round(flank(x, curve(x), curve(x + np.log(1.5))), 1)
     1.5
     """
     (c, at), (d, x) = (_living(log_rates, values) for values in (static, dynamical))
@@ -181,24 +193,37 @@ def _controls(controls: xr.Dataset, main: xr.Dataset, shifts: xr.DataArray) -> x
     )
     parts.append(moved.expand_dims(control=["static at s eta"]).transpose(*others.dims))
     values = xr.concat(parts, "control")
-    gain = paired_gain(values, dynamical, alternative="two-sided")
-    return gain.rename({name: f"control_{name}" for name in gain}).rename(learning_rate="controlled_rate")
+    gain, error = mean_error(values - dynamical)
+    found = xr.Dataset({"control_gain": gain, "control_gain_error": error})
+    return found.rename(learning_rate="controlled_rate")
 
 
 def _law(sharpness: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
     """Return the largest sharpness over that of the static loss, geometric mean over seeds."""
     values = sharpness["hessian_eigenvalues"].isel(rank=0)
-    largest = values.max("hessian_step")
+    largest = values.where(sharpness["status"] != DIVERGED).max("hessian_step")
     logs = np.log(largest / largest.sel(amplitude=1.0))
     mean, error = mean_error(logs)
     ratio = np.exp(mean)
     holds = (found["shift_low"] <= ratio) & (ratio <= found["shift_high"])
+    holds = holds.where(found["shift_low"].notnull())
     return xr.Dataset({"sharpness_ratio": ratio, "sharpness_ratio_error": ratio * error, "law_holds": holds})
 
 
 def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     """Return the shifts and gains, and the controls, as tables."""
-    rows = [("normalization", "A", "shift s", "sharpness ratio", "gain at the peak", "p", "dynamical is")]
+    rows = [
+        (
+            "normalization",
+            "A",
+            "shift s",
+            "on the flank",
+            "sharpness ratio",
+            "gain at the peak",
+            "p",
+            "dynamical is",
+        )
+    ]
     for name in found["normalization"].values:
         for amplitude in found["amplitude"].values[1:]:
             cell = found.sel(normalization=name, amplitude=amplitude)
@@ -210,7 +235,10 @@ def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
                 (
                     str(name),
                     f"{amplitude:g}",
-                    f"{number['shift']:.2f}, {number['shift_low']:.2f} to {number['shift_high']:.2f}",
+                    *(
+                        f"{number[of]:.2f}, {number[f'{of}_low']:.2f} to {number[f'{of}_high']:.2f}"
+                        for of in ("shift", "flank")
+                    ),
                     ratio,
                     f"{100 * number['gain']:+.1f} ± {100 * number['gain_error']:.1f}",
                     f"{number['gain_adjusted']:.2g}",

@@ -8,7 +8,7 @@ import io
 import pickle
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def decoded(content: bytes) -> UInt8[np.ndarray, "height width channels"]:
         raise ValueError(f"an image cannot be decoded: {error}") from error
 
 
-def examples(records: Iterator[bytes]) -> tuple[list[np.ndarray], list[int]]:
+def examples(records: Iterable[bytes]) -> tuple[list[np.ndarray], list[int]]:
     """Return images and labels of TensorFlow's tf.train.Example messages, as TFDS writes them.
 
     Source: the messages Example, Features and Feature of TensorFlow's example.proto and feature.proto.
@@ -96,9 +96,9 @@ def examples(records: Iterator[bytes]) -> tuple[list[np.ndarray], list[int]]:
             for _, entry in _fields(group):
                 key, feature = (value for _, value in sorted(_fields(entry)))
                 ((_, values),) = _fields(feature)
-                features[key] = next(_fields(values))[1]
+                _, features[key] = next(_fields(values), (0, None))
         label = features.get(b"label")
-        if b"image" not in features or label is None:
+        if not isinstance(features.get(b"image"), bytes) or label is None:
             raise ValueError("its records hold no image and label")
         # int64 values lie packed in bytes
         labels.append(label if isinstance(label, int) else _varint(label, 0)[0])
@@ -106,19 +106,24 @@ def examples(records: Iterator[bytes]) -> tuple[list[np.ndarray], list[int]]:
     return images, labels
 
 
-def tfrecords(content: bytes) -> Iterator[bytes]:
-    """Yield the records of a file of TensorFlow's: length, its checksum, bytes, theirs."""
-    at = 0
+def tfrecords(content: bytes) -> list[bytes]:
+    """Return the records of a file of TensorFlow's: length, its checksum, bytes, theirs; all are checked."""
+    records, checks, at = [], [], 0
     while at < len(content):
         if len(content) < at + 12:
             raise ValueError("it ends amid a record")
         length, check = struct.unpack_from("<QI", content, at)
-        if check != _masked_crc(content[at : at + 8]):
+        if check != _masked_crcs([content[at : at + 8]])[0]:
             raise ValueError("the checksum of a record's length is wrong")
         if len(content) < at + 16 + length:
             raise ValueError("it ends amid a record")
-        yield content[at + 12 : at + 12 + length]
+        records.append(content[at + 12 : at + 12 + length])
+        checks += struct.unpack_from("<I", content, at + 12 + length)
         at += 16 + length
+    wrong = np.flatnonzero(_masked_crcs(records) != np.asarray(checks, np.uint32))
+    if len(wrong):
+        raise ValueError(f"the checksum of record {wrong[0]} is wrong")
+    return records
 
 
 def array_records(path: Path) -> Iterator[bytes]:
@@ -150,6 +155,10 @@ def parquet(path: Path) -> tuple[list[np.ndarray], list[int]]:
     images = table.get("img", table.get("image"))
     if images is None or "label" not in table:
         raise ValueError(f"it has no images and labels, but {', '.join(table)}")
+    for row, (image, label) in enumerate(zip(images, table["label"], strict=True)):
+        is_image = isinstance(image, dict) and isinstance(image.get("bytes"), bytes)
+        if not is_image or type(label) is not int:
+            raise ValueError(f"row {row} has no image as bytes, or no whole number as a label")
     return [decoded(image["bytes"]) for image in images], table["label"]
 
 
@@ -181,22 +190,28 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
     raise ValueError("a record ends amid a number")
 
 
-def _table() -> list[int]:
-    found = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        found.append(byte)
+def _table() -> np.ndarray:
+    found = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        found = found >> 1 ^ np.where(found & 1, np.uint32(0x82F63B78), np.uint32(0))
     return found
 
 
-_CRC32C = _table()
+_CRC_TABLE = _table()
 
 
-def _masked_crc(content: bytes) -> int:
-    """Return CRC-32C, rotated and shifted as TensorFlow does."""
-    crc = 0xFFFFFFFF
-    for byte in content:
-        crc = _CRC32C[(crc ^ byte) & 255] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+def _masked_crcs(records: Sequence[bytes]) -> np.ndarray:
+    """Return the CRC-32C of each record as TensorFlow writes it, byte by byte of all records at once."""
+    order = sorted(range(len(records)), key=lambda i: -len(records[i]))
+    lengths = np.asarray([len(records[i]) for i in order])
+    columns = np.zeros((max(lengths, default=0), len(records)), np.uint8)
+    for place, i in enumerate(order):
+        columns[: lengths[place], place] = np.frombuffer(records[i], np.uint8)
+    crcs = np.full(len(records), 2**32 - 1, np.uint32)
+    for at, column in enumerate(columns):
+        num = np.searchsorted(-lengths, -at)  # records that are longer
+        crcs[:num] = crcs[:num] >> 8 ^ _CRC_TABLE[(crcs[:num] ^ column[:num]) & 255]
+    crcs = ~crcs
+    found = np.empty_like(crcs)
+    found[order] = (crcs >> 15 | crcs << 17) + np.uint32(0xA282EAD8)
+    return found

@@ -4,31 +4,34 @@
 are [ours]; the question is the authors' (talk), the hypothesis from a scratch study. This plan was committed
 before the first confirmatory run.
 
-Hypotheses. H1: a dynamical loss of amplitude A reaches at the rate eta the accuracy that the static loss
-reaches at s eta, with s > 1. H2: at the peaks there is no gain, |D| <= 0.5 points. H3 (Q1): D > 0 without
-batch norm and not with it; if weighted or frozen statistics bring it back, the statistics are to blame.
-H4 (the law): s is the largest sharpness of the dynamical run over that of the static one.
+Hypotheses. H1: the accuracy over the rate of a dynamical loss of amplitude A peaks at a rate that is smaller
+by a factor s > 1 than the static one's. H2: the peaks are equally high, |D| <= 0.5 points. H3 (Q1): D > 0
+without batch norm and not with it; if weighted or frozen statistics bring it back, the statistics are to
+blame. H4 (the law): s is the largest sharpness of the dynamical run over that of the static one.
 Factors. 1,000 signals of MNIST-1D, three 1-D convolutions of 25 channels, momentum 0.9, the rate rising for a
 tenth of the steps, then falling to zero; normalization (5) x rate (8, ratio 1.5) x A (1, 4, 16) x seed (32).
 A seed draws signals, first parameters and batches, so that losses are paired. The class weights move for
 four fifths of the steps, whole cycles, then they are one. Batch statistics are recomputed on the training
 set before each evaluation, but where they are frozen after a tenth of the steps.
 Statistics. A run is dead that diverged or is below twice the accuracy of guessing on validation examples;
-dead runs stand apart, with Wilson's interval. s: the shift of the static curve (mean test accuracy of live
-runs, linear in log eta, rates at which half of the runs live) that fits the dynamical one best up to its
-maximum, by least squares. D: the difference of the peaks, each the mean test accuracy at the rate at which
-the mean validation accuracy is largest, with parabolas through the best rate and its neighbours. Intervals
-are 95 % bootstraps over seeds, pairs together, which choose the rates anew in every draw; p-values are those
-of D over its bootstrap error, with a false discovery rate of 5 % over all norms and amplitudes; "no effect"
-is the 90 % interval within 0.5 points. (A first version, which chose each rate once by a third of the seeds,
-called 12 % of simulated nulls a gain or a loss; tests/test_shifts.py simulates the whole chain.)
-Controls, at three rates, for none and batch. (i) "shuffled": the same class weights in a random order of the
-steps. If it is as good, order is not the cause. (ii) The static loss at s eta, read off its curve: H1 itself.
-(iii) "cycling": the rate rises to twice itself and back in every period, no class is tilted. If it is as good
-as A = 16, the tilt is not the cause.
+dead runs stand apart, with Wilson's interval. A peak lies where the mean validation accuracy of live runs is
+largest, among rates at which half of the runs live, with parabolas in log eta through the best rate and its
+neighbours; its height is the mean test accuracy there. s is the ratio of the rates of the peaks, D the
+difference of their heights; where a peak is at the end of the rates s is open. Intervals are 95 % bootstraps
+over seeds, pairs together, which look for the peaks anew in every draw; p-values are those of D over its
+bootstrap error, with a false discovery rate of 5 % over all norms and amplitudes; "no effect" is the 90 %
+interval within 0.5 points. tests/test_shifts.py simulates the whole chain. (Two earlier versions failed there
+or in review, before any run: a rate chosen once by a third of the seeds calls 12 % of nulls a gain or a loss;
+a shift fitted to the rising flank takes a gain at every rate for a shift. The latter is shown as "flank", as
+exploratory: it says how the curves lie, not why.)
+Controls, at three rates, for none and batch, as differences to A = 16 at the same rate with their errors, not
+tested. (i) "shuffled": the same class weights in one random order of the steps, the same for all seeds. If
+it is as good, order is not the cause. (ii) The static loss at s eta, read off its curve. (iii) "cycling": the
+rate swings by a third up and down in every period while the class weights would move, with the same mean; no
+class is tilted. If it is as good as A = 16, the tilt is not the cause.
 What counts. H1: the interval of s lies above 1, for each norm. H2: equivalence; a difference whose p-value
-passes is a gain or a loss; else open. H4: of the ten s, those whose interval holds the ratio of sharpnesses;
-the law fails if fewer than eight do. Nothing else is confirmatory.
+passes is a gain or a loss; else open. H4: of the s that are not open, those whose interval holds the ratio of
+sharpnesses; the law fails if fewer than four in five do. Nothing else is confirmatory.
 """
 
 import jax
@@ -47,21 +50,22 @@ _NORMS = ("none", "group", "batch", "weighted_batch", "frozen_batch")
 _CONTROLLED_NORMS = ("none", "batch")
 _AMPLITUDES = (1.0, 4.0, 16.0)
 _PEAK = "optimizer.learning_rate.peak"
-_RATES = tuple(0.05 * 1.5**k for k in range(8))
+_RATES = tuple(0.08 * 1.5**k for k in range(8))
 _CONTROLLED = (_RATES[1], _RATES[3], _RATES[5])
-_SWING = 2.0  # of the cycling rate
+_SWING = 1 / 3  # of the cycling rate, up and down
 _FINAL = record("final", "loss", "validation_accuracy", "test_accuracy", "test_class_accuracy")
 _HERE = "experiments.configs.learning_rate_shift"
 
 
-def rising_and_falling(peak, num_rising, num_steps, period=0):
-    """Return a rate that rises to its peak and falls to zero; with a period it swings to twice itself."""
+def rising_and_falling(peak, num_rising, num_steps, period=0, num_swinging=0):
+    """Return a rate that rises to its peak and falls to zero; with a period it swings about that at first."""
 
     def rate(step):
         shape = jnp.minimum(step / num_rising, (num_steps - step) / (num_steps - num_rising))
         if period:
             phase = step % period / period
-            shape *= 1 + 2 * (_SWING - 1) * jnp.minimum(phase, 1 - phase)
+            swing = 1 + _SWING * (4 * jnp.minimum(phase, 1 - phase) - 1)
+            shape *= jnp.where(step < num_swinging, swing, 1)
         return peak * jnp.maximum(shape, 0)
 
     return rate
@@ -85,6 +89,7 @@ def get_config(scale="small"):
             num_rising=num_steps // 10,
             num_steps=num_steps,
             period=0,
+            num_swinging=config.stop_after,
         )
     config.model.normalization, config.model.frozen_after = "none", 0
     config.probes.evaluation.recomputed = False
