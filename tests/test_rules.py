@@ -251,7 +251,6 @@ REFUSED = {
     ),
     "a spacing of zero": (dict(rule=dict(name="cap", every=0)), "every must be"),
     "a threshold": (dict(rule=dict(name="cap", threshold=1.0)), "follows from the optimizer"),
-    "a scale that is no number": (dict(rule=dict(name="polyak", scale=float("nan"))), "a positive number"),
     "a scale that underflows": (dict(rule=dict(name="polyak", scale=1e308)), "below 1e30"),
     "no turn": (dict(rule=dict(name="feed_forward", turn=0)), "turn"),
     "an unknown setting": (dict(rule=dict(name="cap", evry=4)), "evry"),

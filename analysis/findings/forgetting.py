@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from analysis.findings import adders
 from dlf.data import facts
@@ -37,9 +37,6 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     found = _of_lists(results["classical"], results["clauses"])
     for more in (_of_pairs(results["pairs"]), _of_turns(results["turns"]), results["measured"]):
         found = found.merge(more, combine_attrs="override")
-    for name in ("classical", "clauses"):
-        curvature = _of_curvature(name, results[f"{name}_curvature"])
-        found = found.merge(curvature, combine_attrs="override")
     return found.assign(bound=adders.bound())
 
 
@@ -148,10 +145,18 @@ def _of_turns(sweep: xr.Dataset) -> xr.Dataset:
     return xr.Dataset({name: over_seeds(of) for name, of in found.items()})
 
 
-def _of_curvature(name: str, sweep: xr.Dataset) -> xr.Dataset:
-    """Return sharpness and alignment of the lists' kernels by the trial: |K_12| / sqrt(|K_11| |K_22|)."""
-    sweep = sweep.transpose("seed", "kernel_step", "hessian_step", ...)
-    kernels = sweep["empirical_ntk"].values
+def curvature(
+    name: str,
+    sharpness: Float[np.ndarray, "seeds trials"],
+    kernels: Float[np.ndarray, "seeds trials examples examples"],
+    num_before: int,
+) -> xr.Dataset:
+    """Return a network's sharpness and the alignment of both lists' kernels `over_seeds`, by the trial.
+
+        |K_12| / sqrt(|K_11| |K_22|),    K of the examples of the first list, then of the second
+
+    Trial 0 is the end of the first list, which has `num_before`.
+    """
     half = kernels.shape[-1] // 2
     one, both, other = (
         np.linalg.norm(kernels[..., rows, columns], axis=(-2, -1))
@@ -161,15 +166,11 @@ def _of_curvature(name: str, sweep: xr.Dataset) -> xr.Dataset:
             (slice(half, None),) * 2,
         )
     )
-    before = json.loads(sweep.attrs["config"])["batches"]["num_epochs"][0]
-    trials = np.arange(kernels.shape[1]) - before
-    found = {
-        "alignment": both / np.sqrt(one * other),
-        "sharpness": sweep["hessian_eigenvalues"].values[..., 0],
-    }
+    along = {"trial": np.arange(kernels.shape[1]) - num_before}
+    found = {"alignment": both / np.sqrt(one * other), "sharpness": sharpness}
     return xr.Dataset(
         {
-            f"{name}_{key}": over_seeds(xr.DataArray(values, {"trial": trials}, ("seed", "trial")))
+            f"{name}_{key}": over_seeds(xr.DataArray(values, along, ("seed", "trial")))
             for key, values in found.items()
         }
     )

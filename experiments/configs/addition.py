@@ -1,12 +1,16 @@
 """Addition without forgetting: one list of facts after another, in a classical network and in one of clauses.
 
-`python -m experiments.figure addition`, one minute and as long again for starts and figures. The classical
-experiment is that of McCloskey and Cohen 1989 [MC], read in full; of Ruiz-Garcia 2022 (arXiv 2108.03940) [P3]
-only abstract and introduction could be read: a network with conditional clauses that learns binary addition
-and does not forget. All details of the network of clauses are [ours], as is the bridge to dynamical losses.
+`python -m experiments.figure addition --launcher=local`, 2 minutes. The classical experiment is that of
+McCloskey and Cohen 1989 [MC], read in full; of Ruiz-Garcia 2022 (arXiv 2108.03940) [P3] only abstract and
+introduction could be read: a network with conditional clauses that learns binary addition and does not
+forget. All details of the network of clauses are [ours], as is the bridge to dynamical losses.
 """
 
+import numpy as np
+import xarray as xr
+
 from analysis.findings import adders, forgetting
+from dlf.train import init_carries
 from experiments.build import build, draw, ready_loop
 from experiments.settings import Config
 from experiments.sweep.axes import axis, record
@@ -27,17 +31,17 @@ EXPECTED = (  # within two standard deviations over seeds of one published run, 
         "[ours], P3 [text]",
     ),
 )
-_SIZES = {  # seeds of most, of the bridge, of curvature; trials of ones and of twos; cycles of the bridge
-    "smoke": dict(seeds=3, of_turns=2, of_curvature=2, periods=(34, 68), trials=(3, 3), cycles=4),
-    "small": dict(seeds=100, of_turns=20, of_curvature=8),
-    "paper": dict(seeds=400, of_turns=40, of_curvature=40),
+_SIZES = {  # seeds of most, of the bridge; trials of ones and of twos; cycles of the bridge
+    "smoke": dict(seeds=3, of_turns=2, periods=(34, 68), trials=(3, 3), cycles=4),
+    "small": dict(seeds=100, of_turns=20),
+    "paper": dict(seeds=400, of_turns=40),
 }
 for _scale in ("small", "paper"):
     _SIZES[_scale] |= dict(periods=(34, 170, 680, 1_700, 3_400), trials=(45, 30), cycles=400)
 _ADDITIONS = {"smoke": 40}
 FACTS = 17  # of a list
 _EVERY = 5  # additions between two tests
-_LEARNED = 10  # networks whose tables are looked at
+_FOLLOWED, _LEARNED = 8, 10  # networks whose curvature, and whose tables are looked at
 
 
 def _config(dataset, model, loss, rate, num_steps, batches, **settings):
@@ -110,24 +114,7 @@ def turns(scale="small"):
     return config
 
 
-def _with_curvature(config):
-    config.probes.hessian = dict(every=FACTS, num=1, tol=0.01)
-    config.probes.kernel = dict(every=FACTS, num_examples=2 * FACTS)
-    return config
-
-
-def classical_curvature(scale="small"):
-    """Return the classical network with sharpness and kernel after every trial."""
-    return _with_curvature(get_config(scale))
-
-
-def clauses_curvature(scale="small"):
-    """Return the network of clauses with sharpness and kernel after every trial."""
-    return _with_curvature(clauses(scale))
-
-
 get_config_clauses, get_config_pairs, get_config_turns = clauses, pairs, turns
-get_config_classical_curvature, get_config_clauses_curvature = classical_curvature, clauses_curvature
 
 
 def _measured(config):
@@ -169,30 +156,38 @@ def sweep_turns(scale):
     yield record("series", *_measured(turns(scale)))
 
 
-def _curvature(scale):
-    yield axis("seed", range(_SIZES[scale]["of_curvature"]), "seed")
-    yield record("series", "hessian_eigenvalues", "empirical_ntk")
-
-
-def sweep_classical_curvature(scale):
-    """Vary first weights and order of the facts."""
-    return _curvature(scale)
-
-
-def sweep_clauses_curvature(scale):
-    """Vary first parameters and order of the facts."""
-    return _curvature(scale)
-
-
 def measure(config, results, folder):
-    """Train clauses on random additions, for the table that they learn, and add longer numbers with it."""
+    """Follow the curvature of both networks, and train clauses on random additions, which add longer numbers.
+
+    In this process, where each network is compiled once for all its seeds.
+    """
+    found, on_lists = xr.Dataset(), clauses()
+    on_lists.num_steps, on_lists.batches.num_epochs = config.num_steps, config.batches.num_epochs
+    for name, of in (("classical", config), ("clauses", on_lists)):
+        of = of.copy_and_resolve_references()
+        with of.unlocked():
+            of.probes.hessian = dict(every=FACTS, num=1, tol=0.01)
+            of.probes.kernel = dict(every=FACTS, num_examples=2 * FACTS)
+        rows = [series for _, series, _ in _trained(of, min(_FOLLOWED, results["classical"].sizes["seed"]))]
+        sharpness, kernels = (
+            np.stack([np.asarray(series[key])[::FACTS] for series in rows])
+            for key in ("hessian_eigenvalues", "empirical_ntk")
+        )
+        more = forgetting.curvature(name, sharpness[..., 0], kernels, of.batches.num_epochs[0])
+        found = found.merge(more)
     of = pairs()
-    num_steps = int(results["pairs"]["answers_step"][-1])
-    of.num_steps = of.steps_per_chunk = of.stop_after = num_steps
-    experiment, found = build(of), []
-    loop, _ = ready_loop(experiment)
-    for seed in range(_LEARNED):
-        of.seed = seed
-        replica = draw(of)
-        found.append(loop(replica, experiment.assemble(replica).state, {}, num_steps)[0].params)
-    return adders.longer_numbers(experiment.problem.model, found, range(1, 21))
+    of.num_steps = of.steps_per_chunk = of.stop_after = int(results["pairs"]["answers_step"][-1])
+    learned, _, models = zip(*_trained(of, _LEARNED), strict=True)
+    return found.merge(adders.longer_numbers(models[0], learned, range(1, 21)))
+
+
+def _trained(config, num_seeds):
+    """Yield last parameters, series and network of a configuration for each seed."""
+    experiment = build(config)
+    loop, _ = ready_loop(experiment, config.probes)
+    for seed in range(num_seeds):
+        config.seed = seed
+        replica = draw(config)
+        run = experiment.assemble(replica)
+        state, _, series = loop(replica, run.state, init_carries(run.probes, run.state), config.num_steps)
+        yield state.params, series, experiment.problem.model
