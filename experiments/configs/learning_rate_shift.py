@@ -1,6 +1,6 @@
 """Is a dynamical loss just a larger learning rate? Accuracy over the learning rate, with controls (E1, E1c).
 
-`python -m experiments.figure learning_rate_shift --launcher=local`, not yet run at scale small. All values
+`python -m experiments.figure learning_rate_shift --launcher=local`; nobody has run it yet. All values
 are [ours]; the question is the authors' (talk), the hypothesis from a scratch study. This plan was committed
 before the first confirmatory run.
 
