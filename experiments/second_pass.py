@@ -74,6 +74,8 @@ def measure_windows(config: ConfigDict, workdir: Path, windows: Iterable[tuple[i
     windows = sorted(windows)
     if _PROBE not in config.probes:
         raise ConfigError(f"the run has no probe {_PROBE!r}, only {', '.join(config.probes)}")
+    if build(config).run.step_fn.reads:
+        raise ConfigError("a run whose rule reads probes has no second pass: track it at every step instead")
     for start, stop in windows:
         if not 0 <= start < stop <= config.num_steps:
             raise ConfigError(f"a window must lie within 0 to {config.num_steps}, got [{start}, {stop})")

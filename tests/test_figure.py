@@ -19,12 +19,7 @@ FIGURE, EXPECTED, reduce, get_config = "fig4", (), tiny.reduce, tiny.get_config
 """
 
 
-UNRUN = {
-    "cifar10",
-    "cifar10_myrtle5",
-    "cifar10_wrn",
-    "learning_rate_shift",
-}  # of data and machines that were not at hand
+UNRUN = {"cifar10", "cifar10_myrtle5", "cifar10_wrn", "learning_rate_shift"}  # data or time were lacking
 
 
 @pytest.mark.parametrize("name", figure.NAMES)

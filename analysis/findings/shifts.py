@@ -84,7 +84,7 @@ def _tested(gain, within, error):
 
 
 def _interval(draws):
-    """Return ends of the 95 % interval, between them how far the 90 % one is from zero; last the error."""
+    """Return lower end of the 95 % interval, largest modulus in the 90 % one, upper end, standard error."""
     draws = draws[np.isfinite(draws)]
     if len(draws) <= _DRAWS / 2:
         return (np.nan,) * 4
