@@ -142,7 +142,7 @@ def test_what_is_better_worse_as_good_and_undecided_is_told_apart():
         same=[base, base + noise / 20],
         unclear=[base, base + np.roll(noise, 1) * 3],
     )
-    words = [findings._VERDICTS[int(of)] for of in found["tuned_verdict"]]
+    words = [findings.VERDICTS[int(of)] for of in found["tuned_verdict"]]
     assert words == ["better", "worse", "as good, within 0.5 points", "undecided"]
     np.testing.assert_allclose(found["tuned_gain"][:2], [0.03, -0.03], atol=2e-3)
     table = findings.in_words(found)["tuned"]
@@ -212,7 +212,7 @@ def test_dead_runs_keep_two_losses_from_being_as_good():
     noise = np.random.default_rng(0).normal(size=12) / 100
     dead = np.where(np.arange(12) > 7, 0.1, 0.8 + noise)
     found = reduced(killed=[0.8 + noise, dead], gone=[0.8 + noise, 0 * noise + 0.1])
-    assert [findings._VERDICTS[int(of)] for of in found["tuned_verdict"]] == ["undecided", "undecided"]
+    assert [findings.VERDICTS[int(of)] for of in found["tuned_verdict"]] == ["undecided", "undecided"]
     np.testing.assert_allclose(found["tuned_dead"].sel(amplitude=16.0), [0.5, 1.0])
     assert float(found["tuned_gain"][0]) == pytest.approx(0, abs=1e-12)  # of the pairs that live
     (row,) = (row for row in findings.in_words(found)["tuned"] if row[0] == "dynamical, tuned")
