@@ -120,6 +120,7 @@ def myrtle(
     std: Sequence[float] = (),
     dtype: str = "",
     frozen_after: int = 0,
+    strided: bool = False,
 ) -> Model:
     """Build a convolutional network: (images [examples, height, width, channels]) -> logits.
 
@@ -131,13 +132,15 @@ def myrtle(
     widths and (2, 1, 1), Myrtle7 six and (2, 2, 2), Myrtle10 nine and (3, 3, 3). Without it there is a pool
     after each from the second on, while the sides are longer than 2: four widths are Myrtle5 of 32x32 images,
     two to four suit 8x8 ones. `normalization` and `dropout` as in `mlp`; statistics stand still after the
-    first `frozen_after` steps if that is not 0 (see `dlf.modes.frozen_after`). Kernels are He-normal
-    (variance 2/fan_in), W has variance 1/fan_in, both from normals cut at two standard deviations; biases
-    start at zero.
+    first `frozen_after` steps if that is not 0 (see `dlf.modes.frozen_after`). If `strided`, convolutions
+    halve the sides in place of pools and W sees all pixels; (25, 25, 25) is MNIST-1D's reference network.
+    Kernels are He-normal (variance 2/fan_in), W has variance 1/fan_in, both from normals cut at two standard
+    deviations; biases start at zero.
 
     Raises ValueError as `mlp` does, for inputs that are neither images nor signals, or too many pools.
 
-    Source: Shankar et al. 2020 (arXiv 2003.02237); initialisation and other sizes are ours.
+    Source: Shankar et al. 2020 (arXiv 2003.02237); strided Greydanus 2020 (arXiv 2011.14439), whose first
+    kernel spans 5 points; initialisation and other sizes are ours.
 
     >>> import jax.numpy as jnp
     >>> model = myrtle(10, (4, 8), activation="relu")
@@ -148,9 +151,11 @@ def myrtle(
     """
     widths = (*widths, num_classes)
     _check(activation, normalization, dropout, widths)
+    if per_pool and strided:
+        raise ValueError("strided convolutions leave nothing to a pool: give no per_pool")
     if per_pool and (min(per_pool) < 1 or sum(per_pool) > len(widths) - 1):
         raise ValueError(f"per_pool must share out the {len(widths) - 1} convolutions, got {per_pool}")
-    model = _model(networks.Myrtle(widths, tuple(per_pool), activation, normalization, dropout))
+    model = _model(networks.Myrtle(widths, tuple(per_pool), activation, normalization, dropout, strided))
     if frozen_after:
         model = modes.frozen_after(model, frozen_after)
     model = model._replace(init=jax.jit(model.init))  # compiled, it skips the logits

@@ -47,21 +47,26 @@ class Myrtle(nn.Module):
     activation: str
     normalization: str
     dropout: float
+    strided: bool = False
 
     @nn.compact
     def __call__(self, inputs, train=False, weights=None):
         check_inputs(inputs, (3, 4))
         hidden, ends = inputs, {*itertools.accumulate(self.per_pool)}
         for depth, width in enumerate(self.widths[:-1]):
-            hidden = Conv(width, name=f"Conv_{depth}")(hidden)
+            hidden = Conv(width, stride=2 if self.strided else 1, name=f"Conv_{depth}")(hidden)
             hidden = NORMALIZATIONS[self.normalization](hidden, train, weights)
             hidden = ACTIVATIONS[self.activation](hidden)
             least = min(hidden.shape[1:-1])
             if self.per_pool and depth + 1 in ends and least < 2:
                 raise ValueError(f"too many pools for inputs {list(inputs.shape[1:])}: take fewer layers")
-            if depth + 1 in ends if self.per_pool else depth > 0 and least > 2:
+            if depth + 1 in ends if self.per_pool else depth > 0 and least > 2 and not self.strided:
                 hidden = _pool(hidden)
-        hidden = _drop(self.dropout, hidden.mean(axis=range(1, hidden.ndim - 1)), train)
+        if self.strided:
+            hidden = hidden.reshape(len(hidden), math.prod(hidden.shape[1:]))
+        else:
+            hidden = hidden.mean(axis=range(1, hidden.ndim - 1))
+        hidden = _drop(self.dropout, hidden, train)
         return Dense(self.widths[-1], use_bias=True, name="Dense_0")(hidden)
 
 

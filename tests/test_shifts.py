@@ -119,7 +119,7 @@ def test_controls_and_the_law_are_read_off_sweeps_with_known_answers():
             "hessian_step": range(4),
         },
     )
-    found = shifts.reduce({"main": main, "controls": controls, "sharpness": sharpness})
+    found = learning_rate_shift.reduce({"main": main, "controls": controls, "sharpness": sharpness})
     gain = found["control_gain"].sel(control="shuffled", normalization="none")
     expected = [curve(np.log(RATES[i])) - curve(np.log(1.5 * RATES[i])) for i in (1, 3)]
     np.testing.assert_allclose(gain, expected, atol=0.01)
@@ -128,7 +128,7 @@ def test_controls_and_the_law_are_read_off_sweeps_with_known_answers():
     assert (found["sharpness_ratio"].sel(amplitude=16.0) == pytest.approx(1.5)).all()
     assert found["law_holds"].sel(amplitude=16.0).all()
     tables = shifts.in_words(found)
-    assert len(tables["shifts"]) == 3 and len(tables["controls"]) == 5
+    assert len(tables["shifts"]) == len(tables["gains"]) == 3 and len(tables["controls"]) == 5
     for name in learning_rate_shift.FIGURE:
         assert getattr(figures, name)(found).axes
 

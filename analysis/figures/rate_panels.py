@@ -7,6 +7,11 @@ from matplotlib.figure import Figure
 
 from analysis.figures import style
 
+_CONTROLS = {
+    "shuffled": "shuffled $\\Gamma$",
+    "cycling": "cycling $\\eta$",
+    "static at s eta": "static, $s\\eta$",
+}
 _NAMES = {"weighted_batch": "weighted batch", "frozen_batch": "batch, frozen"}
 
 
@@ -18,13 +23,13 @@ def rate_curves(found: xr.Dataset) -> Figure:
     """
     names = [str(name) for name in found["normalization"].values]
     figure = Figure(figsize=(1.5 * max(len(names), 3) + 0.6, 3.4), layout="constrained")
-    grid = figure.subplots(2, len(names), squeeze=False, sharex=True, sharey="row", height_ratios=[2.2, 1])
+    grid = figure.subplots(2, len(names), squeeze=False, sharex="col", sharey="row", height_ratios=[2.2, 1])
     for (upper, lower), name in zip(grid.T, names, strict=True):
         for amplitude, color in zip(found["amplitude"].values, style.COLORS, strict=False):
             cell = found.sel(normalization=name, amplitude=amplitude)
             label = "static" if amplitude == 1 else f"$A$ = {amplitude:g}"
             marks = dict(color=color, marker="o", markersize=2.5, linewidth=1, capsize=1)
-            x = cell["learning_rate"]
+            x = cell["learning_rate"] * cell["rate_unit"]
             upper.errorbar(x, 100 * cell["accuracy"], yerr=100 * cell["accuracy_error"], label=label, **marks)
             limits = [100 * np.abs(cell["dead"] - cell[f"dead_{end}"]) for end in ("low", "high")]
             lower.errorbar(x, 100 * cell["dead"], yerr=limits, **marks)
@@ -33,7 +38,7 @@ def rate_curves(found: xr.Dataset) -> Figure:
         style.plain_numbers(lower.xaxis)
     grid[0, 0].set_ylabel("test accuracy (%)")
     grid[1, 0].set_ylabel("dead runs (%)")
-    grid[0, 0].legend(loc="lower right")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -56,15 +61,14 @@ def rate_shifts(found: xr.Dataset) -> Figure:
         marks = dict(fmt="o", color=color, markersize=3.5, capsize=1.5, linewidth=1)
         shift.errorbar(cell["shift"], y, xerr=ends, label=f"shift, $A$ = {amplitude:g}", **marks)
         if "sharpness_ratio" in cell:
-            shift.plot(
-                cell["sharpness_ratio"], y, "|", color=color, markersize=9, label="ratio of sharpnesses"
-            )
+            ratio = f"ratio of sharpnesses, $A$ = {amplitude:g}"
+            shift.plot(cell["sharpness_ratio"], y, "|", color=color, markersize=9, label=ratio)
         gain.errorbar(100 * cell["gain"], y, xerr=100 * cell["gain_error"], **marks)
     shift.axvline(1, color=style.BLACK, linewidth=0.6)
     shift.set(xscale="log", xlabel="shift $s$ of the rate")
     style.plain_numbers(shift.xaxis)
     _within(gain)
-    gain.set(xlabel="tuned gain (points)")
+    gain.set(xlabel="gain at the peak (points)")
     for axes in (shift, gain):
         axes.set_yticks(rows, [_NAMES.get(name, name) for name in names] if axes is shift else [])
         axes.set_ylim(-0.6, len(names) - 0.4)
@@ -88,7 +92,7 @@ def _draw_controls(axes: Axes, found: xr.Dataset) -> None:
             value, error = 100 * cells.sel(at), 100 * found["control_gain_error"].sel(at)
             y = -len(labels) + 0.2 * (1 - np.arange(value.size))
             axes.errorbar(value, y, xerr=error, fmt="o", color=style.BLACK, markersize=2.5, linewidth=0.8)
-            labels.append(f"{control}, {_NAMES.get(str(name), str(name))}")
+            labels.append(f"{_CONTROLS[str(control)]}, {_NAMES.get(str(name), str(name))}")
     _within(axes)
     axes.set_yticks(-np.arange(len(labels)), labels)
     axes.set(xlabel="control minus dynamical (points)")

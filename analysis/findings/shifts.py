@@ -36,7 +36,7 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     found["gain_adjusted"] = _adjusted(found["gain_p_value"])
     found["verdict"] = _verdict(found)
     if "controls" in results:
-        found = found.merge(_controls(results["controls"], main, found["shift"]), join="outer")
+        found = found.merge(_controls(results["controls"], main, found["shift"]), join="left")
     if "sharpness" in results:
         found = found.assign(_law(results["sharpness"], found))
     return found.assign_attrs(commit=main.attrs.get("commit", ""), num_seeds=main.sizes["seed"])
@@ -211,44 +211,27 @@ def _law(sharpness: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
 
 
 def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
-    """Return the shifts and gains, and the controls, as tables."""
-    rows = [
-        (
-            "normalization",
-            "A",
-            "shift s",
-            "on the flank",
-            "sharpness ratio",
-            "gain at the peak",
-            "p",
-            "dynamical is",
-        )
-    ]
+    """Return shifts, gains and controls as tables."""
+    shifts = [("normalization, A", "shift s", "sharpness ratio", "on the flank")]
+    gains = [("normalization, A", "gain at the peak, points", "p", "dynamical is")]
     for name in found["normalization"].values:
         for amplitude in found["amplitude"].values[1:]:
-            cell = found.sel(normalization=name, amplitude=amplitude)
+            cell, of = found.sel(normalization=name, amplitude=amplitude), f"{name}, {amplitude:g}"
             number = {key: float(cell[key]) for key in cell if cell[key].ndim == 0}
             ratio = ""
             if "sharpness_ratio" in number:
                 ratio = f"{number['sharpness_ratio']:.2f} ± {number['sharpness_ratio_error']:.2f}"
-            rows.append(
-                (
-                    str(name),
-                    f"{amplitude:g}",
-                    *(
-                        f"{number[of]:.2f}, {number[f'{of}_low']:.2f} to {number[f'{of}_high']:.2f}"
-                        for of in ("shift", "flank")
-                    ),
-                    ratio,
-                    f"{100 * number['gain']:+.1f} ± {100 * number['gain_error']:.1f}",
-                    f"{number['gain_adjusted']:.2g}",
-                    tuned_losses.VERDICTS[int(number["verdict"])],
-                )
+            shifts.append((of, _within(number, "shift"), ratio, _within(number, "flank")))
+            gain = f"{100 * number['gain']:+.1f} ± {100 * number['gain_error']:.1f}"
+            verdict = tuned_losses.VERDICTS[int(number["verdict"])]
+            known = np.isfinite(number["gain"])
+            gains.append(
+                (of, gain, f"{number['gain_adjusted']:.2g}", verdict) if known else (of, "", "", verdict)
             )
-    tables = {"shifts": rows}
+    tables = {"shifts": shifts, "gains": gains}
     if "control_gain" in found:
         rates = found["controlled_rate"].values
-        tables["controls"] = [("control minus dynamical, points", *(f"η = {rate:.3g}" for rate in rates))]
+        rows = [("control minus dynamical, points at η = unit x", *(f"{rate:.3g}" for rate in rates))]
         for name in found["control_gain"]["normalization"].values:
             for control in found["control"].values:
                 cells = found.sel(normalization=name, control=control)
@@ -256,5 +239,12 @@ def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
                     f"{100 * float(gain):+.1f} ± {100 * float(error):.1f}" if np.isfinite(gain) else ""
                     for gain, error in zip(cells["control_gain"], cells["control_gain_error"], strict=True)
                 )
-                tables["controls"].append((f"{name}: {control}", *words))
+                unit = float(found["rate_unit"].sel(normalization=name))
+                rows.append((f"{name} (unit {unit:g}): {control}", *words))
+        tables["controls"] = rows
     return tables
+
+
+def _within(number, name):
+    ends = [number[key] for key in (name, f"{name}_low", f"{name}_high")]
+    return "{:.2f}, {:.2f} to {:.2f}".format(*ends) if np.isfinite(ends).all() else "open"
