@@ -2,14 +2,14 @@
 
     python -m experiments.figure NAME [NAME ...] [--scale=smoke|small|paper] [--shipped] [--workdir=DIR] \\
         [--launcher=here|local|slurm] [--jobs=N] [--memory=MiB] [--slurm=PARAMETER=VALUE ...] \\
-        [--config.key=value ...]
+        [--dry-run] [--config.key=value ...]
 
 A figure is a file in experiments/configs, or one of yours: what to run (`get_config`, `RUNS`, `sweep*`), to
 `measure` and to `reduce`, the functions of analysis.figures that draw it, and the numbers to expect, at scale
 "small" if there are scales. What was interrupted goes on; what is finished is only drawn. --shipped draws the
-reduced data that come with dlf. The folder is results/NAME[/SCALE], or DIR, or of several figures
-DIR/NAME[/SCALE]. Overrides are for figures of one run, and for what others allow (`OVERRIDES`). The exit
-status is 1 if a number is off.
+reduced data that come with dlf; --dry-run says what would be run, and how long. The folder is
+results/NAME[/SCALE], or DIR, or of several figures DIR/NAME[/SCALE]. Overrides are for figures of one run,
+and for what others allow (`OVERRIDES`). The exit status is 1 if a number is off.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from dlf.store.files import StoreError, digest, read_json, refuse_links, write_j
 from experiments import build, command_line, config_files, records, second_pass, threads, train
 from experiments.command_line import ConfigError, Told, note
 from experiments.config_files import CONFIGS, NAMES, configuration, declare, find
-from experiments.sweep import fill
+from experiments.sweep import estimates, fill
 from experiments.sweep.axes import Sweep, make_sweep
 from experiments.sweep.fill import Settings, add_options, settings
 
@@ -61,6 +61,8 @@ def plan(name: str, options: argparse.Namespace, overrides: list[str]) -> Plan:
     module, name = find(name), Path(name).stem
     if options.shipped and options.scale:
         raise ConfigError("--shipped draws what comes with dlf, of one scale: leave --scale out")
+    if options.shipped and options.dry_run:
+        raise ConfigError("--shipped runs nothing: leave --dry-run out")
     more = [*getattr(module, "RUNS", {}).values(), *config_files.sweeps_of(module).values()]
     scaled = any(config_files.takes_scale(function) for function in (module.get_config, *more))
     known = ["key"] if not hasattr(module, "RUNS") and not more else getattr(module, "OVERRIDES", ())
@@ -262,6 +264,7 @@ def _main() -> int:
     parser.add_argument("--scale", choices=config_files.SCALES)
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--shipped", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
     add_options(parser)
     options, overrides = parser.parse_known_args()
     how, ok = settings(options), True
@@ -275,6 +278,9 @@ def _main() -> int:
     if not options.shipped:
         threads.choose(of for figure in made for of in asked(figure).values())
     for figure in made:
+        if options.dry_run:
+            estimates.dry_runs(asked(figure), figure.folder, how)
+            continue
         try:
             ok &= make(figure, options.shipped, how)
         except KeyboardInterrupt:

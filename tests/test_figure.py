@@ -148,10 +148,22 @@ MISTAKES = {
     "tiny --launcher=local": "no sweep is to be filled: leave --launcher, --jobs and --slurm out",
     "phase_static --shipped --jobs=2": "no sweep is to be filled",
     "phase_static --shipped --scale=smoke": "--shipped draws what comes with dlf, of one scale",
+    "phase_static --shipped --dry-run": "--shipped runs nothing: leave --dry-run out",
     "phase_static --jobs=0": "--jobs must be at least 1, got 0",
     "": "required: NAME",
     "nowhere.py": "nowhere.py",
 }
+
+
+def test_a_dry_run_says_what_is_left_and_how_long_and_runs_nothing(command, tmp_path, smoke):
+    asked = "phase_amplitude_period", "--scale=smoke", "--dry-run", f"--workdir={tmp_path / 'new'}"
+    status, out, _ = command(figure.main, *asked)
+    assert status == 0 and out.count("core-hours") == 3 and "about" in out.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+    for folder, left in ((tmp_path / "new", "600 steps"), (smoke("tiny"), "0 steps, 0 min")):
+        status, out, _ = command(figure.main, "tiny", "--dry-run", f"--workdir={folder}")
+        assert status == 0 and left in out
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("arguments", MISTAKES)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib import image
 
 from analysis import figures
 from analysis.findings import shifts
@@ -131,6 +132,19 @@ def test_controls_and_the_law_are_read_off_sweeps_with_known_answers():
     assert len(tables["shifts"]) == len(tables["gains"]) == 3 and len(tables["controls"]) == 5
     for name in learning_rate_shift.FIGURE:
         assert getattr(figures, name)(found).axes
+
+
+def test_the_figure_runs_reduces_and_draws(smoke):
+    folder = smoke("learning_rate_shift")
+    found = xr.load_dataset(folder / "learning_rate_shift.nc", engine="scipy")
+    assert found["accuracy"].dims == ("normalization", "amplitude", "learning_rate")
+    assert found["accuracy"].sel(amplitude=1.0).notnull().all()
+    assert [*found["control"].values] == ["shuffled", "cycling", "static at s eta"]
+    assert (found["sharpness_ratio"].sel(amplitude=1.0) == 1).all() and "shift s" in (
+        folder / "out.txt"
+    ).read_text()
+    for name in learning_rate_shift.FIGURE:
+        assert image.imread(folder / f"{name}.png").std() > 0.05
 
 
 def test_rates_rise_fall_and_swing():

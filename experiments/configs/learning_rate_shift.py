@@ -156,7 +156,7 @@ def _controlled(scale):
 
 def sweep_main(scale):
     """Vary normalization, rate, amplitude and seed."""
-    yield _normalization(scale, _NORMS if scale != "smoke" else _CONTROLLED_NORMS)
+    yield _normalization(scale, _NORMS if scale != "smoke" else _NORMS[:1])
     yield axis("learning_rate", _RATES if scale != "smoke" else _RATES[1:6:2], _PEAK)
     yield axis("amplitude", _AMPLITUDES, "schedule.amplitude")
     yield axis("seed", range(_SEEDS[scale]), "seed", "dataset.seed")
@@ -165,7 +165,7 @@ def sweep_main(scale):
 
 def sweep_controls(scale):
     """Vary what moves instead of the class weights in turn, for two normalizations and three rates."""
-    yield _normalization(scale, _CONTROLLED_NORMS if scale != "smoke" else _CONTROLLED_NORMS[:1])
+    yield _normalization(scale, _CONTROLLED_NORMS if scale != "smoke" else _NORMS[:1])
     yield axis("control", ("shuffled", "cycling"), _controlled(scale))
     yield axis("learning_rate", _CONTROLLED, _PEAK)
     yield axis("seed", range(_SEEDS[scale]), "seed", "dataset.seed")
@@ -174,7 +174,7 @@ def sweep_controls(scale):
 
 def sweep_sharpness(scale):
     """Vary normalization, amplitude and seed, at a rate where all learn, and keep the sharpness."""
-    yield _normalization(scale, _NORMS if scale != "smoke" else _CONTROLLED_NORMS[:1])
+    yield _normalization(scale, _NORMS if scale != "smoke" else _NORMS[:1])
     yield axis("amplitude", _AMPLITUDES, "schedule.amplitude")
     yield axis("seed", range(max(2, _SEEDS[scale] // 4)), "seed", "dataset.seed")
     yield record("series", "hessian_eigenvalues")
