@@ -40,7 +40,7 @@ def make_optimizer(
     there is "ema", plain momentum as an exponential mean: `optax.ema` followed by the learning rate; or
     `name` is a function of one's own that takes `learning_rate` and returns a transformation. `before` are
     transformations of optax for the gradient, by name and arguments, in their order: clipping, weight decay.
-    A `rule` of `dlf.rules`, by name and arguments, holds the learning rate down.
+    A `rule` of `dlf.rules`, by name and arguments, holds the learning rate down; an empty one is none.
 
     Raises ValueError for a name that optax does not have, a learning rate that is not positive or that the
     working precision cannot hold, TypeError for a setting that the function does not take.
@@ -57,7 +57,7 @@ def make_optimizer(
     rate = rates.rate(learning_rate)
     if callable(learning_rate) or isinstance(learning_rate, Mapping):
         learning_rate = given["learning_rate"] = rate
-    if rule is None:
+    if rule is None or (isinstance(rule, Mapping) and not rule):
         return Optimizer(*_transform(name, learning_rate, before, settings), rate, given)
     chosen = rules.make_rule(rule, threshold_of(given))
     unit = _transform(name, 1.0, before, settings)

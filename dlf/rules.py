@@ -85,14 +85,15 @@ def _kinds(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
 
 
-def cap(*, threshold: Threshold, every: int = 10) -> Rule:
-    """Hold the learning rate at or below the edge of stability.
+def cap(*, threshold: Threshold, every: int = 10, scale: float = 1.0) -> Rule:
+    """Hold the learning rate at or below the edge of stability, or a share of it.
 
-        eta = min(eta_sched, theta / lambda)
+        eta = min(eta_sched, scale theta / lambda)
 
     lambda is the probe `step_sharpness`, measured at every `every`-th step or more often; what is not
     finite or not positive is passed over. theta is the threshold at a learning rate of one: 2 for gradient
     descent, 2 (1 + b) with momentum. A cap, not a target: a rate that stays below the edge lets lambda grow.
+    At scale 1 it follows the edge, where lambda moves between two measurements and flips still grow a little.
 
     Raises ValueError for an optimizer without a threshold.
 
@@ -108,6 +109,7 @@ def cap(*, threshold: Threshold, every: int = 10) -> Rule:
     """
     if type(every) is not int or every < 1:
         raise ValueError(f"cap: every must be a whole number of steps from 1, got {every!r}")
+    _check(scale=scale)
     if threshold is None:
         raise ValueError("cap needs the threshold of sgd, rmsprop, adam or ema, with nothing before them")
 
@@ -115,7 +117,7 @@ def cap(*, threshold: Threshold, every: int = 10) -> Rule:
         found = seen.measured["step_sharpness"]
         sound = (found > 0) & jnp.isfinite(found) & ~is_missing(found)
         largest = jnp.where(sound, found.astype(largest.dtype), largest)
-        return jnp.where(largest > 0, threshold(1.0, seen.step) / largest, jnp.inf), largest
+        return jnp.where(largest > 0, scale * threshold(1.0, seen.step) / largest, jnp.inf), largest
 
     return Rule(lambda: jnp.zeros(()), rate, {"step_sharpness": every})
 

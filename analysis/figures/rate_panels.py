@@ -96,3 +96,49 @@ def _draw_controls(axes: Axes, found: xr.Dataset) -> None:
     _within(axes)
     axes.set_yticks(-np.arange(len(labels)), labels)
     axes.set(xlabel="control minus dynamical (points)")
+
+
+@style.styled
+def capped_spiral(found: xr.Dataset) -> Figure:
+    """Draw accuracy and instabilities of the spiral at each rate, under the static and the dynamical loss.
+
+    A point a seed, a bar the mean.
+    """
+    figure = Figure(figsize=(7.0, 2.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    rows = (
+        ("final_accuracy", "training accuracy"),
+        ("final_validation_accuracy", "validation accuracy"),
+        ("instabilities", "instabilities a run"),
+    )
+    names = [str(name) for name in found["rate"].values]
+    for axes, (variable, label) in zip(panels, rows, strict=True):
+        for place, (words, color) in enumerate(zip(("static", "dynamical"), style.COLORS, strict=False)):
+            cells = found[variable].isel(amplitude=place).transpose("rate", "seed")
+            x = np.arange(len(names)) + 0.3 * (place - 0.5)
+            spread = np.linspace(-0.09, 0.09, cells.sizes["seed"])
+            axes.plot((x[:, None] + spread).T, cells.values.T, ".", color=color, markersize=3)
+            axes.hlines(cells.mean("seed"), x - 0.13, x + 0.13, color=color, linewidth=1.5, label=words)
+        axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+        axes.set_ylabel(label)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+@style.styled
+def ruled_signals(found: xr.Dataset) -> Figure:
+    """Draw what the dynamical loss gains on signals under each rule, without and with batch norm.
+
+    Bars are one standard error; grey: within half a point.
+    """
+    names = [str(name) for name in found["normalization"].values]
+    figure = Figure(figsize=(3.4 * len(names), 2.6), layout="constrained")
+    y = -np.arange(found.sizes["rule"])
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        cell = found.sel(normalization=name)
+        gain, error = 100 * cell["signal_gain"], 100 * cell["signal_gain_error"]
+        axes.errorbar(gain, y, xerr=error, fmt="o", color=style.BLACK, markersize=3.5, capsize=1.5)
+        _within(axes)
+        axes.set_yticks(y, [str(rule).replace("_", " ") for rule in found["rule"].values])
+        axes.set(xlabel="gain in test accuracy (points)", title=_NAMES.get(name, f"norm: {name}"))
+    return figure

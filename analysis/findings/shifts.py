@@ -33,7 +33,7 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     main = results["main"]
     of_norms = {name: _of_norm(main.sel(normalization=name)) for name in main["normalization"].values}
     found = tuned_losses.joined(of_norms, "normalization")
-    found["gain_adjusted"] = _adjusted(found["gain_p_value"])
+    found["gain_adjusted"] = tuned_losses.adjusted(found["gain_p_value"])
     found["verdict"] = _verdict(found)
     if "controls" in results:
         found = found.merge(_controls(results["controls"], main, found["shift"]), join="left")
@@ -156,12 +156,6 @@ def _living(log_rates, values):
     alive = np.isfinite(values)
     known = alive.mean(axis=1) >= 0.5
     return np.nanmean(values[known], axis=1), log_rates[known]
-
-
-def _adjusted(p_values: xr.DataArray) -> xr.DataArray:
-    adjusted, tested = p_values.copy(), p_values.notnull().values
-    adjusted.values[tested] = stats.false_discovery_control(p_values.values[tested])
-    return adjusted
 
 
 def _verdict(found: xr.Dataset) -> xr.DataArray:

@@ -41,11 +41,10 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
 def effects(sweep: xr.Dataset) -> xr.Dataset:
     """Return what each cell shows beside its accuracies.
 
-    While the loss of the dynamical twin moves, up to `stop_after`: `instabilities`, the number of departures
-    of F from period 1, and `unstable`, the part of the time that they take; `peak`, the largest sharpness
-    measured after the first `turn`, in units of 2 / learning rate; over all steps `sharpness_change`, the
-    mean mid-turn sharpness of the last cycle over that of the first, and `ntk_change`, the largest NTK
-    eigenvalue at the end over that at the start. A diverged run does not count.
+    What `instabilities` returns; while the loss of the dynamical twin moves, up to `stop_after`, `peak`, the
+    largest sharpness measured after the first `turn`, in units of 2 / learning rate; over all steps
+    `sharpness_change`, the mean mid-turn sharpness of the last cycle over that of the first, and
+    `ntk_change`, the largest NTK eigenvalue at the end over that at the start. A diverged run does not count.
     """
     turn, cycle, stop_after = (sweep.attrs[name] for name in ("turn", "cycle", "stop_after"))
     num_classes, num_turns = cycle // turn, stop_after // cycle * cycle // turn
@@ -55,6 +54,22 @@ def effects(sweep: xr.Dataset) -> xr.Dataset:
     last = sharpness.isel(stability_step=slice(-num_classes, None)).mean("stability_step")
     moving = sweep["stability_ratio"].sel(stability_step=slice(turn, stop_after - 1))
     ntk = sweep["ntk_eigenvalues"].isel(rank=0, drop=True)
+    found = xr.Dataset(
+        {
+            "peak": moving.max("stability_step"),
+            "sharpness_change": last / first,
+            "ntk_change": ntk.isel(ntk_step=-1, drop=True) / ntk.isel(ntk_step=0, drop=True),
+        }
+    )
+    return found.merge(instabilities(sweep)).where(sweep["status"] != DIVERGED)
+
+
+def instabilities(sweep: xr.Dataset) -> xr.Dataset:
+    """Return `instabilities`, how often F departs from period 1 up to `stop_after`, and `unstable`.
+
+    The latter is the part of the time that departures take.
+    """
+    stop_after = sweep.attrs["stop_after"]
     dims, shape = sweep["status"].dims, sweep["status"].shape
     series = sweep["loss"].sel(step=slice(None, stop_after - 1)).transpose(*dims, "step")
     losses = series.values.reshape(-1, series.sizes["step"])
@@ -64,16 +79,12 @@ def effects(sweep: xr.Dataset) -> xr.Dataset:
         weights = moving_weights.transpose(*dims, "step", "class").values.reshape(*losses.shape, -1)
     windows = [cascades.label(loss, weights=of) for loss, of in zip(losses, weights, strict=True)]
     away = [np.mean((w.labels != 1) & (w.labels != cascades.UNDEFINED)) for w in windows]
-    found = xr.Dataset(
+    return xr.Dataset(
         {
-            "peak": moving.max("stability_step"),
-            "sharpness_change": last / first,
-            "ntk_change": ntk.isel(ntk_step=-1, drop=True) / ntk.isel(ntk_step=0, drop=True),
             "instabilities": (dims, np.reshape([len(cascades.find(w)) for w in windows], shape)),
             "unstable": (dims, np.reshape(away, shape)),
         }
-    )
-    return found.where(sweep["status"] != DIVERGED)
+    ).where(sweep["status"] != DIVERGED)
 
 
 def final_accuracies(sweep: xr.Dataset) -> xr.Dataset:

@@ -32,10 +32,7 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """
     sweeps = {name: of for name, of in results.items() if {"learning_rate", "amplitude"} <= {*of.dims}}
     found = joined({name: over_rates(sweep).merge(tuned(sweep)) for name, sweep in sweeps.items()})
-    tested = found["tuned_p_value"].notnull()
-    adjusted = found["tuned_p_value"].copy()
-    adjusted.values[tested.values] = stats.false_discovery_control(adjusted.values[tested.values])
-    is_real, sign = adjusted <= _LEVEL, np.where(found["tuned_gain"] > 0, 1, 2)
+    is_real, sign = adjusted(found["tuned_p_value"]) <= _LEVEL, np.where(found["tuned_gain"] > 0, 1, 2)
     found["tuned_verdict"] = xr.where(is_real, sign, xr.where(found["tuned_equivalent"], 3, 0))
     if "plane" in results:
         found = found.merge(_plane(results["plane"], next(iter(sweeps.values()))))
@@ -46,6 +43,13 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     return found.assign_attrs(
         commit=first.attrs.get("commit", ""), num_seeds=first.sizes["seed"], num_tuning=_num_tuning(first)
     )
+
+
+def adjusted(p_values: xr.DataArray) -> xr.DataArray:
+    """Return p-values that bound the rate of false discoveries, NaN where nothing was tested."""
+    found, tested = p_values.copy(), p_values.notnull().values
+    found.values[tested] = stats.false_discovery_control(p_values.values[tested])
+    return found
 
 
 def joined(datasets: Mapping[Any, xr.Dataset], dim: str = "data") -> xr.Dataset:

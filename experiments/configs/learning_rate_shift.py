@@ -57,7 +57,7 @@ _PEAK = "optimizer.learning_rate.peak"
 _RATES = tuple(0.08 * 1.5**k for k in range(8))
 _CONTROLLED = (_RATES[1], _RATES[3], _RATES[5])
 _SWING = 1 / 3  # of the cycling rate, up and down
-_FINAL = record("final", "loss", "validation_accuracy", "test_accuracy", "test_class_accuracy")
+FINAL = record("final", "loss", "validation_accuracy", "test_accuracy", "test_class_accuracy")
 _HERE = "experiments.configs.learning_rate_shift"
 
 
@@ -160,7 +160,7 @@ def sweep_main(scale):
     yield axis("learning_rate", _RATES if scale != "smoke" else _RATES[1:6:2], _PEAK)
     yield axis("amplitude", _AMPLITUDES, "schedule.amplitude")
     yield axis("seed", range(_SEEDS[scale]), "seed", "dataset.seed")
-    yield _FINAL
+    yield FINAL
 
 
 def sweep_controls(scale):
@@ -169,7 +169,7 @@ def sweep_controls(scale):
     yield axis("control", ("shuffled", "cycling"), _controlled(scale))
     yield axis("learning_rate", _CONTROLLED, _PEAK)
     yield axis("seed", range(_SEEDS[scale]), "seed", "dataset.seed")
-    yield _FINAL
+    yield FINAL
 
 
 def sweep_sharpness(scale):
