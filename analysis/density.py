@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from analysis.krylov import check_like, expand, first_basis, flatten
 from analysis.linear_maps import as_pytree, precise
+from dlf.labels import largest
 from dlf.types import Matvec
 
 
@@ -28,7 +29,7 @@ class SpectralDensity(NamedTuple):
 def _density(matvec, like, width, key, *, num_probes, order, num_points):
     raw, random, _, _ = flatten(matvec, like, key)
     # a power of two, which rounds nothing: squares of eigenvalues far from one would overflow, or vanish
-    size = jnp.max(jnp.abs(raw(random(num_probes * (order + 1)))))
+    size = largest(jnp.abs(raw(random(num_probes * (order + 1)))))
     sound = (size > 0) & jnp.isfinite(size)
     unit = jnp.ldexp(jnp.ones_like(size), jnp.where(sound, jnp.frexp(size)[1], 0))
 
@@ -48,12 +49,12 @@ def _density(matvec, like, width, key, *, num_probes, order, num_points):
         return jnp.where(finite, nodes, jnp.nan), vectors[0] ** 2
 
     nodes, weights = jax.lax.map(quadrature, jnp.arange(num_probes))
-    least, largest = jnp.min(nodes), jnp.max(nodes)
-    scale = jnp.maximum(jnp.abs(least), jnp.abs(largest))
+    least, most = jnp.min(nodes), jnp.max(nodes)
+    scale = jnp.maximum(jnp.abs(least), jnp.abs(most))
     # below, the points would fall together in this dtype
-    resolved = jnp.maximum(width * (largest - least), 2 * num_points * jnp.finfo(nodes.dtype).eps * scale)
+    resolved = jnp.maximum(width * (most - least), 2 * num_points * jnp.finfo(nodes.dtype).eps * scale)
     width = jnp.where(scale > 0, resolved, width)
-    values = jnp.linspace(least - 4 * width, largest + 4 * width, num_points)
+    values = jnp.linspace(least - 4 * width, most + 4 * width, num_points)
     kernel = jax.scipy.stats.norm.pdf(values[:, None, None], nodes[None], width)
     densities = jnp.sum(kernel * weights[None], axis=2)
     error = jnp.std(densities, axis=1, ddof=1) / num_probes**0.5

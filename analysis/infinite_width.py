@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from analysis import neural_tangents_import
 from analysis.ntk import full_ntk
 from dlf import data, losses, models, optimizers, schedules, train
+from dlf.labels import largest
 from dlf.types import ApplyFn, Batch, Labels, Logits, Model, ModelState, Params
 
 
@@ -112,6 +113,6 @@ def flow_differences(apply_fn: ApplyFn, params: Params, batch: Batch, num_classe
         optimizer = optimizers.make_optimizer("sgd", rate)
         loop = train.make_loop(train.make_step(loss_fn, data.full_batch(batch), optimizer))
         state, _, _ = loop(train.init_state(params, optimizer), {}, round(time / rate))
-        apart = jnp.max(jnp.abs(apply_fn(state.params, batch.inputs) - logits))
-        found.append(float(apart / jnp.max(jnp.abs(logits - start))))
+        apart = largest(jnp.abs(apply_fn(state.params, batch.inputs) - logits))
+        found.append(float(apart / largest(jnp.abs(logits - start))))
     return xr.Dataset({"flow_difference": ("flow_rate", found, {"units": "1"})}, {"flow_rate": rates})

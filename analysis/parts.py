@@ -16,11 +16,16 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from analysis.linear_maps import as_pytree, precise
-from dlf.derivatives import equations
+from dlf.derivatives import curvature_along, equations
+from dlf.labels import check_batch
 from dlf.types import ApplyFn, Batch, Inputs, Params
 
-_FEW = 8  # examples that are tried, among them those of the smallest and the largest label
-_NEAR = 0.1  # of the parameters' size: further off, where nothing is equal by chance as at zero weights
+# examples that are tried, of a small network many, among them those of the smallest and the largest label
+_FEW, _MANY, _NUMBERS = 8, 1_024, 2**20
+# Of the parameters' size: at them, and further off, where nothing is equal by chance as at zero weights. What
+# is so at one place only is a kink of the network within rounding of an example.
+_NEAR = (0.0, 0.1, 0.2)
+_ROUNDINGS = 100
 
 
 @jax.tree_util.register_static
@@ -42,22 +47,18 @@ def checked_size(
 ) -> BatchSize:
     """Return the size of the parts, after a check of the data and, if there are parts, of the loss.
 
-    Raises ValueError for data that are no Batch, no examples, another number of labels, none where the loss
-    needs them, an impossible `batch_size`, or as `check_parts` does.
+    Raises ValueError for data that are no Batch of arrays, no examples, another number of labels, none where
+    the loss needs them, an impossible `batch_size`, or as `check_parts` does.
     """
     if not hasattr(batch, "inputs"):
         raise ValueError(f"the data must be a Batch, such as dataset.train, got {type(batch).__name__}")
-    num_examples = len(batch.inputs)
-    if num_examples == 0:
-        raise ValueError("the data set is empty: curvature is a mean over its examples")
+    check_batch(batch)
     if batch.labels is None:
         try:
             jax.eval_shape(loss_fn, params, batch, step)
         except (AttributeError, TypeError) as error:
             raise ValueError(f"the batch has no labels, which this loss uses: {_line(error)}") from error
-    elif len(batch.labels) != num_examples:
-        raise ValueError(f"need a label for each input, got {num_examples} and {len(batch.labels)}")
-    check_batch_size(batch_size, num_examples)
+    check_batch_size(batch_size, len(batch.inputs))
     if batch_size is not None:
         check_parts(loss_fn, params, batch, step)
     return BatchSize(batch_size)
@@ -127,8 +128,9 @@ def check_parts(loss_fn: Callable, params: Params, batch: Batch, step: PyTree) -
         raise ValueError(f"the loss differs by {unsteady:.0e} of its size when called twice: {_REMEDY}")
     if apart > limit:
         raise ValueError(
-            f"the loss of {_FEW} examples is {apart:.0e} of its size from the mean of theirs alone: leave "
-            f"batch_size out or make it a mean; if the network couples its examples, {_REMEDY}"
+            f"the loss of a batch, or its curvature, is {apart:.0e} of its size from the mean over its "
+            "examples alone: leave batch_size out or make it a mean; if the network couples its examples, "
+            f"{_REMEDY}"
         )
 
 
@@ -159,12 +161,13 @@ def _tried(name, fn, params, batch, step, is_mean):
         return 0, 0, 0
     with jax.ensure_compile_time_eval():  # also amid the trace of something else
         try:
-            tried = [_compare(*args, near, is_mean=is_mean) for near in (0.0, _NEAR)]
+            tried = [_compare(*args, near, is_mean=is_mean) for near in _NEAR]
         except TypeError as error:
-            raise ValueError(f"{name} cannot take {_FEW} of the examples alone: {_line(error)}") from error
+            raise ValueError(f"{name} cannot take some of the examples alone: {_line(error)}") from error
     if isinstance(tried[0][0], jax.core.Tracer):  # fn itself holds something traced
         return 0, 0, 0
-    return np.max(jax.device_get(tried), axis=0)
+    unsteady, apart, limits = np.asarray(jax.device_get(tried)).T
+    return unsteady.max(), np.sort(apart)[-2], limits[0]
 
 
 def _line(error):
@@ -174,34 +177,46 @@ def _line(error):
 @partial(jax.jit, static_argnames="is_mean")
 @precise
 def _compare(fn, params, batch, step, near, is_mean):
-    def moved(p):
+    def noise(p):
         size = jnp.sqrt(jnp.mean(p * p))
-        noise = jnp.cos(1 + jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape)
-        return p + near * jnp.where(size > 0, size, 1) * noise
+        wave = jnp.cos(1 + jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape)
+        return jnp.where(size > 0, size, 1) * wave
 
-    params, few = jax.tree.map(moved, params), _few(batch)
+    direction = jax.tree.map(noise, params)
+    params = jax.tree.map(lambda p, u: p + near * u, params, direction)
+    few = _few(batch, sum(p.size for p in jax.tree.leaves(params)))
     together, again = (fn(params, few, step) for _ in range(2))
     alone = jax.vmap(lambda example: fn(params, example, step))(_singles(few))
     expected = jnp.mean(alone, axis=0) if is_mean else alone[:, 0]
-    sizes = jnp.abs(jnp.append(together, alone))
-    scale = jnp.max(jnp.where(jnp.isfinite(sizes), sizes, 0))
 
-    def apart(x, y):  # what is broken in both, or in one
+    def apart(x, y, alone):  # what is broken in both, or in one
+        sizes = jnp.abs(jnp.append(x, alone))
+        scale = jnp.max(jnp.where(jnp.isfinite(sizes), sizes, 0))
         finite = jnp.isfinite(x), jnp.isfinite(y)
         distance = jnp.where(finite[0] & finite[1], jnp.abs(x - y) / jnp.where(scale > 0, scale, 1), jnp.inf)
         return jnp.max(jnp.where(finite[0] | finite[1], distance, 0))
 
     # half precision within the function sets the limit
     results = (v.aval for eqn in equations(jax.make_jaxpr(fn)(params, few, step)) for v in eqn.outvars)
-    kinds = {sizes.dtype, *(of.dtype for of in results if hasattr(of, "dtype"))}
+    kinds = {alone.dtype, *(of.dtype for of in results if hasattr(of, "dtype"))}
     eps = max(float(jnp.finfo(kind).eps) for kind in kinds if jnp.isdtype(kind, "real floating"))
-    return apart(together, again), apart(together, expected), jnp.asarray(eps**0.5, sizes.dtype)
+    found = apart(together, expected, alone)
+    if is_mean:  # of the loss itself a weak coupling shows in the second order only
+
+        def curvature(examples):
+            return curvature_along(lambda p: fn(p, examples, step), params, direction)
+
+        alone = jax.vmap(curvature)(_singles(few))
+        found = jnp.maximum(found, apart(curvature(few), jnp.mean(alone, axis=0), alone))
+    return apart(together, again, alone), found, jnp.asarray(min(eps**0.5, _ROUNDINGS * eps), alone.dtype)
 
 
-def _few(batch):
-    """Return some examples from all over the batch, the same at every call."""
+def _few(batch, num_params):
+    """Return some examples from all over the batch, in their order, the same at every call."""
     num_examples = len(batch.inputs)
-    chosen = jnp.asarray(np.random.RandomState(0).permutation(num_examples)[: _FEW - 2], int)
+    numbers = num_params + batch.inputs.size // num_examples
+    num = min(max(_FEW, _NUMBERS // numbers), _MANY)
+    chosen = jnp.asarray(np.sort(np.random.RandomState(0).permutation(num_examples)[: num - 2]), int)
     if batch.labels is not None:
         first = batch.labels.reshape(num_examples, -1)[:, 0]
         chosen = jnp.concatenate([chosen, jnp.stack([jnp.argmin(first), jnp.argmax(first)]).astype(int)])

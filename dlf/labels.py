@@ -17,9 +17,30 @@ def wide(values: Array) -> Array:
     return values.astype(float) if is_half else values
 
 
+def largest(values: Array, axis: int | None = None) -> Array:
+    """Return the maximum, NaN where there is one: XLA's own on CPU loses it in large arrays.
+
+    >>> largest(jnp.asarray([[1.0, jnp.nan], [1.0, 2.0]]), axis=1).tolist()
+    [nan, 2.0]
+    """
+    return jnp.where(jnp.any(jnp.isnan(values), axis=axis), jnp.nan, jnp.max(values, axis=axis))
+
+
 def kind(value):
     """Return dtype and shape in words."""
     return f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+
+
+def check_batch(batch, name="the data set"):
+    """Raise ValueError for a batch of no arrays or no examples, or with another number of labels, if any."""
+    for what, values in batch._asdict().items():
+        if not getattr(values, "shape", ()) and not (what == "labels" and values is None):
+            raise ValueError(f"{name}: {what} must be an array with an axis of examples, got {kind(values)}")
+    if not len(batch.inputs):
+        raise ValueError(f"{name} is empty: all that is computed is a mean over its examples")
+    if batch.labels is not None and len(batch.labels) != len(batch.inputs):
+        numbers = f"{len(batch.inputs)} and {len(batch.labels)}"
+        raise ValueError(f"{name}: need a label for each input, got {numbers}")
 
 
 def are(kind, values, shape):

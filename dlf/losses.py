@@ -23,7 +23,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from dlf.labels import are, checked, kind, terms, wide
+from dlf.labels import are, checked, kind, largest, terms, wide
 from dlf.schedules import as_step, check_schedule
 from dlf.types import ApplyFn, Batch, Labels, Logits, Losses, LossFn, WeightedLoss, Weights, WeightSchedule
 
@@ -180,7 +180,7 @@ def are_right(logits: Logits, labels: Labels) -> Losses:
     """
     logits, labels, is_class = checked(logits, labels)
     right = (jnp.argmax(logits, axis=1) == labels).astype(logits.dtype)
-    return jnp.where(is_class & jnp.isfinite(jnp.max(logits, axis=1)), right, jnp.nan)
+    return jnp.where(is_class & jnp.isfinite(largest(logits, axis=1)), right, jnp.nan)
 
 
 def accuracy(logits: Logits, labels: Labels) -> Float[Array, ""]:
@@ -249,7 +249,7 @@ def check_linear(weighted_loss: WeightedLoss, num_classes: int) -> None:
             return
 
 
-def check_loss(weighted_loss: WeightedLoss, logits: Array, labels: Array, num_classes: int) -> None:
+def check_loss(weighted_loss: WeightedLoss, logits: Array, labels: Array | None, num_classes: int) -> None:
     """Try a loss on a few examples: is it a mean over examples and linear in so many weights?
 
     Raises ValueError if it is not, up to a thousand roundings. Nothing may be traced.
@@ -264,15 +264,16 @@ def check_loss(weighted_loss: WeightedLoss, logits: Array, labels: Array, num_cl
     up = 1 + jnp.arange(num_classes, dtype=logits.dtype)
 
     def losses(weights, num):
-        found = weighted_loss(logits[:num], labels[:num], weights)
+        found = weighted_loss(logits[:num], None if labels is None else labels[:num], weights)
         _mean(found, logits[:num])
         return np.asarray(found)
 
     one, other, both = (losses(weights, len(logits)) for weights in (up, up[::-1], up + up[::-1]))
     rounding = 1e3 * float(jnp.finfo(both.dtype).eps)
-    largest = np.abs(both).max(where=np.isfinite(both), initial=0)
-    near = partial(np.allclose, rtol=rounding, atol=rounding * largest, equal_nan=True)
-    if not near(one + other, both):
+    size = np.abs(both).max(where=np.isfinite(both), initial=0)
+    near = partial(np.allclose, rtol=rounding, atol=rounding * size, equal_nan=True)
+    scaled = (losses(scale * up, len(logits)) / scale for scale in (1e-3, 1e3))  # a floor, a ceiling
+    if not near(one + other, both) or not all(near(found, one) for found in scaled):
         raise ValueError(
             "the loss is not linear in its weights: multiply with them, as in weights[labels] * losses"
         )

@@ -43,7 +43,7 @@ def _check(activation, normalization, dropout, widths):
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, the share that is dropped, got {dropout}")
     if not all(type(width) is int and width > 0 for width in widths):
-        raise ValueError(f"widths and num_classes must be positive integers, got {widths}")
+        raise ValueError(f"widths and numbers of classes and outputs must be positive integers, got {widths}")
 
 
 def mlp(
@@ -217,7 +217,7 @@ def logistic_mlp(
     >>> sum(p.size for p in jax.tree.leaves(params))
     2674
     """
-    _check("sigmoid", "none", 0.0, (*hidden_widths, num_outputs))
+    _check("sigmoid", "none", 0.0, (*hidden_widths, num_outputs, num_classes))
     if not limit > 0:
         raise ValueError(f"limit must be positive, got {limit}")
 

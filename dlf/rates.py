@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array
 
 from dlf.types import Optimizer
 
+_LOOKED = (0, *(10**k for k in range(7)))  # steps at which a schedule of optax is tried
 _CALLS = ("jit", "pjit")  # of compiled parts, by the version of JAX
 
 
@@ -48,7 +50,9 @@ def rate(learning_rate: Any) -> Callable[[Array], Array]:
         exact = _dividing(lambda step: _real(learning_rate(step)))
         return lambda step: exact(jnp.asarray(step).astype(jnp.result_type(float)))
     if not isinstance(learning_rate, jax.core.Tracer):
-        if isinstance(learning_rate, bool | str) or jnp.ndim(learning_rate):
+        if not isinstance(learning_rate, Real | np.ndarray | jax.Array) or type(learning_rate) is bool:
+            raise ValueError(f"learning_rate must be a number or a schedule, got {learning_rate!r}")
+        if jnp.ndim(learning_rate) or not jnp.isrealobj(learning_rate):
             raise ValueError(f"learning_rate must be a number or a schedule, got {learning_rate!r}")
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
@@ -128,7 +132,19 @@ def _schedule(section: Mapping[str, Any]) -> optax.Schedule:
         )
     if boundaries is not None and list(boundaries) != sorted({*boundaries}):
         raise ValueError(f"{name}: boundaries must be in rising order, got {', '.join(map(str, boundaries))}")
-    return getattr(optax, name)(**given)
+    for of in parts or ():
+        if not callable(of):
+            raise ValueError(f"{name}: schedules must be functions or dict(name=..., ...), got {of!r}")
+    found = getattr(optax, name)(**given)
+    if not any(isinstance(of, jax.core.Tracer) for of in jax.tree.leaves(given)):
+        with jax.ensure_compile_time_eval():
+            rates = np.asarray([_real(found(jnp.asarray(step, float))) for step in _LOOKED])
+        if (rates < 0).any() or not rates.any():
+            low = f"{rates[rates < 0][0]:g}" if (rates < 0).any() else "0 at every step"
+            raise ValueError(
+                f"{name}: the learning rate must be at least 0, and not always that: it is {low}"
+            )
+    return found
 
 
 def named(is_one: Callable[[str, Any], bool]) -> list[str]:

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from dlf import memory, models
 from dlf.data.batches import full_batch
+from dlf.labels import check_batch
 from dlf.losses import check_loss, make_loss, rightness_of
 from dlf.optimizers import as_optimizer, threshold_of
 from dlf.rates import check_rate
@@ -174,8 +175,13 @@ def make_problem(
         if not isinstance(of, kind):
             raise ValueError(f"{name} must be a {kind.__name__}, got {type(of).__name__}")
     for name, of in tests.items():
-        if not (isinstance(name, str) and name.isidentifier() and isinstance(of, Batch) and len(of.inputs)):
+        if not (isinstance(name, str) and name.isidentifier() and isinstance(of, Batch)):
             raise ValueError(f"tests must be Batches with examples under names such as 'far', got {name!r}")
+    for name, of in {"train": train, **tests}.items():
+        check_batch(of, name)
+        if of.inputs.shape[1:] != train.inputs.shape[1:]:
+            one, other = ([*values.shape[1:]] for values in (of.inputs, train.inputs))
+            raise ValueError(f"{name}: inputs must have the shape of those of train, {other}, got {one}")
     optimizer = as_optimizer(optimizer)
     batch_fn = full_batch(train) if batch_fn is None else batch_fn
     key = jax.random.key(0) if key is None else key
@@ -190,7 +196,9 @@ def make_problem(
         memory.require("the logits of all examples (dataset, model)", needed)
         if (right_fn := rightness_of(weighted_loss)) is not None:  # which looks at labels, here at all
             size = max(1, _LOOKED // outputs)
-            for of in (train, *tests.values()):
+            for name, of in {"train": train, **tests}.items():
+                if of.labels is None:
+                    raise ValueError(f"{name} has no labels, which tell what is right under this loss")
                 for first in range(0, len(of.labels), size):
                     labels = of.labels[first : first + size]
                     right_fn(jnp.zeros((len(labels), *like.shape[1:]), like.dtype), labels)

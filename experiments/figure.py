@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -108,7 +107,9 @@ def make(figure: Plan, shipped: bool, how: Settings) -> bool:
     else:
         results = complete(figure, how)
         seconds = sum(float(of.attrs.get("seconds", 0)) for of in results.values())
-        found = stored(_data(module.reduce, results).assign_attrs(seconds=seconds), folder / f"{name}.nc")
+        found = records.stored(
+            _data(module.reduce, results).assign_attrs(seconds=seconds), folder / f"{name}.nc"
+        )
     for function, file in zip(functions, files, strict=True):
         for suffix in ("png", "pdf"):
             refuse_links(folder, folder / f"{file}.{suffix}")
@@ -155,6 +156,9 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
     if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
         raise ConfigError(f"cannot use {folder}: {file} is no folder")
     results, is_one, parts = {}, not hasattr(module, "RUNS"), asked(figure)
+    own = [f"{figure.name}.json", *(f"{name}/meta.json" for name in parts), "meta.json"]
+    if (folder / f"{figure.name}.nc").exists() and not any((folder / name).exists() for name in own):
+        raise ConfigError(f"{folder}/{figure.name}.nc is of no figure of this kind: name another folder")
     for name, of in parts.items():
         if len(parts) > 1 and not (folder / name).exists():  # none runs before all have data and a network
             of = of.config if isinstance(of, Sweep) else of
@@ -195,7 +199,7 @@ def _measured(figure: Plan, results: dict[str, xr.Dataset]) -> xr.Dataset:
     note(f"measuring: {folder / 'measured.nc'}")
     started = time.monotonic()
     measured = _data(module.measure, config, results, folder)
-    measured = stored(measured.assign_attrs(seconds=time.monotonic() - started), path)
+    measured = records.stored(measured.assign_attrs(seconds=time.monotonic() - started), path)
     write_json(known, {"of": of.hexdigest(), "content": digest(path.read_bytes())})
     return measured
 
@@ -206,15 +210,6 @@ def _data(function: Callable, *arguments: Any) -> xr.Dataset:
         what = getattr(function, "__name__", function)
         raise TypeError(f"{what} must return an xarray.Dataset, got {type(found).__name__}")
     return found
-
-
-def stored(found: xr.Dataset, path: Path) -> xr.Dataset:
-    """Write labelled data in one move, and return what was written."""
-    partial = path.with_suffix(".partial")
-    refuse_links(path.parent, partial)
-    found.to_netcdf(partial, engine="scipy")
-    os.replace(partial, path)
-    return xr.load_dataset(path, engine="scipy")[list(found.data_vars)]
 
 
 def compare(found: xr.Dataset, expected: tuple, compared: bool = True) -> tuple[list[tuple[str, ...]], bool]:

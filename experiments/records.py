@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from analysis.stability import threshold
 from dlf import schedules, store
 from dlf.store import cells, run
-from dlf.store.files import LEDGER, StoreError, check_metadata, read_json, read_meta
+from dlf.store.files import LEDGER, StoreError, check_metadata, read_json, read_meta, refuse_links
 from experiments import threads
 from experiments.catalogues import own_sources
 from experiments.command_line import ConfigError, note
@@ -128,6 +129,15 @@ def load(workdir: Path) -> xr.Dataset:
         with contextlib.suppress(TypeError, ValueError):
             found.attrs["threshold"] = float(threshold(**config.optimizer))
     return found
+
+
+def stored(found: xr.Dataset, path: Path) -> xr.Dataset:
+    """Write labelled data in one move, and return what was written."""
+    partial = path.with_suffix(".partial")
+    refuse_links(path.parent, partial)
+    found.to_netcdf(partial, engine="scipy")
+    os.replace(partial, path)
+    return xr.load_dataset(path, engine="scipy")[list(found.data_vars)]
 
 
 def _git(*args: str) -> str:

@@ -9,7 +9,6 @@ from matplotlib import image
 
 from analysis import probes
 from analysis.findings import adders, forgetting
-from analysis.probes.answers import known_answers
 from dlf import data, losses, models, outputs, schedules, train
 from dlf.data.arithmetic import coarse
 from experiments import build, figure
@@ -95,6 +94,16 @@ def test_facts_are_those_of_1989(x64):
     assert [len(of.labels) for of in tests.values()] == [15, 15, 100]
     assert np.unique(train_set.inputs, axis=0).shape[0] == 32  # 1 + 2 and 2 + 1 are on both lists
     assert train_set.labels.dtype == jnp.zeros(()).dtype
+    on = [tuple(int(n) for n in np.flatnonzero(row)) for row in tests["ones"].inputs[:2]]
+    assert on == [
+        (1, 2, 3, 13, 14, 15, 24, 25),
+        (3, 4, 5, 13, 14, 15, 24, 25),
+    ]  # 1 + 1, 3 + 1
+    sums = {"ones": [2, *range(4, 11), *range(4, 11)], "twos": [4, *range(5, 12), *range(5, 12)]}
+    for name, number in (("ones", 1), ("twos", 2)):
+        assert sorted(forgetting._sums(tests[name].labels)) == sorted(sums[name])
+        operands = np.asarray(tests[name].inputs[:, :24]).reshape(15, 2, 12).argmax(axis=2)
+        assert (operands == number).any(axis=1).all() and operands.min() >= 1 and operands.max() == 9
     units = coarse(np.arange(10))
     assert units.sum(axis=1).tolist() == [3] * 10 and units[9].tolist()[-3:] == [1, 1, 1]
     assert forgetting._sums(tests["all"].labels).tolist() == [a + b for a in range(10) for b in range(10)]
@@ -148,52 +157,6 @@ def test_how_far_the_order_of_the_lists_matters_is_what_is_said(float64):
     assert float(twos.sel(band="mean")) == pytest.approx(1 / 15) and float(twos.sel(band="sd")) < 1e-6
 
 
-def hand_made(values, seeds=1, **attributes):
-    """A sweep with what each seed was measured at, dimension after dimension."""
-    variables = {
-        name: (("seed", *dims), np.broadcast_to(np.asarray(of, float), (seeds, *np.shape(of))))
-        for name, (dims, of) in values.items()
-    }
-    return xr.Dataset(variables, {"seed": range(seeds)}).assign_attrs(attributes)
-
-
-def test_wrong_answers_are_those_of_the_other_list():
-    known = known_answers(data.facts().test)
-    sums = forgetting._sums(np.column_stack([np.zeros(len(known)), known]))
-    ones = forgetting._sums(data.facts().test["ones"].labels)
-    answers = [[*sums].index(n + 1) for n in ones]  # of twos
-    answers[0], answers[1] = [*sums].index(ones[0]), [*sums].index(ones[1] + 3)  # right, and neither
-    match = [1.0, *[0.0] * 14]
-    sweep = hand_made(
-        {"ones_answer": (("ones_example",), answers), "ones_best_match": (("ones_example",), match)}
-    )
-    assert forgetting.as_the_other(sweep).item() == pytest.approx(13 / 14)
-
-
-def test_a_cycle_is_a_turn_of_both_lists():
-    steps, period = np.arange(0, 400, 34), 68
-    ones = np.where(steps > 400 - 34 - 2 * period, 0.5, 0.0)  # of the last cycle
-    of = (("answers_step", "ones_example"), np.repeat(ones[:, None], 2, axis=1))
-    more = (("answers_step", "twos_example"), np.ones((len(steps), 2)))
-    sweep = hand_made({"ones_best_match": of, "twos_best_match": more}).assign_coords(answers_step=steps)
-    found = forgetting._of_turns(sweep.expand_dims(period=[period]))
-    last = steps > steps[-1] - 2 * period
-    assert found["turns_lowest"].sel(band="mean").item() == ones[last].min()
-    assert found["turns_mean"].sel(band="mean").item() == pytest.approx((1 + ones[last].mean()) / 2)
-
-
-def test_additions_until_all_pairs_are_right_for_good():
-    shares = np.asarray([[0, 1, 0, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0]], float)  # by seed
-    values = np.repeat(shares[..., None], 4, axis=2)
-    dims = "seed", "answers_step", "pairs_example"
-    sweep = xr.Dataset(
-        {"pairs_right_side": (dims, values)}, {"seed": range(3), "answers_step": range(0, 25, 5)}
-    )
-    found = forgetting._of_pairs(sweep.expand_dims(tied=[False], initial_scale=[0.1], learning_rate=[1.0]))
-    np.testing.assert_array_equal(found["additions_until"].squeeze(), [15, 0, np.nan])
-    assert found["pairs_solved"].item() == pytest.approx(2 / 3)
-
-
 def test_the_figure_runs_reduces_and_draws(command, tmp_path):
     status, _, err = command(figure.main, "addition", "--scale=smoke", f"--workdir={tmp_path}")
     assert status == 0, err
@@ -221,13 +184,17 @@ REFUSED = {
     "config.probes.answers.criteria = ()": "unknown criteria",
     "config.dataset = dict(name='binary_addition', tables=(1, 2))": "need inputs [examples, in], got shape",
     "config.probes.answers.sets = ('threes',)": "unknown sets ['threes']: of ones, twos, all",
-    "config.batches.num_epochs = (3, 3, 3)": "num_epochs must be a tuple of one number for each list",
-    "config.batches.num_epochs = (3,)": "one number for each list, got 1 for 2 lists",
-    "config.batches.num_epochs = (3,) * 34": "one number for each list, got 34 for 2 lists",
-    "config.dataset.tables = (1, 2, 3, 4)": "one number for each list, got 2 for 4 lists",
+    "config.batches.num_epochs = (3, 3, 3)": "num_epochs must be a tuple of one positive int for each list",
+    "config.batches.num_epochs = (3,)": "one positive int for each list, got 1 for 2 lists",
+    "config.batches.num_epochs = (3,) * 34": "one positive int for each list, got 34 for 2 lists",
+    "config.batches.num_epochs = (-1, 3)": "one positive int for each list, and batch_size",
+    "config.batches.num_epochs = (True, 3)": "one positive int for each list, and batch_size",
+    "config.dataset.tables = (1, 2, 3, 4)": "one positive int for each list, got 2 for 4 lists",
+    "config.model.num_outputs = 0": "numbers of classes and outputs must be positive",
+    "config.probes.answers.criteria = ('answer', 'answer')": "criteria must be different",
     "config.batches.num_epochs = 3": "num_epochs must be a tuple",
     "config.batches.batch_size = 0": "batch_size a positive int",
-    "config.batches.num_epochs = (3, 0)": "steps_per_task a positive int",
+    "config.batches.num_epochs = (3, 0)": "one positive int for each list",
     "config.batches.batch_size = 3": "batch_size a positive int that divides a list",
 }
 

@@ -157,6 +157,14 @@ MISTAKES = {
 }
 
 
+def test_data_of_others_are_not_written_over(command, tmp_path):
+    (tmp_path / "tiny.nc").write_text("precious")
+    status, _, err = command(figure.main, "tiny", f"--workdir={tmp_path}")
+    assert status == 2 and "is of no figure of this kind: name another folder" in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.nc"]
+    assert (tmp_path / "tiny.nc").read_text() == "precious"
+
+
 def test_a_dry_run_says_what_is_left_and_how_long_and_runs_nothing(command, tmp_path, smoke):
     asked = "phase_amplitude_period", "--scale=smoke", "--dry-run", f"--workdir={tmp_path / 'new'}"
     status, out, _ = command(figure.main, *asked)

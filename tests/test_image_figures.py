@@ -86,6 +86,7 @@ def test_a_run_on_cifar10_goes_on_to_the_bit(same_bits_after_kills, photographs,
 
 def test_a_run_on_cifar10_evaluates_measures_and_is_drawn(photographs, tmp_path):
     config = small(cifar10_myrtle5.get_config(), photographs)
+    config.probes.batch_sharpness.every = 2  # more often than the Hessian
     meta = training.train(config, tmp_path / "run")
     run = store.load(tmp_path / "run")
     assert meta["status"] == "done" and run["test_accuracy"].notnull().all()

@@ -25,7 +25,7 @@ LINES = {
     "config.probes.evaluation.batch_size = -1": "probes.evaluation: batch_size must be from 1 to 400",
     "config.probes.batch_sharpness.num_batches = 0": "num_batches must be a whole number of at least 1",
     "config.model = dict(name='wide_resnet', depth=11, widen_factor=1)": "depth must be 6 n + 4",
-    "config.model = dict(name='wide_resnet', depth=10, widen_factor=0)": "widths and num_classes must be",
+    "config.model = dict(name='wide_resnet', depth=10, widen_factor=0)": "widths and numbers of classes and",
     "config.model.name = 'mlp'": "model.hidden_widths is missing: ",
 }
 

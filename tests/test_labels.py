@@ -159,6 +159,17 @@ def test_a_broken_logit_is_never_lost(dtype, bad, example):
             assert not jnp.isfinite(loss(logits, labels, jnp.ones(3, dtype))[example])
 
 
+@pytest.mark.parametrize("shape", [(300, 3), (5_000, 10), (100_000, 3)])
+def test_a_broken_logit_is_never_lost_among_many(shape):
+    """The maximum of XLA on CPU passes over a NaN in an array of this size."""
+    logits = jax.random.normal(jax.random.key(0), shape)
+    labels = jnp.argmax(logits, axis=1)
+    for place in ((7, 2), (shape[0] // 2, 0), (shape[0] - 1, shape[1] - 1)):
+        for of in (losses.are_right, jax.jit(losses.are_right)):
+            right = of(logits.at[place].set(jnp.nan), labels)
+            assert jnp.isnan(right[place[0]]) and jnp.isnan(right).sum() == 1
+
+
 def test_sound_data_pass_where_a_nan_would_stop_the_program(x64):
     logits = jnp.asarray(LOGITS).at[0, 1].set(-jnp.inf)
     with jax.debug_nans(True):

@@ -181,6 +181,8 @@ NONLINEAR = {
     "rooted": lambda f, y, w: losses.dmse1(f, y, jnp.sqrt(w)),
     "normalised": lambda f, y, w: losses.dmse2(f, y, w / w.sum()),
     "relative to the largest": lambda f, y, w: losses.cross_entropy(f, y, w) * w.max(),
+    "with a floor": lambda f, y, w: losses.cross_entropy(f, y, jnp.maximum(w, 0.5)),
+    "with a ceiling": lambda f, y, w: losses.cross_entropy(f, y, jnp.minimum(w, 50.0)),
     "with a part that has no weight": lambda f, y, w: losses.cross_entropy(f, y, w) + 0.1 * (f**2).sum(1),
 }
 

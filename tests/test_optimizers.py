@@ -206,6 +206,19 @@ REFUSED = {
     "model=abs": "model must be a Model",
     "tests=dataset.test": "tests must be a Mapping",
     "optimizer=sgd | dict(learning_rate=True)": "must be a number or a schedule",
+    "optimizer=sgd | dict(learning_rate=None)": "must be a number or a schedule, got None",
+    "optimizer=sgd | dict(learning_rate=1j)": "must be a number or a schedule, got 1j",
+    "optimizer=sgd | dict(learning_rate=dict(name='constant_schedule', value=1e-320))": "is 0 at every step",
+    "optimizer=sgd | dict(learning_rate=dict(name='cosine_decay_schedule', init_value=0.1, decay_steps=9,"
+    " alpha=-3.0))": "always that: it is -0.3",
+    "optimizer=sgd | dict(learning_rate=dict(name='join_schedules', schedules=(0.1,), boundaries=()))": (
+        "schedules must be functions or dict"
+    ),
+    "tests={'far': dataset.test._replace(labels=dataset.test.labels[:5])}": "far: need a label for each",
+    "tests={'far': dataset.test._replace(inputs=dataset.test.inputs[:, :1])}": "of train, [2], got [1]",
+    "tests={'far': dataset.test._replace(labels=None)}": "far has no labels, which tell what is right",
+    "train=dataset.train._replace(labels=[0, 1])": "labels must be an array",
+    "train=dataset.train._replace(labels=None)": "labels must be integers",
     "optimizer=sgd | dict(learning_rate=jnp.ones(2))": "must be a number or a schedule",
     "optimizer=sgd | dict(learning_rate=lambda step: 0 * step - 0.5)": "is -0.5 at step 0",
     "optimizer=sgd | dict(before=(dict(name='sgd'),))": "'sgd' takes a learning rate, of which there is one",
@@ -223,7 +236,7 @@ REFUSED = {
     "train=dataset.train._replace(labels=dataset.train.labels.at[1].set(7))": "labels must be from 0",
     "tests={'far': dataset.test._replace(labels=dataset.test.labels.at[1].set(-1))}": "labels must be from 0",
     "tests={3: dataset.test}": "under names such as 'far', got 3",
-    "tests={'far': Batch(dataset.test.inputs[:0], dataset.test.labels[:0])}": "Batches with examples",
+    "tests={'far': Batch(dataset.test.inputs[:0], dataset.test.labels[:0])}": "far is empty",
     "optimizer=sgd | dict(before=dict(name='clip'))": "before must be a tuple",
     "weighted_loss=lambda f, y, w: losses.cross_entropy(f, y, w**2)": "not linear in its weights",
 }

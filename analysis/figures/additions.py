@@ -1,21 +1,23 @@
 """Figures of networks that learn to add (see `analysis.findings.forgetting.reduce`)."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import style
-from analysis.findings.forgetting import ERRORS, PUBLISHED
+from analysis.findings.addition_tables import ERRORS, PUBLISHED
 
 _CRITERIA = {"within_tenth": "within .1", "right_side": "side of .5", "best_match": "best match"}
 
 
 @style.styled
 def addition_lists(found: xr.Dataset) -> Figure:
-    """Draw ones and twos over the trials, in both networks, by the three criteria, and both curvatures."""
-    figure = Figure(figsize=(7.0, 4.8), layout="constrained")
-    (classical, clauses, criteria), (error, sharpness, alignment) = figure.subplots(2, 3)
+    """Draw ones and twos over the trials in both networks, and ones by all criteria and by their error."""
+    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    (classical, clauses), (criteria, error) = figure.subplots(2, 2)
     shares = found.sel(order="ones first")["classical_share"]
     free = found["clauses_share"].sel(tied=False)
     for color, name in zip(style.COLORS, ("ones", "twos"), strict=False):
@@ -28,27 +30,52 @@ def addition_lists(found: xr.Dataset) -> Figure:
         _draw_band(criteria, shares.sel(list="ones", criterion=name), label, color)
     ones = found["unit_error"].sel(order="ones first", list="ones")
     _draw_band(error, ones, "ones", style.COLORS[0], factor=1)
-    error.plot(range(len(ERRORS)), ERRORS, label="1989", **of_1989)
-    for axes, quantity in ((sharpness, "sharpness"), (alignment, "alignment")):
-        for color, name in zip((style.BLACK, style.COLORS[2]), ("classical", "clauses"), strict=True):
-            _draw_band(axes, found[f"{name}_{quantity}"], name, color, factor=1)
-    titles = "classical: best match", "free clauses: right", "classical: ones"
+    error.plot(range(len(ERRORS)), ERRORS, label="ones, 1989", **of_1989)
+    titles = (
+        "classical network: best match",
+        "free clauses: side of .5",
+        "classical network: ones, by criterion",
+    )
     for axes, title in zip((classical, clauses, criteria), titles, strict=True):
-        axes.set(title=title, ylim=(-3, 103))
-    classical.set_ylabel("right (%)")
+        axes.set(title=title, ylim=(-3, 103), ylabel="right (%)")
     shown = ones.sel(trial=slice(None, 12), band="high")
-    error.set(ylim=(0, 1.3 * float(shown.where(shown["trial"] >= -3).max())))
-    error.set_ylabel("squared error of ones,\na unit")
-    sharpness.set(yscale="log", ylabel="sharpness")
-    alignment.set(ylim=(0, 1), ylabel="alignment of the\nkernels of both lists")
-    last = int(found["trial"][-1])
-    for axes in (classical, clauses, criteria, error, sharpness, alignment):
-        axes.axvline(0, color=style.GREY, linewidth=0.6, linestyle=":")
-        axes.set_xlim(-3, min(12, last))  # where it happens
-        axes.legend(loc="center right")
-    clauses.set_xlim(-int(-found["trial"][0]), last)
+    error.set(ylim=(0, 1.3 * float(shown.where(shown["trial"] >= -3).max())), ylabel="squared error a unit")
+    error.set_title("classical network: ones")
+    _of_twos((classical, clauses, criteria, error), int(found["trial"][-1]))
     figure.supxlabel("trials of twos (before 0: of ones)")
     return figure
+
+
+@style.styled
+def addition_curvature(found: xr.Dataset) -> Figure:
+    """Draw sharpness, size of the kernel, and alignment of the lists' kernels in both networks."""
+    figure = Figure(figsize=(7.0, 2.5), layout="constrained")
+    panels = figure.subplots(1, 3)
+    labels = {
+        "sharpness": "sharpness",
+        "kernel": "NTK, largest eigenvalue",
+        "alignment": "alignment of the\nkernels of both lists",
+    }
+    for axes, (quantity, label) in zip(panels, labels.items(), strict=True):
+        for color, name in zip((style.BLACK, style.COLORS[2]), ("classical", "clauses"), strict=True):
+            _draw_band(axes, found[f"{name}_{quantity}"], name, color, factor=1)
+        axes.set_ylabel(label)
+        if quantity != "alignment":
+            axes.set_yscale("log")
+    panels[-1].set_ylim(0, 1)
+    _of_twos(panels, int(found["trial"][-1]))
+    for axes in panels[:-1]:
+        axes.get_legend().remove()
+    figure.supxlabel("trials of twos (before 0: of ones)")
+    return figure
+
+
+def _of_twos(panels: Iterable[Axes], last: int) -> None:
+    """Show the trials around the change of lists, where it happens."""
+    for axes in panels:
+        axes.axvline(0, color=style.GREY, linewidth=0.6, linestyle=":", zorder=0)
+        axes.set_xlim(-3, min(12, last))
+        axes.legend(loc="center right")
 
 
 @style.styled
@@ -57,7 +84,7 @@ def addition_pairs(found: xr.Dataset) -> Figure:
     figure = Figure(figsize=(7.0, 4.6), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1.3, 1))
     over, longer = upper.subplots(1, 2)
-    shares = found["pairs_share"].sel(initial_scale=found["initial_scale"][0])
+    shares = found["pairs_unseen"].sel(initial_scale=found["initial_scale"][0])
     colors = iter(style.COLORS)
     for tied, words in ((False, "free"), (True, "tied")):
         for rate in shares["learning_rate"].values:
@@ -65,7 +92,9 @@ def addition_pairs(found: xr.Dataset) -> Figure:
             _draw_band(over, of, f"{words}, η = {rate:g}", next(colors), "additions")
     words = "pairs without the clause\nthat ones and twos lack"
     over.axhline(100 * float(found["bound"]), color=style.BLACK, linestyle="--", linewidth=0.8, label=words)
-    over.set(xlabel="random additions, one at a time", ylabel="all pairs of 5 bits right (%)", xlim=(0, 200))
+    over.set(
+        xlabel="random additions, one at a time", ylabel="unseen pairs right, at least (%)", xlim=(0, 200)
+    )
     over.legend(loc="lower right", title="clauses")
     of = found["longer_share"]
     networks = longer.plot(of["bits"], 100 * of, ".-", color=style.COLORS[0], alpha=0.5)
@@ -96,6 +125,8 @@ def addition_turns(found: xr.Dataset) -> Figure:
         label = "static" if amplitude == 1 else f"dynamical, A = {amplitude:g}"
         for axes, of in ((lowest, "turns_lowest"), (mean, "turns_mean")):
             _draw_band(axes, found[of].sel(amplitude=amplitude), label, color, "period")
+            if amplitude == 1:  # beneath the others, which share its value
+                axes.lines[-1].set(linewidth=4, alpha=0.4)
     for axes, title in ((lowest, "list that is right least"), (mean, "both lists")):
         axes.set(title=title, xscale="log", xlabel="steps for which a list is emphasised")
         style.plain_numbers(axes.xaxis)
@@ -119,7 +150,7 @@ def _draw_table(axes: Axes, clause: xr.DataArray) -> None:
     axes.imshow(values, vmin=0, vmax=1, cmap="Greys")
     for (row, column), value in np.ndenumerate(values):
         color = "white" if value > 0.5 else style.BLACK
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=5, color=color)
     axes.set_xticks(range(4), ["00", "01", "10", "11"])
     axes.set_yticks(range(2), ["0", "1"])
     axes.set(xlabel="bits a, b", ylabel="carry")

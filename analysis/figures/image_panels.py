@@ -100,13 +100,12 @@ def image_run(found: xr.Dataset) -> Figure:
         rows[1].plot(found["evaluation_step"], accuracy, color=color, linewidth=1, label=name)
     rows[1].legend(loc="best")
     rows[2].plot(found["step"], found["learning_rate"], color=style.BLACK, linewidth=1)
-    at = found["hessian_step"]
-    threshold = found["threshold"].sel(step=at)
     for values, words, color in (
         (found["hessian_eigenvalues"].isel(rank=0), "all examples", style.COLORS[0]),
         (found["batch_sharpness"], "batches", style.COLORS[2]),
     ):
-        ratio = values.values / threshold.values
+        at = found[values.dims[0]]  # each probe's own steps
+        ratio = values.values / found["threshold"].sel(step=at.values).values
         ratio = np.where(ratio > 0, ratio, np.nan)  # no line to a rate of zero, or a negative curvature
         rows[3].plot(at, ratio, "o-", color=color, markersize=3, label=words)
     rows[3].axhline(1, **style.THRESHOLD)

@@ -8,17 +8,14 @@ import xarray as xr
 from jaxtyping import Array, Float
 
 from analysis.findings import adders
+from analysis.findings.diagrams import mean_error
 from dlf.data import facts
 
 CRITERIA = ("within_tenth", "right_side", "best_match")
 LISTS = ("ones", "twos")
 _SHOWN = (5, 20, 100)  # additions after which the pairs are drawn
 _NUM_UNITS = 24
-_LATE = 10  # trials of twos, from when on wrong answers are looked at
-# McCloskey and Cohen 1989: best match of ones in % after so many trials of twos, in two runs; squared errors
-# a unit before and after one trial; trials of ones until all outputs are within .1.
-PUBLISHED = {0: 100, 1: 57, 2: 30}
-ERRORS, _UNTIL = (0.0015, 0.0453), (15, 35)
+LATE = 10  # trials of twos, from when on wrong answers are looked at
 
 
 def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
@@ -26,13 +23,15 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
     Along `band`, `over_seeds`: `classical_share` [criterion, list, order, trial] and `unit_error` [list,
     order, trial], with trial 0 at the end of the first list, `as_other`, what share of the wrong answers to
-    ones is right of twos; `clauses_share` [set, tied, trial]; `pairs_share` [tied, initial_scale,
-    learning_rate, additions] of all pairs of 5 bits; `turns_lowest` and `turns_mean` [amplitude, period] of
-    the last cycle under a loss that emphasises a list at a time; sharpness and alignment of the lists'
-    kernels of each network by the trial. For each seed `trials_until_learned`, `additions_until`, and
-    `pairs_after` [tied], the share of pairs after both lists. `order_gap` [trial], by how much more of twos
-    is forgotten than of ones, with its standard error; `pairs_solved`, the share of seeds; `pairs_right`
-    [shown, a, b]; `clause` and `longer_share` as in `adders.longer_numbers`; `bound`.
+    ones is right of twos; `clauses_share` [set, tied, trial]; `pairs_unseen` [tied, initial_scale,
+    learning_rate, additions] of the pairs of 5 bits that have not been shown, at least: what was shown is
+    taken to be right; `turns_lowest` and `turns_mean` [amplitude, period] of the last cycle under a loss that
+    emphasises a list at a time; of each network by the trial what `curvature` returns; `trials_learned` of
+    the seeds that learn. For each seed `trials_until_learned`, `additions_until`, `pairs_before` and
+    `pairs_after` [tied], the share of pairs before and after the second list. Over all seeds `order_gap`
+    [trial], by how much more of twos is forgotten than of ones, with its standard error; `additions_half`,
+    the median of those that solve all pairs; `pairs_solved`, the share of seeds; `pairs_right` [shown, a, b];
+    `clause` and `longer_share` as in `adders.longer_numbers`; `bound`.
     """
     found = _of_lists(results["classical"], results["clauses"])
     for more in (_of_pairs(results["pairs"]), _of_turns(results["turns"]), results["measured"]):
@@ -64,7 +63,7 @@ def _of_lists(classical: xr.Dataset, clauses: xr.Dataset) -> xr.Dataset:
     share = xr.concat([xr.concat(of, lists) for of in shares], criteria)
     sets = [clauses[f"{name}_right_side"].mean(f"{name}_example") for name in (*LISTS, "pairs")]
     wrong = as_the_other(classical.sel(order="ones first", drop=True))
-    late = wrong.where(wrong["trial"] >= _LATE)
+    late = wrong.where(wrong["trial"] >= LATE)
     forgotten = share.sel(criterion="best_match", drop=True)
     gap = forgotten.sel(order="ones first", list="ones", drop=True) - forgotten.sel(
         order="twos first", list="twos", drop=True
@@ -75,14 +74,15 @@ def _of_lists(classical: xr.Dataset, clauses: xr.Dataset) -> xr.Dataset:
             "unit_error": over_seeds(xr.concat(errors, lists)),
             "as_other": over_seeds(late.mean("trial")),
             "clauses_share": over_seeds(xr.concat(sets, xr.Variable("set", [*LISTS, "pairs"]))),
+            "pairs_before": sets[-1].sel(trial=0, drop=True),
             "pairs_after": sets[-1].isel(trial=-1, drop=True),
-            "order_gap": gap.mean("seed"),
-            "order_gap_error": gap.std("seed", ddof=1) / gap.sizes["seed"] ** 0.5,
         }
     )
+    found["order_gap"], found["order_gap_error"] = mean_error(gap)
     within = share.sel(order="ones first", criterion="within_tenth", list="ones", drop=True)
     found["trials_until_learned"] = first_where(within == 1, "trial")
-    return found
+    learned = found["trials_until_learned"].dropna("seed")
+    return found.assign(trials_learned=over_seeds(learned)) if learned.size else found
 
 
 def first_where(holds: xr.DataArray, dim: str) -> xr.DataArray:
@@ -119,13 +119,17 @@ def _of_pairs(sweep: xr.Dataset) -> xr.Dataset:
     spacing = int(right["additions"][1] - right["additions"][0])
     one = right.isel(tied=0, initial_scale=0, learning_rate=0).mean("seed")
     at = [n for n in _SHOWN if n <= int(right["additions"][-1])]
-    side = int(right.sizes["pairs_example"] ** 0.5)
+    num, shown = right.sizes["pairs_example"], right["additions"]  # each once
+    unseen = (num * share - shown).clip(0) / (num - shown)
+    side = int(num**0.5)
     drawn = one.sel(additions=at).transpose("additions", ...).values.reshape(len(at), side, side)
+    until = spacing * first_where(to_the_end == 1, "additions")
     return xr.Dataset(
         {
-            "pairs_share": over_seeds(share),
+            "pairs_unseen": over_seeds(unseen),
             "pairs_solved": solved.isel(additions=-1).mean("seed"),
-            "additions_until": spacing * first_where(to_the_end == 1, "additions"),
+            "additions_until": until,
+            "additions_half": until.median("seed"),
             "pairs_right": (("shown", "a", "b"), drawn),
         },
         {"shown": at},
@@ -151,9 +155,9 @@ def curvature(
     kernels: Float[np.ndarray, "seeds trials examples examples"],
     num_before: int,
 ) -> xr.Dataset:
-    """Return a network's sharpness and the alignment of both lists' kernels `over_seeds`, by the trial.
+    """Return a network's sharpness and its kernel's size and alignment `over_seeds`, by the trial.
 
-        |K_12| / sqrt(|K_11| |K_22|),    K of the examples of the first list, then of the second
+        lambda_max(K),   |K_12| / sqrt(|K_11| |K_22|),    K of the examples of the first list, then the second
 
     Trial 0 is the end of the first list, which has `num_before`.
     """
@@ -167,123 +171,14 @@ def curvature(
         )
     )
     along = {"trial": np.arange(kernels.shape[1]) - num_before}
-    found = {"alignment": both / np.sqrt(one * other), "sharpness": sharpness}
+    found = {
+        "alignment": both / np.sqrt(one * other),
+        "kernel": np.linalg.eigvalsh(kernels)[..., -1],
+        "sharpness": sharpness,
+    }
     return xr.Dataset(
         {
             f"{name}_{key}": over_seeds(xr.DataArray(values, along, ("seed", "trial")))
             for key, values in found.items()
         }
     )
-
-
-def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
-    """Return the published numbers against those found, what the clauses learn, and lists in turn."""
-    return {
-        "ones while twos are learned": _criteria(found),
-        "classical network": _classical(found),
-        "curvature": _curvature(found),
-        "clauses": _clauses(found),
-        "random additions": _additions(found),
-        "in turn": _turns(found),
-    }
-
-
-def _criteria(found: xr.Dataset) -> list[tuple[str, ...]]:
-    shares = 100 * found["classical_share"].sel(order="ones first", list="ones")
-    trials = [n for n in (*PUBLISHED, 25) if n in found["trial"]]
-    rows = [("right of ones, %", *(f"after {n} of twos" for n in trials))]
-    for name in CRITERIA:
-        spreads = (_spread(shares.sel(criterion=name, trial=n)) for n in trials)
-        rows.append((name.replace("_", " "), *spreads))
-    rows.append(("best match, 1989, two runs", *(str(PUBLISHED.get(n, "")) for n in trials)))
-    gap, error = 100 * found["order_gap"], 100 * found["order_gap_error"]
-    gaps = (f"{float(gap.sel(trial=n)):+.0f} ± {float(error.sel(trial=n)):.1f}" for n in trials)
-    return [*rows, ("ones minus twos if those come first, points ± error", *gaps)]
-
-
-def _classical(found: xr.Dataset) -> list[tuple[str, ...]]:
-    match, errors = found["classical_share"].sel(criterion="best_match"), found["unit_error"]
-    first = dict(order="ones first", list="ones")
-    published = [
-        (f"best match of ones, %, trials of twos: {n}", of, 100 * match.sel(first | {"trial": n}), 0)
-        for n, of in PUBLISHED.items()
-        if n
-    ]
-    published += [
-        (f"squared error of ones, a unit, trials of twos: {n}", of, errors.sel(first | {"trial": n}), 4)
-        for n, of in enumerate(ERRORS)
-    ]
-    rows = [("quantity", "1989, one run", "found, mean ± sd over seeds", "published is off by")]
-    for words, number, of, digits in published:
-        rows.append((words, f"{number}", _spread(of, digits), f"{_off(number, of):+.1f} sd"))
-    learned = found["trials_until_learned"].dropna("seed")
-    never, until = 1 - learned.size / found.sizes["seed"], ("no seed", "")
-    if learned.size:
-        spread = over_seeds(learned)
-        until = _spread(spread), " to ".join(f"{_off(of, spread):+.1f}" for of in _UNTIL) + " sd"
-    wrong = f"wrong answers to ones that are right of twos, from trial {_LATE} on, %"
-    return [
-        *rows,
-        ("trials of ones until all are within .1", "15 to 35", *until),
-        ("  seeds that are not before twos begin, %", "", f"{100 * never:.0f}", ""),
-        (wrong, "most", _spread(100 * found["as_other"]), ""),
-    ]
-
-
-def _off(number: float, of: xr.DataArray) -> float:
-    return (number - float(of.sel(band="mean"))) / float(of.sel(band="sd"))
-
-
-def _clauses(found: xr.Dataset) -> list[tuple[str, ...]]:
-    rows = [("right, %", "free", "tied")]
-    for words, trial in (("after ones, before twos", 0), ("after twos", found["trial"].values[-1])):
-        for name in found["set"].values:
-            shares = 100 * found["clauses_share"].sel(set=name, trial=trial)
-            rows.append((f"{name} {words}", *(_spread(shares.sel(tied=tied)) for tied in (False, True))))
-    rows.append(("pairs without the clause that no list has", *[f"{100 * float(found['bound']):.1f}"] * 2))
-    after = 100 * found["pairs_after"]
-    above = 100 * (found["pairs_after"] > found["bound"] + 1e-6).mean("seed")
-    rows.append(("  seeds that are right on more, by luck", *(f"{float(of):.0f}" for of in above)))
-    rows.append(("  most pairs of any seed", *(f"{float(of):.1f}" for of in after.max("seed"))))
-    return rows
-
-
-def _curvature(found: xr.Dataset) -> list[tuple[str, ...]]:
-    trials = [n for n in (0, 1, 5) if n in found["trial"]]
-    rows = [("of both lists", *(f"after {n} of twos" for n in trials))]
-    for quantity, digits in (("alignment", 2), ("sharpness", 4)):
-        for name in ("classical", "clauses"):
-            of = found[f"{name}_{quantity}"]
-            rows.append((f"{quantity}, {name}", *(_spread(of.sel(trial=n), digits) for n in trials)))
-    return rows
-
-
-def _additions(found: xr.Dataset) -> list[tuple[str, ...]]:
-    rows = [
-        ("first parameters, η", "clauses", "seeds right in the end, %", "additions until then: half, all")
-    ]
-    until, solved = found["additions_until"], found["pairs_solved"]
-    for scale in found["initial_scale"].values:
-        for rate in found["learning_rate"].values:
-            for tied, words in ((False, "free"), (True, "tied")):
-                at = dict(initial_scale=scale, learning_rate=rate, tied=tied)
-                of = until.sel(at)
-                half, every = float(of.median()), float(of.max())
-                share = f"{100 * float(solved.sel(at)):.0f}"
-                rows.append((f"sd {scale:g}, η {rate:g}", words, share, f"{half:.0f}, {every:.0f}"))
-    return rows
-
-
-def _turns(found: xr.Dataset) -> list[tuple[str, ...]]:
-    quantities = {"lowest": found["turns_lowest"], "both": found["turns_mean"]}
-    columns = [(amplitude, name) for amplitude in found["amplitude"].values for name in quantities]
-    rows = [("steps of a turn", *(f"A = {amplitude:g}: {name}, %" for amplitude, name in columns))]
-    for period in found["period"].values:
-        cells = [quantities[name].sel(period=period, amplitude=amplitude) for amplitude, name in columns]
-        rows.append((f"{period:g}", *(_spread(100 * cell) for cell in cells)))
-    return rows
-
-
-def _spread(of: xr.DataArray, digits: int = 0) -> str:
-    mean, deviation = (float(of.sel(band=band)) for band in ("mean", "sd"))
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"

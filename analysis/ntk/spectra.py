@@ -14,6 +14,7 @@ from analysis.ntk.kernels import full_ntk
 from analysis.operators import composed, ggn
 from analysis.parts import check_network, check_parts, checked_logits
 from dlf.derivatives import hvp
+from dlf.labels import largest
 from dlf.types import ApplyFn, Batch, Labels, LossFn, Params
 
 
@@ -128,5 +129,5 @@ def ggn_ntk_duality(
     ntk_eigenvalues = spectrum(kernel)[:num]
     matvec = ggn(apply_fn, logits_loss, params, batch, step)
     ggn_eigenvalues = top_eigenpairs(matvec, params, num=num, tol=tol, key=key).values
-    difference = jnp.max(jnp.abs(ggn_eigenvalues - ntk_eigenvalues)) / jnp.max(ntk_eigenvalues)
+    difference = largest(jnp.abs(ggn_eigenvalues - ntk_eigenvalues)) / largest(ntk_eigenvalues)
     return Duality(ggn_eigenvalues, ntk_eigenvalues, difference)

@@ -37,6 +37,8 @@ def answers(problem: Problem, every: int, criteria: tuple[str, ...], sets: tuple
     for given, known, what in ((criteria, CRITERIA, "criteria"), (sets, problem.tests, "sets")):
         if not given or (wrong := [name for name in given if name not in known]):
             raise ValueError(f"unknown {what} {wrong if given else given}: of {', '.join(known)}")
+        if len({*given}) < len(given):
+            raise ValueError(f"{what} must be different, got {given}")
     if any(of.labels.ndim != 2 for of in problem.tests.values()):
         raise ValueError("answers needs labels with a target for each output: see dlf.data.facts")
     known = known_answers(problem.tests)

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from analysis.linear_maps import precise
 from analysis.parts import BatchSize, accumulate, check_batch_size
 from analysis.probes.measures import check_parts, check_settings
-from dlf.labels import wide
+from dlf.labels import largest, wide
 from dlf.losses import rightness_of
 from dlf.models import apply_fn
 from dlf.recording import missing
@@ -139,7 +139,7 @@ def recomputed_state(problem: Problem, state: TrainState) -> ModelState:
     found = [x / (1 - m) for x, m in zip(reached, kept, strict=True)]
     # what is no running mean does not stay there
     return joined(
-        jnp.where(jnp.abs(x - y) <= _STAYS * jnp.max(jnp.abs(x)), x, jnp.nan)
+        jnp.where(jnp.abs(x - y) <= _STAYS * largest(jnp.abs(x)), x, jnp.nan)
         for x, y in zip(found, after(found), strict=True)
     )
 

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from analysis.linear_maps import dense, preconditioned
+from dlf.labels import largest
 from dlf.optimizers import adam_preconditioner, rmsprop_preconditioner
 from dlf.thresholds import bound_settings
 from dlf.types import Matvec, Params
@@ -103,7 +104,7 @@ def flip_coefficient(
     third, fourth = jax.jit(along(2, gradient))(flat), jax.jit(along(4, flat_loss))(flat)
     hessian = dense(lambda v: jax.jvp(gradient, (flat,), (v,))[1], flat)
     values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
-    regular = jnp.abs(values) > _RANK * jnp.max(jnp.abs(values))
+    regular = jnp.abs(values) > _RANK * largest(jnp.abs(values))
     parts = vectors.T @ third
     inverse = jnp.where(regular, 1 / jnp.where(regular, values, 1), 0)
     coefficient = learning_rate * (jnp.sum(inverse * parts**2) / 2 - fourth / 6)

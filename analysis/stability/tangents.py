@@ -18,7 +18,7 @@ _WRAPPERS = {  # what moves in states that hold settings, too: rates and sums of
     optax.InjectStatefulHyperparamsState: ("inner_state",),
     optax.contrib.ScheduleFreeState: ("base_optimizer_state", "z"),
 }
-_REFUSED = optax.MultiStepsState | optax.ApplyEvery
+_REFUSED = optax.MultiStepsState | optax.ApplyEvery | optax.contrib.SAMState
 
 
 def flat_step(advance: Advance, state: TrainState) -> tuple[Callable, Float[Array, " size"]]:
@@ -45,7 +45,7 @@ def moves(state: PyTree) -> PyTree[bool]:
 
     Floating arrays move; counters, masks, random keys and injected hyper-parameters are settings.
 
-    Raises ValueError for optax's MultiSteps and `apply_every`.
+    Raises ValueError for optax's MultiSteps, `apply_every` and sam, whose steps are not all alike.
 
     >>> optimizer = optax.inject_hyperparams(optax.trace)(decay=0.5)
     >>> found = moves(optimizer.init(jnp.ones(2)))
@@ -59,8 +59,8 @@ def moves(state: PyTree) -> PyTree[bool]:
     def of(node):
         if isinstance(node, _REFUSED):
             raise ValueError(
-                f"{type(node).__name__}: the parameters change at every k-th step only: take the optimizer "
-                "inside, on batches k times as large"
+                f"{type(node).__name__}: the steps are not all alike, every k-th one is another: take the "
+                "optimizer inside, on batches k times as large"
             )
         if not is_known(node):
             dtype = jnp.result_type(node)

@@ -142,16 +142,17 @@ def lists_in_sequence(train: Batch, batch_size: int, num_epochs: tuple[int, ...]
     """
     num, num_lists = len(train.labels), len(num_epochs) if isinstance(num_epochs, tuple) else 0
     size, rest = divmod(num, max(1, num_lists))
-    if not num_lists or rest or type(batch_size) is not int or batch_size < 1 or size % batch_size:
+    counted = num_lists and all(type(n) is int and n >= 1 for n in num_epochs)
+    if not counted or rest or type(batch_size) is not int or batch_size < 1 or size % batch_size:
         raise ValueError(
-            "num_epochs must be a tuple of one number for each list, and batch_size a positive int that "
-            f"divides a list, got {num_epochs} and {batch_size} for {num} examples"
+            "num_epochs must be a tuple of one positive int for each list, and batch_size a positive int "
+            f"that divides a list, got {num_epochs} and {batch_size} for {num} examples"
         )
     if not isinstance(train.labels, jax.core.Tracer):
         lists = np.asarray(train.labels).reshape(num_lists, size, -1)[..., 0]
         if (lists != lists[:, :1]).any() or len(np.unique(lists)) != num_lists:
             found = f"{num_lists} for {len(np.unique(lists))} lists"
-            raise ValueError(f"num_epochs must be one number for each list, got {found}")
+            raise ValueError(f"num_epochs must be one positive int for each list, got {found}")
 
     def part(number: int) -> Batch:
         return jax.tree.map(lambda x: x[number * size : (number + 1) * size], train)

@@ -9,8 +9,8 @@ Spiral. The run of Fig. 4 from twelve seeds, static (amplitude 1) and dynamical 
 stability, the sharpness measured at every step. "as low": 0.35, about the mean of the capped one. "capped,
 slow": capped, with turns and run three times as long, so that the sum of the rates is about that of the
 constant one. Two other seeds were seen before: a cap at the edge itself, or one at 0.9 of it that is measured
-every ten steps, leaves as many instabilities as none; static and dynamical accuracies there were `.46` and
-`.99` (constant), `.66` and `.82` (capped), dynamical `.75` at a constant rate of a quarter.
+every ten steps, leaves as many instabilities as none; static and dynamical accuracies there were 46 and 99 %
+(constant), 66 and 82 % (capped), dynamical 75 % at a constant rate of a quarter.
 S1: the cap removes the instabilities (a mean below one a run, of about nine). S2: capped, the dynamical loss
 still gains over the static one. S3: the gain of "capped, slow" is that of "constant": the difference of gains
 is within 5 points by its 90 % interval; it is lost if its 95 % interval lies below zero. If S1 and S2 hold,
