@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlf.types import Losses, Weights
+from dlf.types import Losses, Targets, Weights
 
 Outputs = Float[Array, "examples outputs"]
-Targets = Float[Array, "examples list_and_targets"]
 
 
 def squared_error(outputs: Outputs, labels: Targets, weights: Weights, scale: float = 1.0) -> Losses:

@@ -13,6 +13,7 @@ Params = PyTree[Float[Array, "..."]]
 Inputs = Real[Array, "examples ..."]  # of images also bytes
 Logits = Float[Array, "examples classes"]
 Labels = Integer[Array, " examples"]
+Targets = Float[Array, "examples list_and_targets"]  # labels of several outputs, see dlf.outputs
 Losses = Float[Array, " examples"]
 Weights = Float[Array, " classes"]  # the paper's Gamma: positive, sums to the number of classes
 Carry = Any  # a probe's memory: any pytree of arrays, () for a probe without one
@@ -22,7 +23,7 @@ class Batch(NamedTuple):
     """Examples that one loss is averaged over."""
 
     inputs: Inputs
-    labels: Labels
+    labels: Labels | Targets
 
 
 class Dataset(NamedTuple):

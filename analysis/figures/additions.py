@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import style
 from analysis.findings.addition_tables import ERRORS, PUBLISHED
@@ -75,6 +76,7 @@ def _of_twos(panels: Iterable[Axes], last: int) -> None:
     for axes in panels:
         axes.axvline(0, color=style.GREY, linewidth=0.6, linestyle=":", zorder=0)
         axes.set_xlim(-3, min(12, last))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="center right")
 
 

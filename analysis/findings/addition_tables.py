@@ -91,7 +91,7 @@ def _clauses(found: xr.Dataset) -> list[tuple[str, ...]]:
 def _curvature(found: xr.Dataset) -> list[tuple[str, ...]]:
     trials = [n for n in (0, 1, 5) if n in found["trial"]]
     rows = [("of both lists", *(f"after {n} of twos" for n in trials))]
-    for quantity, digits in (("alignment", 2), ("kernel", 2), ("sharpness", 4)):
+    for quantity, digits in (("alignment", 2), ("kernel", 4), ("sharpness", 4)):
         for name in ("classical", "clauses"):
             of = found[f"{name}_{quantity}"]
             rows.append((f"{quantity}, {name}", *(_spread(of.sel(trial=n), digits) for n in trials)))

@@ -23,7 +23,8 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     `final_validation_accuracy`, `instabilities`, `unstable` (see `analysis.findings.survival`) and
     `mean_rate`; `<accuracy>_gain` of the dynamical loss with `_error`, and `<accuracy>_change`, by which it
     differs from that at the first rate, with `_error`, `_low`, `_high` (95 %) and `_within`, the largest
-    modulus in its 90 % interval. Along `normalization` and `rule`, of signals: `signal_accuracy` with
+    modulus in its 90 % interval, and the same of `dynamical_<accuracy>_change`, by which the accuracy itself
+    differs. Along `normalization` and `rule`, of signals: `signal_accuracy` with
     `_error` and `signal_dead` at each `signal_amplitude`, `signal_gain` with `_error`, and
     `signal_change` with `_error`, `_p_value`, `_adjusted`, `_within`.
     """
@@ -31,6 +32,8 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     found = xr.concat(parts, "rate", combine_attrs="drop")
     for name in ACCURACIES:
         found = found.assign(_change(found[f"{name}_gains"], f"{name}_change")).drop_vars(f"{name}_gains")
+        dynamical = found[f"final_{name}"].isel(amplitude=-1, drop=True)
+        found = found.assign(_change(dynamical, f"dynamical_{name}_change"))
     found = found.merge(_of_signals(results["signals"]))
     return found.assign_attrs(commit=results["spiral"].attrs.get("commit", ""))
 
@@ -95,8 +98,12 @@ def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
             spiral.append((loss, *(mean_in_words(cell) for cell in cells)))
         if variable.startswith("final_"):
             name = variable.removeprefix("final_")
-            spiral += [_row(found, f"{name}_gain", "  gain"), _row(found, f"{name}_change", "  change of it")]
-    signals = [("", "static", "dynamical", "gain", "change of it", "p")]
+            spiral += [
+                _row(found, f"dynamical_{name}_change", "  change of that"),
+                _row(found, f"{name}_gain", "  gain"),
+                _row(found, f"{name}_change", "  change of the gain"),
+            ]
+    signals = [("", "static", "dynamical", "gain", "change of the gain", "p")]
     for normalization in found["normalization"].values:
         for rule in found["rule"].values:
             cell = found.sel(normalization=normalization, rule=rule)

@@ -125,7 +125,7 @@ def _rule(scale):
             "optimizer.learning_rate.unit": _HIGHER if held else 1.0,
         }
 
-    return axis("rule", tuple(rules) if scale != "smoke" else ("schedule", "cdat", "feed_forward"), settings)
+    return axis("rule", tuple(rules) if scale != "smoke" else ("schedule", "cdat"), settings)
 
 
 def sweep_signals(scale):
