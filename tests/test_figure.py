@@ -20,7 +20,8 @@ FIGURE, EXPECTED, reduce, get_config = "fig4", (), tiny.reduce, tiny.get_config
 
 
 UNRUN = {  # data or time were lacking
-    "cifar10", "cifar10_myrtle5", "cifar10_wrn", "learning_rate_shift", "rate_rules",
+    "branches", "cifar10", "cifar10_myrtle5", "cifar10_wrn", "large_rates", "learning_rate_shift",
+    "rate_rules",
 }  # fmt: skip
 
 

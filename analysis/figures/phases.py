@@ -173,3 +173,31 @@ def _explain_contour(figure: Figure, text: str, color: str = "white") -> None:
     line = Line2D([], [], color=color, linewidth=1.4, label=text)
     box = dict(frameon=True, facecolor="#31688e" if color == "white" else "white", framealpha=1)
     figure.legend(handles=[line], loc="outside upper right", labelcolor=color, **box)
+
+
+@style.styled
+def large_rates(reduced: xr.Dataset) -> Figure:
+    """Draw accuracy over the learning rate at each width, under the static loss and dynamical ones.
+
+    Means over seeds, bars one standard error; dashed: with a long quiet end.
+    """
+    widths, root = reduced["width"].values, reduced.attrs["num_seeds"] ** 0.5
+    figure = Figure(figsize=(7.0, 2.9), layout="constrained")
+    marks = dict(marker="o", markersize=2.5, linewidth=1, capsize=1)
+    for axes, width in zip(figure.subplots(1, len(widths), sharey=True), widths, strict=True):
+        cells = reduced.sel(width=width).rename(learning_rate="x")
+        mean, std = (100 * cells[f"reference_accuracy_{of}"] for of in ("mean", "std"))
+        axes.errorbar(cells["x"], mean, yerr=std / root, color=style.BLACK, label="static", zorder=3, **marks)
+        for name, color in zip(cells["loss_name"].values, style.COLORS, strict=False):
+            for quiet, line in zip(cells["quiet"].values, ("-", "--"), strict=True):
+                cell = cells.sel(loss_name=name, quiet=quiet)
+                mean, std = (100 * cell[f"accuracy_{of}"] for of in ("mean", "std"))
+                label = str(name) if line == "-" else None
+                axes.errorbar(
+                    cell["x"], mean, yerr=std / root, color=color, linestyle=line, label=label, **marks
+                )
+        axes.set(title=f"width {width}", xscale="log", xlabel=r"learning rate $\eta$", ylim=(25, 103))
+        style.plain_numbers(axes.xaxis)
+    figure.axes[0].set_ylabel("training accuracy (%)")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure

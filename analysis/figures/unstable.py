@@ -242,3 +242,37 @@ def _legend_of_periods(figure: Figure, labels: xr.DataArray) -> None:
         if (labels == code).any()
     ]
     figure.legend(handles=marks, ncols=len(marks), loc="outside upper center", handletextpad=0.1)
+
+
+_ACCURACIES = {"accuracy": "training", "validation_accuracy": "validation"}
+
+
+@style.styled
+def branches(found: xr.Dataset) -> Figure:
+    """Draw the loss around a cascade, where branches leave it, and the accuracies at which each ends.
+
+    A point a restart, a bar the mean; dotted: the parent.
+    """
+    figure = Figure(figsize=(7.0, 2.9), layout="constrained")
+    loss, *panels = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+    steps = found["moment_step"].values
+    first, last = steps[0] - (room := steps[-1] - steps[0]) // 2, steps[-1] + room // 2
+    around = found["loss"].sel(step=slice(first, last))
+    loss.plot(around["step"], around, **style.DOTS)
+    colors = dict(zip(found["moment"].values, style.COLORS, strict=False))
+    for moment, step in zip(colors, steps, strict=True):
+        loss.axvline(step, color=colors[moment], linewidth=1.2, label=str(moment))
+    loss.set(yscale="log", xlabel="step", ylabel=style.LOSS)
+    for axes, (of, label) in zip(panels, _ACCURACIES.items(), strict=True):
+        for place, moment in enumerate(colors):
+            cells = 100 * found[f"final_{of}"].sel(moment=moment).transpose("way", "restart")
+            x = np.arange(cells.sizes["way"]) + 0.25 * (place - 1)
+            spread = np.linspace(-0.08, 0.08, cells.sizes["restart"])
+            axes.plot((x[:, None] + spread).T, cells.values.T, ".", color=colors[moment], markersize=2.5)
+            axes.hlines(cells.mean("restart"), x - 0.1, x + 0.1, color=colors[moment], linewidth=1.5)
+        axes.axhline(100 * float(found[f"parent_{of}"]), color=style.BLACK, linestyle=":", linewidth=0.8)
+        ways = [str(way).replace(" ", "\n") for way in found["way"].values]
+        axes.set_xticks(range(len(ways)), ways)
+        axes.set_ylabel(f"{label} accuracy\nat the end (%)")
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
