@@ -156,7 +156,7 @@ def complete(figure: Plan, how: Settings) -> dict[str, xr.Dataset]:
     if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
         raise ConfigError(f"cannot use {folder}: {file} is no folder")
     results, is_one, parts = {}, not hasattr(module, "RUNS"), asked(figure)
-    own = [f"{figure.name}.json", *(f"{name}/meta.json" for name in parts), "meta.json"]
+    own = [f"{figure.name}.json", *(f"{name}/meta.json" for name in parts), "meta.json", "measured.nc"]
     if (folder / f"{figure.name}.nc").exists() and not any((folder / name).exists() for name in own):
         raise ConfigError(f"{folder}/{figure.name}.nc is of no figure of this kind: name another folder")
     for name, of in parts.items():
