@@ -138,7 +138,7 @@ MISTAKES = {
     "tiny --config=mine.py": "unrecognized arguments: --config=mine.py",
     "tiny --noresume": "unrecognized arguments: --noresume",
     "tiny --config.num_steps=1e3": "--config.num_steps=1e3: invalid literal for int()",
-    "phase_moon": "unknown figure 'phase_moon': one of addition, cascade_rates, cascades, ",
+    "phase_moon": "unknown figure 'phase_moon': one of addition, branches, cascade_rates, cascades, ",
     "tiny --scale=small": "tiny has no scales: leave --scale out",
     "phase_static --scale=large": "invalid choice: 'large'",
     "cascades --shipped": "no data of cascades come with dlf, only of addition, cascade_rates, curvature",

@@ -201,7 +201,7 @@ def test_the_precision_of_jax_must_match_the_config(tmp_path):
 def test_an_unknown_figure_lists_the_choices(command):
     status, _, err = command(figure.main, "fig5")
     assert status == 2 and err.count("\n") == 1
-    assert "unknown figure 'fig5': one of addition, cascade_rates, cascades, " in err
+    assert "unknown figure 'fig5': one of addition, branches, cascade_rates, cascades, " in err
 
 
 def _in_the_open(interrupt):

@@ -92,4 +92,4 @@ def in_words(found: xr.Dataset):
             rows.append(
                 (f"{name}, {quiet}", *(at(cells.sel(width=width)) for width in found["width"].values))
             )
-    return {"rates at which each loss learns where the static one does not": rows} | diagrams.in_words(found)
+    return {"rates at which each loss learns where the static one does not": rows}
