@@ -57,7 +57,7 @@ def few_draws(monkeypatch):
 @pytest.mark.parametrize("shift", [0.7, 1.0, 1.5, 2.2])
 def test_a_known_shift_is_found_within_its_interval(shift):
     found = shifts.reduce({"main": made(0, shift=shift)}).sel(amplitude=16.0)
-    np.testing.assert_allclose(found["shift"], shift, rtol=0.1)
+    np.testing.assert_allclose(found["shift"], shift, rtol=0.07)  # four times its spread over made sweeps
     assert (found["shift_low"] <= shift + 0.02).all() and (shift - 0.02 <= found["shift_high"]).all()
 
 
@@ -97,7 +97,7 @@ def test_dead_runs_stand_apart_and_a_rate_where_most_are_dead_is_left_out():
     assert (found["dead"].isel(learning_rate=-1) > 0.5).all() and (
         found["dead"].isel(learning_rate=0) == 0
     ).all()
-    np.testing.assert_allclose(found["shift"], 1.5, rtol=0.15)
+    np.testing.assert_allclose(found["shift"], 1.5, rtol=0.07)  # as above
     everything = sweep.assign(status=sweep["status"] * 0 + DIVERGED)
     assert shifts.reduce({"main": everything}).sel(amplitude=16.0)["shift"].isnull().all()
 

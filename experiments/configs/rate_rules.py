@@ -75,15 +75,12 @@ def get_config_signals(scale="small"):
     return config
 
 
-def _spiral(scale, rates):
+def _spiral(scale, rates, slower=1):
+    validation = dict(every=get_config(scale, slower).num_steps - 1)
+
     def settings(name):
-        keep = {
-            "validation": dict(
-                every=get_config(scale, 1 + (_SLOWER - 1) * (name not in _RATES)).num_steps - 1
-            )
-        }
         more = {"step_sharpness": dict(every=1)} if name.startswith("capped") else {}
-        return {"probes": keep | more, **_RATES.get(name, _CAP)}
+        return {"probes": {"validation": validation} | more, **_RATES.get(name, _CAP)}
 
     yield axis("rate", rates, settings)
     yield axis("amplitude", (1.0, 70.0), "schedule.amplitude")
@@ -98,7 +95,7 @@ def sweep_spiral(scale):
 
 def sweep_slow(scale):
     """Vary loss and seed under the cap, with longer turns."""
-    return _spiral(scale, ("capped, slow",))
+    return _spiral(scale, ("capped, slow",), _SLOWER)
 
 
 def _rule(scale):
