@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
+from numbers import Real
 
 import flax.linen as nn
 import jax
@@ -218,8 +219,8 @@ def logistic_mlp(
     2674
     """
     _check("sigmoid", "none", 0.0, (*hidden_widths, num_outputs, num_classes))
-    if not limit > 0:
-        raise ValueError(f"limit must be positive, got {limit}")
+    if not (isinstance(limit, Real) and 0 < limit < math.inf):
+        raise ValueError(f"limit must be positive and finite, got {limit!r}")
 
     def init(key, inputs):
         networks.check_inputs(inputs, (2,))
@@ -250,7 +251,8 @@ def clauses(num_classes: int, scale: float = 0.1, tied: bool = False) -> Model:
     Each clause has a parameter, or if they are `tied` all clauses of one sum a + b + c. Parameters are normal
     with standard deviation `scale`. `num_classes` is that of the loss, see `dlf.outputs`.
 
-    Raises ValueError for a negative scale; when it is called, for inputs of another shape.
+    Raises ValueError for a scale that is negative or not finite, or `tied` that is no boolean; when it is
+    called, for inputs of another shape.
 
     Source: the idea Ruiz-Garcia 2022 (arXiv 2108.03940); all details are ours.
 
@@ -261,8 +263,10 @@ def clauses(num_classes: int, scale: float = 0.1, tied: bool = False) -> Model:
     >>> model.apply({"digit": right, "carry": carry}, (), bits).round().tolist()
     [[0.0, 0.0, 1.0]]
     """
-    if not scale >= 0:
-        raise ValueError(f"scale must be at least 0, got {scale}")
+    if not (isinstance(scale, Real) and 0 <= scale < math.inf) or type(tied) is not bool:
+        raise ValueError(
+            f"scale must be a finite number of at least 0 and tied True or False, got {scale!r}, {tied!r}"
+        )
     shape = (4,) if tied else (2, 2, 2)
     sums = jnp.indices((2, 2, 2)).sum(0)
 

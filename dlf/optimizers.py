@@ -35,8 +35,9 @@ def make_optimizer(
 ) -> Optimizer:
     """Build an optimizer by its optax name and keyword arguments.
 
-    The learning rate is a number, which may be traced, an optax schedule, or the name of one with its
-    arguments: dict(name="cosine_decay_schedule", init_value=0.1, decay_steps=1000). Beside optax's optimizers
+    The learning rate is a number, which may be traced, an optax schedule (its step comes as a floating
+    number), or the name of one with its arguments: dict(name="cosine_decay_schedule", init_value=0.1,
+    decay_steps=1000). Beside optax's optimizers
     there is "ema", plain momentum as an exponential mean: `optax.ema` followed by the learning rate; or
     `name` is a function of one's own that takes `learning_rate` and returns a transformation. `before` are
     transformations of optax for the gradient, by name and arguments, in their order: clipping, weight decay.
@@ -192,7 +193,8 @@ def adam_preconditioner(
         P = sqrt(nu / (1 - b2^count) + eps_root) + eps        after `count` >= 1 updates
 
     The state may lie in those of wrappers: injected hyper-parameters are read there, parameters that Adam
-    does not train have P = inf. Before the first update P is NaN where the count is traced.
+    does not train have P = inf. Before the first update P is NaN where the count is traced. Adamax, RAdam
+    and Yogi keep states of the same type, which nothing in them tells apart: this P is not theirs.
 
     Raises ValueError unless there is the state of one Adam (AdamW and the like too) after an update.
 

@@ -1,6 +1,7 @@
 """Learning rates: numbers, and schedules of the step by their optax names."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Real
@@ -106,8 +107,11 @@ def _real(rate: Any) -> Array:
     return rate.astype(jnp.result_type(float))
 
 
-def _schedule(section: Mapping[str, Any]) -> optax.Schedule:
-    """Build a schedule of optax by name; keys that are numbers, of boundaries, may be words."""
+def _schedule(section: Mapping[str, Any], length: int | None = None) -> optax.Schedule:
+    """Build a schedule of optax by name; keys that are numbers, of boundaries, may be words.
+
+    A part of another one, which may be zero throughout, is looked at for its `length`.
+    """
     given, names = dict(section), named(_is_schedule)
     name = given.pop("name", None)
     if callable(name):
@@ -121,7 +125,13 @@ def _schedule(section: Mapping[str, Any]) -> optax.Schedule:
         if isinstance(value, Mapping):
             given[key] = {int(at): scale for at, scale in value.items()}
         elif isinstance(value, list | tuple):
-            given[key] = [_schedule(of) if isinstance(of, Mapping) and "name" in of else of for of in value]
+            if not value and key != "boundaries":
+                raise ValueError(f"{name}: {key} must not be empty")
+            lengths = np.diff([0, *given.get("boundaries", ())], append=_LOOKED[-1] + 1)
+            given[key] = [
+                _schedule(of, max(1, int(n))) if isinstance(of, Mapping) and "name" in of else of
+                for of, n in itertools.zip_longest(value, lengths[: len(value)], fillvalue=_LOOKED[-1])
+            ]
     for key in {"transition_steps", "decay_rate"} & given.keys():  # without which optax has a constant rate
         if not given[key] > 0:
             raise ValueError(f"{name}: {key} must be positive, got {given[key]}")
@@ -137,9 +147,11 @@ def _schedule(section: Mapping[str, Any]) -> optax.Schedule:
             raise ValueError(f"{name}: schedules must be functions or dict(name=..., ...), got {of!r}")
     found = getattr(optax, name)(**given)
     if not any(isinstance(of, jax.core.Tracer) for of in jax.tree.leaves(given)):
-        with jax.ensure_compile_time_eval():
-            rates = np.asarray([_real(found(jnp.asarray(step, float))) for step in _LOOKED])
-        if (rates < 0).any() or not rates.any():
+        looked = _LOOKED if length is None else [step for step in (*_LOOKED, length - 1) if step < length]
+        with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):  # what does not fit is told
+            rates = np.asarray([_real(found(jnp.asarray(step, float))) for step in looked])
+        whole = length is None and boundaries is None  # else zero where it is looked at says nothing
+        if (rates < 0).any() or (whole and not rates.any()):
             low = f"{rates[rates < 0][0]:g}" if (rates < 0).any() else "0 at every step"
             raise ValueError(
                 f"{name}: the learning rate must be at least 0, and not always that: it is {low}"

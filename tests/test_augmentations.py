@@ -92,6 +92,7 @@ def test_augmentations_are_loops_over_the_examples(name, settings, shape):
         ((dict(name="flip"),), (2, 4, 1), "height, width"),
         ((dict(name="blur"),), (2, 4, 4, 1), "unknown augmentation"),
         (("flip", "crop"), (2, 4, 4, 1), "unknown augmentation 'crop'"),
+        ("flip", (2, 4, 4, 1), "need a tuple of augmentations"),
     ],
 )
 def test_impossible_augmentations_are_refused(refused, steps, shape, words):

@@ -19,24 +19,6 @@ from experiments.configs import cifar10_myrtle5, cifar10_wrn, images
 SMOKE = "--scale=smoke"
 
 
-@pytest.fixture(scope="session")
-def made_clothes(made_once):
-    """Fashion-MNIST in small: the four files, of a pattern for each class."""
-
-    def make(folder):
-        folder.mkdir()
-        rng = np.random.RandomState(0)
-        patterns = rng.randint(0, 256, (10, 28, 28))
-        for word, num in (("train", 2_000), ("t10k", 2_500)):
-            labels = (np.arange(num) % 10).astype(np.uint8)
-            pixels = ((patterns[labels] + rng.randint(0, 256, (num, 28, 28))) // 2).astype(np.uint8)
-            for name, of in (("images-idx3", pixels), ("labels-idx1", labels)):
-                header = bytes([0, 0, 8, of.ndim]) + np.array(of.shape, ">i4").tobytes()
-                (folder / f"{word}-{name}-ubyte").write_bytes(header + of.tobytes())
-
-    return made_once("clothes", make)
-
-
 def test_the_figure_at_home_runs_reduces_and_draws(command, made_clothes, tmp_path):
     asked = "images", SMOKE, f"--workdir={tmp_path}", f"--config.dataset.path={made_clothes}"
     status, _, err = command(figure.main, *asked)

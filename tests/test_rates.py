@@ -49,6 +49,25 @@ def test_schedules_joined_need_a_boundary_between_each_two():
             make_optimizer("sgd", dict(name="join_schedules", schedules=parts, boundaries=boundaries))
 
 
+CONSTANT, ZERO = (dict(name="constant_schedule", value=of) for of in (0.1, 0.0))
+FALLING = dict(name="linear_schedule", init_value=0.1, end_value=-0.1, transition_steps=1_000)
+
+
+@pytest.mark.parametrize(
+    ("parts", "boundaries", "rates"),
+    [
+        ((ZERO, CONSTANT), (200,), {0: 0.0, 199: 0.0, 200: 0.1}),
+        ((ZERO, CONSTANT, ZERO), (2, 9), {1: 0.0, 2: 0.1, 8: 0.1, 9: 0.0}),
+        ((FALLING, CONSTANT), (400,), {0: 0.1, 200: 0.06, 400: 0.1}),
+    ],
+    ids=["late", "in between", "negative behind its end"],
+)
+def test_a_part_of_a_schedule_may_be_zero_or_end_before_it_is_negative(parts, boundaries, rates):
+    joined = make_optimizer("sgd", dict(name="join_schedules", schedules=parts, boundaries=boundaries))
+    for step, rate in rates.items():
+        assert float(joined.rate(step)) == pytest.approx(rate, rel=1e-6, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("section", "words"),
     [
@@ -59,8 +78,14 @@ def test_schedules_joined_need_a_boundary_between_each_two():
             dict(name="join_schedules", schedules=(lambda step: 1.0,) * 3, boundaries=(20, 10)),
             "boundaries must be in rising order, got 20, 10",
         ),
+        (dict(name="sgdr_schedule", cosine_kwargs=[]), "cosine_kwargs must not be empty"),
+        (dict(name="constant_schedule", value=0.0), "0 at every step"),
+        (
+            dict(name="join_schedules", schedules=(FALLING, CONSTANT), boundaries=(600,)),
+            "linear_schedule: the learning rate must be at least 0, and not always that: it is -0.0198",
+        ),
     ],
-    ids=["linear", "polynomial", "exponential", "joined"],
+    ids=["linear", "polynomial", "exponential", "joined", "restarts", "zero", "negative"],
 )
 def test_schedules_that_optax_takes_for_constant_ones_or_skips_are_refused(section, words):
     with pytest.raises(ValueError, match=words):

@@ -51,7 +51,7 @@ def made(seed, shift=1.0, gain=0.0, num_seeds=32, dead=0.0):
 @pytest.fixture
 def few_draws(monkeypatch):
     """Bootstrap a little: the intervals are noisier by a tenth, what they hold on the average is the same."""
-    monkeypatch.setattr(shifts, "_DRAWS", 200)
+    monkeypatch.setattr(shifts, "DRAWS", 200)
 
 
 @pytest.mark.parametrize("shift", [0.7, 1.0, 1.5, 2.2])

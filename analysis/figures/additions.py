@@ -24,6 +24,8 @@ def addition_lists(found: xr.Dataset) -> Figure:
     for color, name in zip(style.COLORS, ("ones", "twos"), strict=False):
         _draw_band(classical, shares.sel(list=name, criterion="best_match"), name, color)
         _draw_band(clauses, free.sel(set=name), name, color)
+        if name == "ones":
+            clauses.lines[-1].set(linewidth=4, alpha=0.4)  # beneath the twos, which share its value
     _draw_band(clauses, free.sel(set="pairs"), "all pairs of 5 bits", style.COLORS[2])
     of_1989 = dict(color=style.BLACK, linestyle="none", marker="*", markersize=7, zorder=3)
     classical.plot(*zip(*PUBLISHED.items(), strict=True), label="ones, 1989", **of_1989)
@@ -120,20 +122,22 @@ def addition_pairs(found: xr.Dataset) -> Figure:
 
 @style.styled
 def addition_turns(found: xr.Dataset) -> Figure:
-    """Draw what is forgotten and what is learned under a loss that emphasises one list at a time."""
+    """Draw what is forgotten, and the error, under a loss that emphasises one list at a time."""
     figure = Figure(figsize=(7.0, 2.6), layout="constrained")
-    lowest, mean = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2)
     for color, amplitude in zip((style.BLACK, *style.COLORS[1:3]), found["amplitude"].values, strict=True):
         label = "static" if amplitude == 1 else f"dynamical, A = {amplitude:g}"
-        for axes, of in ((lowest, "turns_lowest"), (mean, "turns_mean")):
-            _draw_band(axes, found[of].sel(amplitude=amplitude), label, color, "period")
+        for axes, of, factor in zip(panels, ("turns_lowest", "turns_error"), (100, 1), strict=True):
+            _draw_band(axes, found[of].sel(amplitude=amplitude), label, color, "period", factor)
+            axes.lines[-1].set_marker("o")
             if amplitude == 1:  # beneath the others, which share its value
                 axes.lines[-1].set(linewidth=4, alpha=0.4)
-    for axes, title in ((lowest, "list that is right least"), (mean, "both lists")):
+    for axes, title in zip(panels, ("list that is right least", "both lists"), strict=True):
         axes.set(title=title, xscale="log", xlabel="steps for which a list is emphasised")
         style.plain_numbers(axes.xaxis)
-        axes.legend(loc="lower left")
-    lowest.set_ylabel("right by best match,\nlast cycle (%)")
+    panels[0].set_ylabel("right by best match,\nlast cycle (%)")
+    panels[0].legend(loc="lower left")
+    panels[1].set(ylabel="squared error a unit,\nlast cycle", yscale="log")
     return figure
 
 

@@ -142,3 +142,45 @@ def ruled_signals(found: xr.Dataset) -> Figure:
         axes.set_yticks(y, [str(rule).replace("_", " ") for rule in found["rule"].values])
         axes.set(xlabel="gain in test accuracy (points)", title=_NAMES.get(name, f"norm: {name}"))
     return figure
+
+
+@style.styled
+def open_questions(found: xr.Dataset) -> Figure:
+    """Draw all effects with their 95 % intervals, the gain over the conditioning, and equal budgets.
+
+    Grey: within half a point. Bars of the conditions are one standard error.
+    """
+    figure = Figure(figsize=(7.4, 5.4), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.35, 1])
+    (gains, moved), colors = left.subplots(2, 1, height_ratios=[6, 1]), {"E2": 0, "E3": 1, "E4": 2, "E6": 3}
+    for axes, is_shift, unit in ((gains, 0, 100), (moved, 1, 1)):
+        cells = found.isel(effect=(found["is_shift"] == is_shift).values)
+        names = [str(name).removesuffix(": shift") for name in cells["effect"].values]
+        for y, name in zip(-np.arange(len(names)), cells["effect"].values, strict=True):
+            cell, color = unit * cells.sel(effect=name), style.COLORS[colors[str(name)[:2]]]
+            ends = [[abs(float(cell["value"] - cell[end]))] for end in ("low", "high")]
+            axes.errorbar(cell["value"], y, xerr=ends, fmt="o", color=color, markersize=3, capsize=1.5)
+        axes.set_yticks(-np.arange(len(names)), names)
+        axes.set_ylim(0.6 - len(names), 0.6)
+    _within(gains)
+    gains.set(xlabel="gain, change of the gain, or slope for a factor of ten (points)")
+    moved.axvline(1, color=style.BLACK, linewidth=0.6)
+    moved.set(xlabel="shift $s$ of the rate")
+    upper, lower = right.subplots(2, 1)
+    for is_normalized, color in zip((0, 1), style.COLORS, strict=False):
+        cells = found.isel(condition=(found["condition_is_normalized"] == is_normalized).values)
+        x = 10 ** cells["condition_sharpness"].sel(time="early")
+        y, error = (100 * cells[name] for name in ("condition_gain", "condition_gain_error"))
+        label = ("no norm", "group norm")[is_normalized]
+        upper.errorbar(x, y, yerr=error, fmt="o", color=color, markersize=3, capsize=1.5, label=label)
+    upper.axhline(0, color=style.BLACK, linewidth=0.6)
+    upper.set(xscale="log", xlabel="sharpness at 10 % of the steps (nat)", ylabel="gain (points)")
+    upper.legend()
+    for name, line in zip(found["normalization"].values, ("-", "--"), strict=False):
+        for moves, words, color in zip((False, True), ("static", "dynamical"), style.COLORS, strict=False):
+            values = 100 * found["expected_best"].sel(normalization=name, moving=moves)
+            lower.plot(found["budget"], values, line, color=color, label=f"{words}, norm: {name}")
+    lower.set(xscale="log", xlabel="trials", ylabel="test accuracy\nof the best (%)")
+    style.plain_numbers(lower.xaxis)
+    lower.legend()
+    return figure

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from dlf import outputs
+from dlf.data import arithmetic
 from dlf.types import Model, Params
 
 
@@ -25,11 +26,9 @@ def longer_numbers(model: Model, learned: Sequence[Params], bits: Iterable[int])
         return jax.vmap(outputs.right_side, in_axes=(0, None))(logits, labels).mean(axis=1)
 
     for num in (bits := list(bits)):
-        pairs, places = rng.integers(0, 2**num, (200, 2)), np.arange(num + 1)
-        inputs = jnp.asarray(pairs[:, None, :] >> places[:, None] & 1, float)
-        digits = pairs.sum(axis=1)[:, None] >> places & 1
-        labels = jnp.asarray(np.column_stack([np.zeros(len(pairs)), digits]), float)
-        shares.append(np.asarray(right(inputs, labels), float))
+        bits_of, digits = arithmetic.binary(rng.integers(0, 2**num, (200, 2)), num)
+        labels = jnp.asarray(np.column_stack([np.zeros(len(digits)), digits]), float)
+        shares.append(np.asarray(right(jnp.asarray(bits_of, float), labels), float))
     tables = [[1 / (1 + np.exp(-np.asarray(p[name]))) for name in ("digit", "carry")] for p in learned]
     return xr.Dataset(
         {

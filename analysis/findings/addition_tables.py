@@ -58,7 +58,7 @@ def _classical(found: xr.Dataset) -> list[tuple[str, ...]]:
     wrong = f"wrong answers to ones that are right of twos, from trial {LATE} on, %"
     return [
         *rows,
-        ("trials of ones until all are within .1", "15 to 35", *until),
+        ("trials of ones until all tested are within .1", "15 to 35", *until),
         ("  seeds that are not before twos begin, %", "", f"{100 * never:.0f}", ""),
         (wrong, "most", _spread(100 * found["as_other"]), ""),
     ]
@@ -115,15 +115,17 @@ def _additions(found: xr.Dataset) -> list[tuple[str, ...]]:
 
 
 def _turns(found: xr.Dataset) -> list[tuple[str, ...]]:
-    quantities = {"lowest": found["turns_lowest"], "both": found["turns_mean"]}
-    columns = [(amplitude, name) for amplitude in found["amplitude"].values for name in quantities]
-    rows = [("steps of a turn", *(f"A = {amplitude:g}: {name}, %" for amplitude, name in columns))]
+    amplitudes = found["amplitude"].values
+    words = "list right least, %", "error a unit, 1e-4"
+    rows = [("steps of a turn", *(f"A = {amplitude:g}: {of}" for of in words for amplitude in amplitudes))]
     for period in found["period"].values:
-        cells = [quantities[name].sel(period=period, amplitude=amplitude) for amplitude, name in columns]
-        rows.append((f"{period:g}", *(_spread(100 * cell) for cell in cells)))
+        of = [found[name].sel(period=period) for name in ("turns_lowest", "turns_error")]
+        shares, errors = ([cells.sel(amplitude=amplitude) for amplitude in amplitudes] for cells in of)
+        cells = *(_spread(100 * of) for of in shares), *(_spread(1e4 * of, 1) for of in errors)
+        rows.append((f"{period:g}", *cells))
     return rows
 
 
 def _spread(of: xr.DataArray, digits: int = 0) -> str:
     mean, deviation = (float(of.sel(band=band)) for band in ("mean", "sd"))
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    return f"{round(mean, digits) + 0.0:.{digits}f} ± {deviation:.{digits}f}"  # no minus before a zero

@@ -25,8 +25,9 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     order, trial], with trial 0 at the end of the first list, `as_other`, what share of the wrong answers to
     ones is right of twos; `clauses_share` [set, tied, trial]; `pairs_unseen` [tied, initial_scale,
     learning_rate, additions] of the pairs of 5 bits that have not been shown, at least: what was shown is
-    taken to be right; `turns_lowest` and `turns_mean` [amplitude, period] of the last cycle under a loss that
-    emphasises a list at a time; of each network by the trial what `curvature` returns; `trials_learned` of
+    taken to be right; of the last cycle under a loss that emphasises a list at a time `turns_lowest`
+    [amplitude, period], the share of the list that is right least, and `turns_error`, the squared error a
+    unit of both; of each network by the trial what `curvature` returns; `trials_learned` of
     the seeds that learn. For each seed `trials_until_learned`, `additions_until`, `pairs_before` and
     `pairs_after` [tied], the share of pairs before and after the second list. Over all seeds `order_gap`
     [trial], by how much more of twos is forgotten than of ones, with its standard error; `additions_half`,
@@ -137,14 +138,17 @@ def _of_pairs(sweep: xr.Dataset) -> xr.Dataset:
 
 
 def _of_turns(sweep: xr.Dataset) -> xr.Dataset:
-    """Return of the last cycle of each period the lowest share of a list, and the mean over both."""
-    shares = [sweep[f"{name}_best_match"].mean(f"{name}_example") for name in LISTS]
-    both = xr.concat(shares, xr.Variable("list", list(LISTS)))
-    last = both["answers_step"] > both["answers_step"][-1] - 2 * sweep["period"]
-    of = both.where(last)
+    """Return of the last cycle of each period the lowest share of a list, and the error of both."""
+    last = sweep["answers_step"] > sweep["answers_step"][-1] - 2 * sweep["period"]
+
+    def both(criterion):
+        of = [sweep[f"{name}_{criterion}"].mean(f"{name}_example") for name in LISTS]
+        return xr.concat(of, xr.Variable("list", list(LISTS))).where(last)
+
+    along = "answers_step", "list"
     found = {
-        "turns_lowest": of.min(("answers_step", "list")),
-        "turns_mean": of.mean(("answers_step", "list")),
+        "turns_lowest": both("best_match").min(along),
+        "turns_error": both("squared_error").mean(along) / _NUM_UNITS,
     }
     return xr.Dataset({name: over_seeds(of) for name, of in found.items()})
 

@@ -15,7 +15,7 @@ from analysis.findings.diagrams import mean_error
 from dlf.store.cells import DIVERGED
 
 LARGEST = 4.0  # of the shifts of flanks that are looked for, and its inverse
-_DRAWS = 1_000  # of a bootstrap
+DRAWS = 1_000  # of a bootstrap
 _LEVEL = 0.05
 
 
@@ -56,22 +56,31 @@ def _of_norm(sweep: xr.Dataset) -> xr.Dataset:
 
 def _effects(pair: xr.Dataset) -> xr.Dataset:
     """Return shift and difference of the peaks of a dynamical loss, with bootstraps of both over seeds."""
+    found = {}
+    for name, draws in zip(("shift", "gain", "flank"), drawn(pair), strict=True):
+        low, within, high, error = interval(draws[1:])
+        found |= {name: draws[0], f"{name}_low": low, f"{name}_high": high}
+        if name == "gain":
+            found |= _tested(draws[0], within, error)
+    return xr.Dataset(found)
+
+
+def drawn(pair: xr.Dataset) -> Float[np.ndarray, "3 draws"]:
+    """Return shift, gain and flank of a static and a dynamical loss: those found, then of each draw of seeds.
+
+    The draws of two pairs with as many seeds are of the same seeds, so that their difference is one in pairs.
+    """
     dead = tuned_losses.is_dead(pair)
     live = [pair[f"{name}_accuracy"].astype(float).where(~dead) for name in ("validation", "test")]
     of_seeds = [of.transpose("amplitude", "learning_rate", "seed").values for of in live]
-    x, rng, drawn = np.log(pair["learning_rate"].values), np.random.default_rng(0), []
+    x, rng, found = np.log(pair["learning_rate"].values), np.random.default_rng(0), []
     every = np.arange(pair.sizes["seed"])
-    for draw in range(1 + _DRAWS):
+    for draw in range(1 + DRAWS):
         seeds = rng.choice(every, every.size) if draw else every
         validation, test = (values[..., seeds] for values in of_seeds)
         (static, dynamical) = (peak(x, *of) for of in zip(validation, test, strict=True))
-        drawn.append((np.exp(static[0] - dynamical[0]), dynamical[1] - static[1], flank(x, *test)))
-    found = {}
-    for name, value, draws in zip(("shift", "gain", "flank"), drawn[0], np.asarray(drawn[1:]).T, strict=True):
-        found[name], (found[f"{name}_low"], within, found[f"{name}_high"], error) = value, _interval(draws)
-        if name == "gain":
-            found |= _tested(value, within, error)
-    return xr.Dataset(found)
+        found.append((np.exp(static[0] - dynamical[0]), dynamical[1] - static[1], flank(x, *test)))
+    return np.asarray(found).T
 
 
 def _tested(gain, within, error):
@@ -83,10 +92,10 @@ def _tested(gain, within, error):
     }
 
 
-def _interval(draws):
+def interval(draws: Float[np.ndarray, " draws"]) -> tuple[float, float, float, float]:
     """Return lower end of the 95 % interval, largest modulus in the 90 % one, upper end, standard error."""
     draws = draws[np.isfinite(draws)]
-    if len(draws) <= _DRAWS / 2:
+    if len(draws) <= DRAWS / 2:
         return (np.nan,) * 4
     low, *inner, high = np.quantile(draws, (_LEVEL / 2, _LEVEL, 1 - _LEVEL, 1 - _LEVEL / 2))
     return low, np.abs(inner).max(), high, draws.std(ddof=1)

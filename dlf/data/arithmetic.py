@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Integer
 
 from dlf.types import Batch, Dataset
 
@@ -59,7 +60,7 @@ def coarse(numbers: np.ndarray) -> np.ndarray:
     [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0]
     """
     if numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers <= 9)).all():
-        found = f"{numbers.dtype} from {numbers.min()} to {numbers.max()}"
+        found = f"{numbers.dtype} from {numbers.min()} to {numbers.max()}" if numbers.size else "none"
         raise ValueError(f"the code has units for 0 to 9, whole numbers, got {found}")
     units = np.arange(12) - numbers[..., None]
     return ((units >= 0) & (units < 3)).astype(int)
@@ -89,6 +90,19 @@ def facts(tables: Sequence[int] = (1, 2)) -> Dataset:
     return _dataset(tables, code, {"all": [(a, b) for a in range(10) for b in range(10)]})
 
 
+def binary(
+    pairs: Integer[np.ndarray, "pairs 2"], num_bits: int
+) -> tuple[Integer[np.ndarray, "pairs places 2"], Integer[np.ndarray, "pairs places"]]:
+    """Return pairs of numbers in binary, least bit first with a place more for the carry, and their sums.
+
+    >>> bits, digits = binary(np.asarray([[1, 3]]), 2)
+    >>> bits[0].T.tolist(), digits[0].tolist()
+    ([[1, 0, 0], [1, 1, 0]], [0, 0, 1])
+    """
+    places = np.arange(num_bits + 1)
+    return pairs[:, None, :] >> places[:, None] & 1, pairs.sum(axis=1)[:, None] >> places & 1
+
+
 def binary_addition(num_bits: int = 5, tables: Sequence[int] = ()) -> Dataset:
     """Return additions of two numbers in binary, least bit first: [examples, bits + 1, 2], and their digits.
 
@@ -103,13 +117,11 @@ def binary_addition(num_bits: int = 5, tables: Sequence[int] = ()) -> Dataset:
     """
     if type(num_bits) is not int or not 1 <= num_bits <= 10:
         raise ValueError(f"num_bits must be an int from 1 to 10, got {num_bits!r}")
-    places = np.arange(num_bits + 1)
 
     def code(pairs):
         if pairs.max() >= 2**num_bits:
             raise ValueError(f"num_bits={num_bits} hold numbers below {2**num_bits}, got {pairs.max()}")
-        digits = pairs[:, None, :] >> places[:, None] & 1
-        return digits, pairs.sum(axis=1)[:, None] >> places & 1
+        return binary(pairs, num_bits)
 
     numbers = range(2**num_bits)
     pairs = [(a, b) for a in numbers for b in numbers]

@@ -90,12 +90,15 @@ def shift(key: Array, inputs: Inputs, *, most: int) -> Inputs:
 def chain(steps: Sequence[Mapping[str, Any] | str]) -> Augmentation:
     """Return one augmentation of several, each dict(name=..., settings) or a name, in their order.
 
-    Raises ValueError for a name that is unknown, TypeError for a setting that it does not take.
+    Raises ValueError for what is no sequence or a name that is unknown, TypeError for a setting that it does
+    not take.
 
     >>> both = chain(("flip", dict(name="pad_crop", pad=2)))
     >>> both(jax.random.key(0), jnp.ones((5, 8, 8, 3))).shape
     (5, 8, 8, 3)
     """
+    if isinstance(steps, str | Mapping):
+        raise ValueError(f"need a tuple of augmentations, names or dict(name=..., ...), got {steps!r}")
     parts = []
     for step in steps:
         settings = dict(step) if isinstance(step, Mapping) else {"name": step}

@@ -53,7 +53,7 @@ _UNITS = {"none": 0.5, "group": 1.0, "batch": 1.0, "weighted_batch": 1.0, "froze
 _NORMS = tuple(_UNITS)
 _CONTROLLED_NORMS = ("none", "batch")
 _AMPLITUDES = (1.0, 4.0, 16.0)
-_PEAK = "optimizer.learning_rate.peak"
+PEAK = "optimizer.learning_rate.peak"
 _RATES = tuple(0.08 * 1.5**k for k in range(8))
 _CONTROLLED = (_RATES[1], _RATES[3], _RATES[5])
 _SWING = 1 / 3  # of the cycling rate, up and down
@@ -82,12 +82,12 @@ def shuffled(num_classes, amplitude, period, num_steps):
     return lambda step: moving(order[jnp.minimum(step, num_steps - 1)])
 
 
-def get_config(scale="small"):
+def get_config(scale="small", longer=2):
     """Return MNIST-1D's reference network on 1,000 signals, with a rate that rises and falls."""
     config = images.mnist1d(scale)
-    num_steps = 2 * (config.num_steps - 1)
+    num_steps = longer * (config.num_steps - 1)
     config.num_steps = config.steps_per_chunk = num_steps + 1
-    config.stop_after, config.schedule.period = 2 * config.stop_after, 2 * config.schedule.period
+    config.stop_after, config.schedule.period = longer * config.stop_after, longer * config.schedule.period
     config.probes.evaluation.every = num_steps
     with config.unlocked():
         config.optimizer.learning_rate = dict(
@@ -127,7 +127,8 @@ def reduce(results):
     return found.assign(rate_unit=("normalization", units))
 
 
-def _normalization(scale, names):
+def normalization_axis(scale, names):
+    """Vary the normalization, with the unit of the rates and the way of evaluation that go with it."""
     num_rising = get_config(scale).optimizer.learning_rate.num_rising
 
     def settings(name):
@@ -156,8 +157,8 @@ def _controlled(scale):
 
 def sweep_main(scale):
     """Vary normalization, rate, amplitude and seed."""
-    yield _normalization(scale, _NORMS if scale != "smoke" else _NORMS[:1])
-    yield axis("learning_rate", _RATES if scale != "smoke" else _RATES[1:6:2], _PEAK)
+    yield normalization_axis(scale, _NORMS if scale != "smoke" else _NORMS[:1])
+    yield axis("learning_rate", _RATES if scale != "smoke" else _RATES[1:6:2], PEAK)
     yield axis("amplitude", _AMPLITUDES, "schedule.amplitude")
     yield axis("seed", range(_SEEDS[scale]), "seed", "dataset.seed")
     yield FINAL
@@ -165,16 +166,16 @@ def sweep_main(scale):
 
 def sweep_controls(scale):
     """Vary what moves instead of the class weights in turn, for two normalizations and three rates."""
-    yield _normalization(scale, _CONTROLLED_NORMS if scale != "smoke" else _NORMS[:1])
+    yield normalization_axis(scale, _CONTROLLED_NORMS if scale != "smoke" else _NORMS[:1])
     yield axis("control", ("shuffled", "cycling"), _controlled(scale))
-    yield axis("learning_rate", _CONTROLLED, _PEAK)
+    yield axis("learning_rate", _CONTROLLED, PEAK)
     yield axis("seed", range(_SEEDS[scale]), "seed", "dataset.seed")
     yield FINAL
 
 
 def sweep_sharpness(scale):
     """Vary normalization, amplitude and seed, at a rate where all learn, and keep the sharpness."""
-    yield _normalization(scale, _NORMS if scale != "smoke" else _NORMS[:1])
+    yield normalization_axis(scale, _NORMS if scale != "smoke" else _NORMS[:1])
     yield axis("amplitude", _AMPLITUDES, "schedule.amplitude")
     yield axis("seed", range(max(2, _SEEDS[scale] // 4)), "seed", "dataset.seed")
     yield record("series", "hessian_eigenvalues")
