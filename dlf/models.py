@@ -33,6 +33,7 @@ _INITIALIZERS = {
     ),
     "updated": (nn.initializers.glorot_normal(), nn.initializers.normal(0.01)),
 }
+_TABLES = ("digit", "carry")  # of clauses
 
 
 def _check(activation, normalization, dropout, widths):
@@ -272,17 +273,14 @@ def clauses(num_classes: int, scale: float = 0.1, tied: bool = False) -> Model:
 
     def init(key, inputs):
         keys = jax.random.split(key)
-        return {
-            name: scale * jax.random.normal(of, shape)
-            for name, of in zip(("digit", "carry"), keys, strict=True)
-        }
+        return {name: scale * jax.random.normal(of, shape) for name, of in zip(_TABLES, keys, strict=True)}
 
     def apply_fn(params, inputs):
         if inputs.ndim != 3 or inputs.shape[2] != 2:
             raise ValueError(
                 f"inputs must be bits of two numbers, [examples, places, 2], got {list(inputs.shape)}"
             )
-        tables = jnp.stack([jax.nn.sigmoid(params[name]) for name in ("digit", "carry")])
+        tables = jnp.stack([jax.nn.sigmoid(params[name]) for name in _TABLES])
         tables = tables[:, sums] if tied else tables
 
         def place(carry, bits):

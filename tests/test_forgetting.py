@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from analysis import figures
 from analysis.findings import forgetting
 from analysis.probes.answers import known_answers
 from dlf import data
+from experiments import figure
 from experiments.configs import addition
 
 
@@ -68,16 +70,17 @@ def test_a_cycle_is_a_turn_of_both_lists():
 
 
 def test_additions_until_all_pairs_are_right_for_good():
-    shares = np.asarray([[0, 1, 0, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0]], float)  # by seed
+    of_seeds = [0, 1, 0, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]
+    shares = np.asarray(of_seeds, float)
     values = np.repeat(shares[..., None], 4, axis=2)
     dims = "seed", "answers_step", "pairs_example"
     sweep = xr.Dataset(
-        {"pairs_right_side": (dims, values)}, {"seed": range(3), "answers_step": range(0, 25, 5)}
+        {"pairs_right_side": (dims, values)}, {"seed": range(4), "answers_step": range(0, 25, 5)}
     )
     found = forgetting._of_pairs(sweep.expand_dims(tied=[False], initial_scale=[0.1], learning_rate=[1.0]))
-    np.testing.assert_array_equal(found["additions_until"].squeeze(), [15, 0, np.nan])
-    assert found["pairs_solved"].item() == pytest.approx(2 / 3)
-    assert found["additions_half"].item() == 7.5  # the median of those that solve all
+    np.testing.assert_array_equal(found["additions_until"].squeeze(), [15, 0, np.nan, 20])
+    assert found["pairs_solved"].item() == pytest.approx(3 / 4)
+    assert found["additions_half"].item() == 15  # the median of those that solve all
 
 
 def lists(of_seeds):
@@ -152,3 +155,20 @@ def test_what_is_compared_is_what_the_plan_says():
     assert addition.get_config().model.limit == 0.3
     (orders,) = [of for of in addition.sweep_classical("smoke") if getattr(of, "name", "") == "order"]
     assert [of["dataset.tables"] for of in orders.overrides] == [(1, 2), (2, 1)]
+
+
+def test_what_is_drawn_are_means_of_what_the_labels_say():
+    found = xr.load_dataset(figure.CONFIGS / "addition.nc", engine="scipy")
+    classical, clauses, *_ = figures.addition_lists(found).axes
+    shares = found["classical_share"].sel(
+        order="ones first", criterion="best_match", list="ones", band="mean"
+    )
+    free = found["clauses_share"].sel(tied=False, set="pairs", band="mean")
+    unseen = found["pairs_unseen"].sel(tied=True, initial_scale=0.1, learning_rate=3.0, band="mean")
+    for axes, label, values in (
+        (classical, "ones", shares),
+        (clauses, "all pairs of 5 bits", free),
+        (figures.addition_pairs(found).axes[0], "tied, η = 3", unseen),
+    ):
+        (line,) = [of for of in axes.lines if of.get_label() == label]
+        np.testing.assert_allclose(line.get_ydata(), 100 * values)

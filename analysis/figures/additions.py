@@ -129,7 +129,7 @@ def addition_turns(found: xr.Dataset) -> Figure:
         label = "static" if amplitude == 1 else f"dynamical, A = {amplitude:g}"
         for axes, of, factor in zip(panels, ("turns_lowest", "turns_error"), (100, 1), strict=True):
             _draw_band(axes, found[of].sel(amplitude=amplitude), label, color, "period", factor)
-            axes.lines[-1].set_marker("o")
+            axes.lines[-1].set(marker="o", markersize=3)
             if amplitude == 1:  # beneath the others, which share its value
                 axes.lines[-1].set(linewidth=4, alpha=0.4)
     for axes, title in zip(panels, ("list that is right least", "both lists"), strict=True):

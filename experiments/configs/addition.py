@@ -1,9 +1,9 @@
 """Addition without forgetting: one list of facts after another, in a classical network and in one of clauses.
 
-`python -m experiments.figure addition --launcher=local`, 2 minutes. The classical experiment is that of
-McCloskey and Cohen 1989 [MC], read in full; of Ruiz-Garcia 2022 (arXiv 2108.03940) [P3] only abstract and
-introduction could be read: a network with conditional clauses that learns binary addition and does not
-forget. All details of the network of clauses are [ours], as is the bridge to dynamical losses.
+`python -m experiments.figure addition --launcher=local`, one minute of computing, two in all. The classical
+experiment is that of McCloskey and Cohen 1989 [MC], read in full; of Ruiz-Garcia 2022 (arXiv 2108.03940) [P3]
+only abstract and introduction could be read: a network with conditional clauses that learns binary addition
+and does not forget. All details of the network of clauses are [ours], as is the bridge to dynamical losses.
 """
 
 import numpy as np

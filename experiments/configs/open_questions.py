@@ -108,9 +108,8 @@ def conditioning(problem, every, tol, batch_size):
 
     def measure(carry, state):
         num_classes = len(problem.schedule(state.step))
-        matvec = operators.hessian(
-            loss_of(problem, state), state.params, problem.train, state.step, batch_size=batch_size
-        )
+        at = state.params, problem.train, state.step
+        matvec = operators.hessian(loss_of(problem, state), *at, batch_size=batch_size)
         keys = jax.random.split(jax.random.fold_in(problem.key, state.step))
         pairs = top_eigenpairs(matvec, state.params, num=num_classes + 1, tol=tol, key=keys[0])
         size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -118,12 +117,8 @@ def conditioning(problem, every, tol, batch_size):
         first, behind = pairs.values[0], pairs.values[num_classes]
         return carry, {"sharpness": first, "over_bulk": first / behind, "over_mean": first / mean}
 
-    words = "largest eigenvalue of the Hessian"
-    series = {
-        "sharpness": Series((), "nat", words),
-        "over_bulk": Series((), "1", f"{words}, over the one behind as many as classes"),
-        "over_mean": Series((), "1", f"{words}, over the mean"),
-    }
+    of = {"sharpness": "nat", "over_bulk": "1", "over_mean": "1"}
+    series = {name: Series((), units, "largest eigenvalue of the Hessian") for name, units in of.items()}
     return Probe(every, lambda state: (), measure, series)
 
 
@@ -267,11 +262,8 @@ def measure(config, results, folder):
             best = questions.best(trials.sel(normalization=name, moving=moves), _BEST)
 
             def again(place, name=name, moves=moves, best=best):
-                at = best[place]
-                chosen = {
-                    "stop_after": config.stop_after if moves else 0,
-                    "optimizer.momentum": at["momentum"],
-                }
+                at, stop_after = best[place], config.stop_after if moves else 0
+                chosen = {"stop_after": stop_after, "optimizer.momentum": at["momentum"]}
                 chosen |= _before(at["decay"]) | _trial(config.stop_after, at["trial"])
                 return chosen | normalization_axis("small", (str(name),)).overrides[0]
 
@@ -281,8 +273,8 @@ def measure(config, results, folder):
             run(sweep, workdir)
             part = records.load(workdir)[["status", "validation_accuracy", "test_accuracy"]]
             found.append(part.expand_dims(normalization=[name], moving=[moves]))
-    again = xr.combine_by_coords(found, combine_attrs="drop")
-    return again.assign_attrs(num_classes=trials.attrs["num_classes"])
+    attributes = {"num_classes": trials.attrs["num_classes"]}
+    return xr.combine_by_coords(found, combine_attrs="drop").assign_attrs(attributes)
 
 
 def sweep_wide_resnet(scale):
