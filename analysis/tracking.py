@@ -13,7 +13,7 @@ from analysis import operators
 from analysis.lanczos import top_eigenpairs
 from analysis.linear_maps import precise
 from analysis.parts import accumulate, checked_logits, share
-from dlf.derivatives import curvature_along, forward_or, tangent
+from dlf.derivatives import curvature_along, tangent
 from dlf.recording import missing
 from dlf.types import ApplyFn, Batch, LossFn, Params
 
@@ -153,6 +153,7 @@ def class_subspace(
     num: int,
     tol: float,
     batch_size: int | None = None,
+    examples_per_class: int | None = None,
     key: Array,
 ) -> Float[Array, "classes basis basis"]:
     """Return the Hessian of every class within the space of the `num` top eigenvectors of each of them.
@@ -160,34 +161,38 @@ def class_subspace(
         B_c = V^T H_c V,    V orthonormal [size, classes num]
 
     For `forecast`: lambda_max(sum_c Gamma_c(t') B_c) <= lambda_max(H(t')) for every t' at these parameters.
+    With `examples_per_class` the products of a class see no more of its examples, the first ones, in the
+    place of all: less by the number of classes, exact where no class has more. Labels are then numbers.
     """
-    losses, size, num_classes = operators.checked_classes(class_losses, params, batch, batch_size)
+    _, _, num_classes = operators.checked_classes(class_losses, params, batch, batch_size)
     _, unravel = ravel_pytree(params)
 
-    def top(label):
-        matvec = operators.class_hessian(class_losses, params, batch, label, batch_size=batch_size)
-        pairs = top_eigenpairs(matvec, params, num=num, tol=tol, key=jax.random.fold_in(key, label))
-        return jax.vmap(lambda vector: ravel_pytree(vector)[0])(pairs.vectors)
+    def of_class(label):
+        if examples_per_class is None:
+            return operators.class_hessian(class_losses, params, batch, label, batch_size=batch_size)
+        is_other = batch.labels != label
+        rows = jnp.argsort(is_other, stable=True)[:examples_per_class]
+        part = jax.tree.map(lambda x: x[rows], batch)
+        # class losses are divided by the number of all examples
+        share = jnp.maximum(jnp.sum(~is_other), len(rows)) / len(is_other)
+        matvec = operators.class_hessian(class_losses, params, part, label, batch_size=batch_size)
+        return lambda v: jax.tree.map(lambda x: share.astype(x.dtype) * x, matvec(v))
 
-    vectors = jax.lax.map(top, jnp.arange(num_classes, dtype=jnp.zeros((), jnp.int32).dtype))
+    def top(label):
+        of = dict(num=num, tol=tol, key=jax.random.fold_in(key, label))
+        vectors = top_eigenpairs(of_class(label), params, **of).vectors
+        return jax.vmap(lambda vector: ravel_pytree(vector)[0])(vectors)
+
+    labels = jnp.arange(num_classes, dtype=jnp.zeros((), jnp.int32).dtype)
+    vectors = jax.lax.map(top, labels)
     basis = jnp.linalg.qr(vectors.reshape(num_classes * num, -1).T)[0]
 
-    def images(column):
-        vector = unravel(column)
+    def matrix(label):
+        matvec = of_class(label)
+        products = jax.lax.map(lambda column: ravel_pytree(matvec(unravel(column)))[0], basis.T)
+        return jnp.matmul(products, basis, precision="highest")
 
-        def product(part, mask, num_examples):
-            of_part = share(losses, part, mask, num_examples, None)
-            return forward_or(
-                lambda: jax.jvp(jax.jacrev(of_part), (params,), (vector,))[1],
-                lambda: jax.jacrev(lambda p: tangent(of_part, p, vector)[1])(params),
-            )
-
-        like = jax.tree.map(lambda p: jnp.zeros((num_classes, *p.shape), p.dtype), params)
-        tangents = accumulate(product, like, batch, size)
-        return jax.vmap(lambda tangent: ravel_pytree(tangent)[0])(tangents)
-
-    products = jax.lax.map(images, basis.T)  # [basis, classes, size]
-    matrices = jnp.einsum("bcs,sa->cab", products, basis, precision="highest")
+    matrices = jax.lax.map(matrix, labels)
     return (matrices + matrices.swapaxes(1, 2)) / 2
 
 

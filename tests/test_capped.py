@@ -57,6 +57,7 @@ def found():
         "spiral": spiral(("constant", "capped"), (0.3, 0.1), flipping=(0,)),
         "slow": spiral(("capped, slow",), (0.25,)),
         "signals": signals({"schedule": 0.02, "cap": 0.02, "cdat": -0.02, "polyak": 0.0}, dead=("polyak",)),
+        "foreseen": signals({"feed_forward": 0.05}).sel(amplitude=[16.0]),
     }
     return rate_rules.reduce(sweeps)
 
@@ -81,6 +82,8 @@ def test_a_rule_that_changes_the_gain_is_told_from_one_that_does_not(found):
     np.testing.assert_allclose(at[""].sel(rule=["cap", "cdat"]), [0, -0.04], atol=0.005)
     assert at["_adjusted"].sel(rule="cap") > 0.05 > at["_adjusted"].sel(rule="cdat")
     assert at["_within"].sel(rule="cap") < 0.006
+    # the static loss is that of the schedule
+    assert at[""].sel(rule="feed_forward") == pytest.approx(0.03, abs=0.005)
     assert found["signal_dead"].sel(rule="polyak", signal_amplitude=16.0) == 1
     assert np.isnan(found["signal_gain"].sel(rule="polyak")) and np.isnan(at["_adjusted"].sel(rule="polyak"))
 

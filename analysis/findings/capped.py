@@ -17,7 +17,7 @@ _LEVEL = 0.05
 
 
 def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """Reduce the sweeps "spiral" and "slow", and "signals", to what they show.
+    """Reduce the sweeps "spiral" and "slow", and "signals" and "foreseen", to what they show.
 
     Along `rate` and `amplitude`, for each `seed` of the spiral: `final_accuracy`,
     `final_validation_accuracy`, `instabilities`, `unstable` (see `analysis.findings.survival`) and
@@ -34,7 +34,7 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
         found = found.assign(_change(found[f"{name}_gains"], f"{name}_change")).drop_vars(f"{name}_gains")
         dynamical = found[f"final_{name}"].isel(amplitude=-1, drop=True)
         found = found.assign(_change(dynamical, f"dynamical_{name}_change"))
-    found = found.merge(_of_signals(results["signals"]))
+    found = found.merge(_of_signals(_together(results["signals"], results["foreseen"])))
     return found.assign_attrs(commit=results["spiral"].attrs.get("commit", ""))
 
 
@@ -61,6 +61,15 @@ def _change(gains: xr.DataArray, name: str, dim: str = "rate") -> dict[str, xr.D
         f"{name}_high": mean + t95 * error,
         f"{name}_within": np.abs(mean) + t90 * error,
     }
+
+
+def _together(signals: xr.Dataset, foreseen: xr.Dataset) -> xr.Dataset:
+    """Return both sweeps as one; the static loss of the latter is that of the first rule of the former."""
+    kept = ["test_accuracy", "validation_accuracy", "status"]
+    rules = foreseen["rule"].values
+    static = signals[kept].sel(amplitude=[1.0]).isel(rule=np.zeros(len(rules), int)).assign_coords(rule=rules)
+    both = xr.concat([static, foreseen[kept]], "amplitude", combine_attrs="drop_conflicts")
+    return xr.concat([signals[kept], both], "rule", combine_attrs="drop_conflicts")
 
 
 def _of_signals(sweep: xr.Dataset) -> xr.Dataset:

@@ -168,19 +168,28 @@ _TRACKED = {
 }
 
 
-def forecast(problem: Problem, every: int, num: int, tol: float, batch_size: int | None = None) -> Probe:
+def forecast(
+    problem: Problem,
+    every: int,
+    num: int,
+    tol: float,
+    batch_size: int | None = None,
+    examples_per_class: int | None = None,
+) -> Probe:
     """Measure what foretells the sharpness at frozen parameters: small Hessians of all classes.
 
     `forecast_matrices` [class, basis, basis] in the space of the `num` top eigenvectors of each class; with
-    the class weights of a later step `analysis.tracking.forecast` gives its sharpness, from below.
+    the class weights of a later step `analysis.tracking.forecast` gives its sharpness, from below. Of each
+    class `examples_per_class` are looked at, the first ones, or all.
     """
-    check_settings(tol, every=every, num=num)
+    at_most = {} if examples_per_class is None else {"examples_per_class": examples_per_class}
+    check_settings(tol, every=every, num=num, **at_most)
     check_parts(problem, batch_size)
 
     def measure(carry, state: TrainState):
         num_classes = len(problem.schedule(state.step))
         class_losses = make_class_losses(frozen(problem, state), problem.weighted_loss, num_classes)
-        settings = dict(num=num, tol=tol, batch_size=batch_size)
+        settings = dict(num=num, tol=tol, batch_size=batch_size, **at_most)
         key = jax.random.fold_in(problem.key, state.step)
         matrices = class_subspace(class_losses, state.params, problem.train, **settings, key=key)
         return carry, {"forecast_matrices": matrices}
