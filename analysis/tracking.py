@@ -170,7 +170,7 @@ def class_subspace(
     def of_class(label):
         if examples_per_class is None:
             return operators.class_hessian(class_losses, params, batch, label, batch_size=batch_size)
-        is_other = batch.labels != label
+        is_other = batch.labels != label.astype(batch.labels.dtype)
         rows = jnp.argsort(is_other, stable=True)[:examples_per_class]
         part = jax.tree.map(lambda x: x[rows], batch)
         # class losses are divided by the number of all examples

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
+from matplotlib import image
 
 from dlf import store
 from dlf.store.files import StoreError
@@ -211,3 +213,28 @@ def test_the_command_branches_and_goes_on(parent, tmp_path, command):
         status, _, err = command(branching.main, first, *arguments[1:], *wrong)
         assert status == 2 and err.count("\n") == 1 and (words in err or not wrong)
     assert training.Start._fields[0] == "step"
+
+
+def test_the_figure_goes_on_from_every_moment_in_every_way(smoke):
+    folder = smoke("branches")
+    found = xr.load_dataset(folder / "branches.nc", engine="scipy")
+    assert found["final_accuracy"].notnull().all() and "as before" in (folder / "out.txt").read_text()
+    assert image.imread(folder / "branches.png").std() > 0.05
+    run = store.load(folder / "parent")
+    stop_after = json.loads(run.attrs["config"])["stop_after"]
+    for moment in found["moment"].values:
+        step = int(found["moment_step"].sel(moment=moment))
+        of = {name: store.load(folder / "branches" / f"{moment}_{name}_0") for name in BRANCHES}
+        for name, row in of.items():  # what went before is the parent's
+            np.testing.assert_array_equal(row["loss"][:step], run["loss"][:step], err_msg=name)
+        later = slice(step, stop_after - 1)  # from there on all weights are one
+        assert (of["switched_off"]["class_weights"].sel(step=later) == 1).all()
+        assert (of["frozen"]["class_weights"].sel(step=later) == run["class_weights"].sel(step=step)).all()
+        assert (of["slower"]["learning_rate"].sel(step=later) == run["learning_rate"][0] / 2).all()
+        assert of["as_before"]["class_weights"].equals(run["class_weights"])
+        assert not of["as_before"]["loss"].equals(run["loss"])  # restarted a little beside it
+        accuracy = found["final_accuracy"].sel(moment=moment, way="frozen").values[0]
+        assert accuracy == float(of["frozen"]["accuracy"][-1])
+
+
+BRANCHES = ("as_before", "switched_off", "frozen", "slower")

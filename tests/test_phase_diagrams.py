@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib import image
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -16,6 +17,7 @@ from analysis.findings import diagrams
 from dlf.store.cells import DIVERGED, DONE, NOT_RUN
 from experiments import figure
 from experiments.config_files import named_sweeps
+from experiments.configs import large_rates
 from experiments.sweep.axes import make_sweep
 
 NAMES = ("phase_amplitude_period", "phase_width_rate", "phase_static", "phase_losses")
@@ -165,3 +167,44 @@ def test_every_scale_declares_sweeps_and_a_control(name, scale):
         sizes[sweep_name] = np.prod(sweep.shape)
     if scale != "smoke":
         assert sizes["main"] > 100 and sizes["control"] >= 20
+
+
+def too_large(num_seeds=8):
+    """Sweeps in which the static loss fails from rate 2 on, and one dynamical loss learns at 2, none at 4."""
+    rng, rates = np.random.default_rng(0), [1.0, 2.0, 4.0]
+    labels = {"loss_name": ["slow", "fast"], "quiet": ["tenth"], "width": [40], "learning_rate": rates}
+    learned = np.asarray([[0.99, 0.9, 0.35], [0.99, 0.45, 0.35]])[:, None, None, :, None]
+    static = np.asarray([[[0.95, 0.5, 0.34]]])[..., None]
+    found = {}
+    for name, of, mean in (
+        ("main", labels, learned),
+        ("static", {"amplitude": [1.0], **dict([*labels.items()][2:])}, static),
+    ):
+        shape = *map(len, of.values()), num_seeds
+        values = mean + 0.01 * rng.normal(size=shape)
+        variables = {key: ((*of, "seed"), values) for key in ("accuracy", "validation_accuracy")}
+        variables["status"] = (*of, "seed"), np.full(shape, DONE)
+        found[name] = xr.Dataset(variables, of | {"seed": range(num_seeds)}).assign_attrs(num_classes=3)
+    return found
+
+
+def test_a_rate_counts_as_too_large_and_as_rescued_where_it_was_made_so():
+    found = large_rates.reduce(too_large())
+    np.testing.assert_array_equal(found["too_large"].sel(width=40), [0, 1, 1])
+    cells = found["rescued"].sel(width=40, quiet="tenth")
+    np.testing.assert_array_equal(cells.sel(loss_name="slow"), [0, 1, 0])
+    np.testing.assert_array_equal(cells.sel(loss_name="fast"), [0, 0, 0])
+    (rows,) = large_rates.in_words(found).values()
+    assert rows[1:] == [
+        ("too large for the static loss", "2, 4"),
+        ("slow, tenth", "2"),
+        ("fast, tenth", "none"),
+    ]
+
+
+def test_the_figure_of_rates_too_large_runs_reduces_and_draws(smoke):
+    folder = smoke("large_rates")
+    found = xr.load_dataset(folder / "large_rates.nc", engine="scipy")
+    assert (found["too_large"] == (found["reference_accuracy_mean"] < 0.6)).all()
+    assert found["accuracy_mean"].dims == ("loss_name", "quiet", "width", "learning_rate")
+    assert image.imread(folder / "large_rates.png").std() > 0.05

@@ -54,6 +54,11 @@ def few_draws(monkeypatch):
     monkeypatch.setattr(shifts, "DRAWS", 200)
 
 
+@pytest.fixture(autouse=True)
+def few_nulls(monkeypatch):
+    monkeypatch.setattr(shifts, "_NUM_NULLS", 2)
+
+
 @pytest.mark.parametrize("shift", [0.7, 1.0, 1.5, 2.2])
 def test_a_known_shift_is_found_within_its_interval(shift):
     found = shifts.reduce({"main": made(0, shift=shift)}).sel(amplitude=16.0)
@@ -89,6 +94,18 @@ def test_a_gain_of_a_point_is_found_and_a_shift_alone_is_none(few_draws):
             verdicts[name] += [*found["verdict"].values]
     assert np.mean(np.asarray(verdicts["gain"]) == 1) > 0.8
     assert np.mean(np.asarray(verdicts["shift"]) == 1) <= 0.1
+
+
+def test_controls_without_an_effect_are_called_real_as_often_as_the_level_says(monkeypatch):
+    """Also where there is one: the losses of a pair are shuffled, or static runs set against each other."""
+    monkeypatch.setattr(shifts, "_NUM_NULLS", 100)
+    found = [
+        shifts.nulls(made(seed, gain=gain).sel(normalization="none")) for seed, gain in ((0, 0.0), (1, 0.02))
+    ]
+    for kind in ("shuffled", "static"):
+        share = np.mean([of[kind] for of in found])
+        assert share <= 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5, kind
+    assert shifts._p_value(*shifts._arrays(made(1, gain=0.02).sel(normalization="none"))) < 0.001
 
 
 def test_dead_runs_stand_apart_and_a_rate_where_most_are_dead_is_left_out():

@@ -213,12 +213,39 @@ def test_the_forecast_is_a_lower_bound_and_close_through_the_whole_cycle(float64
     assert (found >= 0.9 * exact).all()
 
 
+def test_of_each_class_its_own_examples_are_enough(float64):
+    """Of 10, 6 and 3 in any order: exact with ten of each; with fewer the first ones count."""
+    batch = data.spiral(examples_per_class=10, num_turns=0.5).train
+    rows = np.random.RandomState(0).permutation(np.r_[0:10, 10:16, 20:23])
+    batch = Batch(batch.inputs[rows], batch.labels[rows])
+    apply_fn = lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"]  # noqa: E731
+    params = {"a": jnp.asarray(np.random.RandomState(1).randn(2, 5)), "b": jnp.eye(5, 3)}
+
+    def matrices(batch, **settings):
+        class_losses = losses.make_class_losses(apply_fn, losses.cross_entropy)
+        found = tracking.class_subspace(class_losses, params, batch, num=2, tol=1e-10, key=KEY, **settings)
+        return jnp.linalg.eigvalsh(found)  # the basis may turn within its space
+
+    np.testing.assert_allclose(matrices(batch, examples_per_class=10), matrices(batch), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(matrices(batch, examples_per_class=99), matrices(batch), rtol=1e-8, atol=1e-12)
+    labels = np.asarray(batch.labels)
+    kept = np.sort(np.concatenate([np.flatnonzero(labels == of)[:3] for of in range(3)]))
+    few = Batch(batch.inputs[kept], batch.labels[kept])  # each class 3 / 9 of these, of all its own share
+    shares = np.asarray([10, 6, 3])[:, None] / len(labels) / (3 / 9)
+    np.testing.assert_allclose(
+        matrices(batch, examples_per_class=3), shares * matrices(few), rtol=1e-8, atol=1e-12
+    )
+
+
 def test_bad_settings_get_one_line():
     problem, _ = a_problem()
     with pytest.raises(ValueError, match="at least 2, since a gap needs two, got 1"):
         probes.tracker(problem, every=1, num=1, tol=1e-3)
     with pytest.raises(ValueError, match="every must be"):
         probes.tracker(problem, every=0, num=2, tol=1e-3)
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="examples_per_class must be a whole number of at least 1"):
+            probes.forecast(problem, every=1, num=1, tol=0.1, examples_per_class=wrong)
     with pytest.raises(ValueError, match="tol must be positive"):
         probes.stability(problem, every=1, tol=0.0)
     lion = problem._replace(optimizer=optimizers.make_optimizer("lion", learning_rate=0.1))

@@ -11,11 +11,12 @@ from jaxtyping import Float
 from scipy import stats
 
 from analysis.findings import tuned_losses
+from analysis.findings.curves import flank, peak
 from analysis.findings.diagrams import mean_error
 from dlf.store.cells import DIVERGED
 
-LARGEST = 4.0  # of the shifts of flanks that are looked for, and its inverse
 DRAWS = 1_000  # of a bootstrap
+_NUM_NULLS, _NULL_DRAWS = 100, 100  # of controls without an effect
 _LEVEL = 0.05
 
 
@@ -25,8 +26,9 @@ def reduce(results: Mapping[str, xr.Dataset]) -> xr.Dataset:
     Along `normalization` and `amplitude`: `accuracy` over `learning_rate` with `_error`, the share of `dead`
     runs with `_low` and `_high`; of the dynamical losses `shift` and `gain`, how much smaller the rate of
     their peak is than the static one's and how much higher the peak, and `flank`, each with `_low` and
-    `_high`; of the gain `_error`, `_p_value`, `_adjusted`, and `verdict`; `sharpness_ratio` with `_error`,
-    and `law_holds`, NaN where the shift is open. Along `control`: `control_gain` with `_error`, the
+    `_high`; of the gain `_error`, `_p_value`, `_adjusted`, and `verdict`; of the largest amplitude
+    `null_shuffled` and `null_static` (see `nulls`); `sharpness_ratio` with `_error`, and `law_holds`, NaN
+    where the shift is open. Along `control`: `control_gain` with `_error`, the
     difference to the dynamical loss of largest amplitude at the same rate, also of the static loss at s times
     the rate.
     """
@@ -50,6 +52,8 @@ def _of_norm(sweep: xr.Dataset) -> xr.Dataset:
         part = part.sel(amplitude=amplitude, drop=True)
         if amplitude > 1:
             part = part.assign(_effects(pair))
+        if amplitude == sweep["amplitude"].max():
+            part = part.assign({f"null_{name}": of for name, of in nulls(pair).items()})
         parts[float(amplitude)] = part
     return tuned_losses.joined(parts, "amplitude")
 
@@ -70,17 +74,54 @@ def drawn(pair: xr.Dataset) -> Float[np.ndarray, "3 draws"]:
 
     The draws of two pairs with as many seeds are of the same seeds, so that their difference is one in pairs.
     """
+    x, validation, test = _arrays(pair)
+    found = []
+    for seeds in _draws_of_seeds(test.shape[-1], DRAWS):
+        static, dynamical = _peaks(x, validation[..., seeds], test[..., seeds])
+        shift, gain = np.exp(static[0] - dynamical[0]), dynamical[1] - static[1]
+        found.append((shift, gain, flank(x, *test[..., seeds])))
+    return np.asarray(found).T
+
+
+def _arrays(pair):
+    """Return log eta, and validation and test accuracies [2 losses, rates, seeds] of the runs that live."""
     dead = tuned_losses.is_dead(pair)
     live = [pair[f"{name}_accuracy"].astype(float).where(~dead) for name in ("validation", "test")]
     of_seeds = [of.transpose("amplitude", "learning_rate", "seed").values for of in live]
-    x, rng, found = np.log(pair["learning_rate"].values), np.random.default_rng(0), []
-    every = np.arange(pair.sizes["seed"])
-    for draw in range(1 + DRAWS):
-        seeds = rng.choice(every, every.size) if draw else every
-        validation, test = (values[..., seeds] for values in of_seeds)
-        (static, dynamical) = (peak(x, *of) for of in zip(validation, test, strict=True))
-        found.append((np.exp(static[0] - dynamical[0]), dynamical[1] - static[1], flank(x, *test)))
-    return np.asarray(found).T
+    return np.log(pair["learning_rate"].values), *of_seeds
+
+
+def _draws_of_seeds(num, num_draws):
+    rng, every = np.random.default_rng(0), np.arange(num)
+    return [every, *(rng.choice(every, num) for _ in range(num_draws))]
+
+
+def _peaks(x, validation, test):
+    return [peak(x, *of) for of in zip(validation, test, strict=True)]
+
+
+def nulls(pair: xr.Dataset) -> dict[str, float]:
+    """Return how often a gain is called one at 5 % where there is none, in draws of two kinds.
+
+    "shuffled": for each seed it is drawn which of its two runs counts as the dynamical one; "static": half of
+    the static runs against the other half.
+    """
+    x, *both = _arrays(pair)
+    rng, num, found = np.random.default_rng(1), both[0].shape[-1], {"shuffled": [], "static": []}
+    for _ in range(_NUM_NULLS):
+        is_swapped = rng.random(num) < 0.5
+        found["shuffled"].append([np.where(is_swapped, of[::-1], of) for of in both])
+        halves = rng.permutation(num)[: 2 * (num // 2)].reshape(2, -1)
+        found["static"].append([np.stack([of[0][:, half] for half in halves]) for of in both])
+    return {name: np.mean([_p_value(x, *of) <= _LEVEL for of in cases]) for name, cases in found.items()}
+
+
+def _p_value(x, validation, test):
+    gains = []
+    for seeds in _draws_of_seeds(test.shape[-1], _NULL_DRAWS):
+        static, dynamical = _peaks(x, validation[..., seeds], test[..., seeds])
+        gains.append(dynamical[1] - static[1])
+    return _tested(gains[0], np.nan, interval(np.asarray(gains[1:]))[-1])["gain_p_value"]
 
 
 def _tested(gain, within, error):
@@ -94,77 +135,11 @@ def _tested(gain, within, error):
 
 def interval(draws: Float[np.ndarray, " draws"]) -> tuple[float, float, float, float]:
     """Return lower end of the 95 % interval, largest modulus in the 90 % one, upper end, standard error."""
-    draws = draws[np.isfinite(draws)]
-    if len(draws) <= DRAWS / 2:
+    known = draws[np.isfinite(draws)]
+    if len(known) <= len(draws) / 2:
         return (np.nan,) * 4
-    low, *inner, high = np.quantile(draws, (_LEVEL / 2, _LEVEL, 1 - _LEVEL, 1 - _LEVEL / 2))
-    return low, np.abs(inner).max(), high, draws.std(ddof=1)
-
-
-def peak(
-    log_rates: Float[np.ndarray, " rates"],
-    validation: Float[np.ndarray, "rates seeds"],
-    test: Float[np.ndarray, "rates seeds"],
-) -> tuple[float, float]:
-    """Return log eta at which the validation accuracy is largest, and the test accuracy there.
-
-    Both are means over the seeds that live (not NaN), at rates where at least half of them do, with parabolas
-    through the best rate and its neighbours, so that a grid of rates need not hit a maximum. The place is NaN
-    where the best rate is the first or the last of these, and the maximum may lie beyond.
-
-    >>> x = np.log([0.1, 0.2, 0.4])
-    >>> curve = 0.9 - (x - np.log(0.25))[:, None] ** 2
-    >>> [round(of, 4) for of in peak(x, curve, curve)] == [round(np.log(0.25), 4), 0.9]
-    True
-    """
-    (v, x), (t, _) = (_living(log_rates, values) for values in (validation, test))
-    if not len(x):
-        return np.nan, np.nan
-    best = int(np.argmax(v))
-    if not 0 < best < len(x) - 1:
-        return np.nan, float(t[best])
-    around = slice(best - 1, best + 2)
-    (a, b, _), height = (np.polyfit(x[around] - x[best], of[around], 2) for of in (v, t))
-    at = np.clip(-b / (2 * a), x[best - 1] - x[best], x[best + 1] - x[best]) if a < 0 else 0.0
-    return float(x[best] + at), float(np.polyval(height, at))
-
-
-def flank(
-    log_rates: Float[np.ndarray, " rates"],
-    static: Float[np.ndarray, "rates seeds"],
-    dynamical: Float[np.ndarray, "rates seeds"],
-) -> float:
-    """Return by which factor the static loss needs a larger rate to be as accurate as a dynamical one.
-
-    On the rising side, where a gain at every rate looks like a shift: it says how the curves lie, not why.
-
-        s = argmin sum_x (d(x) - c(x + log s))^2,   x = log eta up to the maximum of d
-
-    c and d are mean accuracies over the seeds that live (not NaN), at rates where at least half of them do;
-    c is linear in between, and at least three rates must lie within it. NaN where there are no three.
-
-    >>> x, curve = np.log([0.1, 0.2, 0.4, 0.8, 1.6]), lambda x: 1 - np.exp(-2 * np.exp(x))[:, None]
-    >>> round(flank(x, curve(x), curve(x + np.log(1.5))), 1)
-    1.5
-    """
-    (c, at), (d, x) = (_living(log_rates, values) for values in (static, dynamical))
-    if not (len(at) and len(x)):
-        return np.nan
-    rising = np.arange(len(x)) <= np.argmax(d)
-    d, moved = d[rising], np.linspace(-np.log(LARGEST), np.log(LARGEST), 201)
-    wanted = x[rising] + moved[:, None]
-    inside = (wanted >= at[0] - 1e-9) & (wanted <= at[-1] + 1e-9)
-    apart = np.where(inside, (d - np.interp(wanted, at, c)) ** 2, 0).sum(axis=1)
-    number = inside.sum(axis=1)
-    mean = np.where(number >= 3, apart / np.maximum(number, 1), np.inf)
-    return float(np.exp(moved[mean.argmin()])) if np.isfinite(mean).any() else np.nan
-
-
-def _living(log_rates, values):
-    """Return the means over those that live, and the rates, where at least half of them do."""
-    alive = np.isfinite(values)
-    known = alive.mean(axis=1) >= 0.5
-    return np.nanmean(values[known], axis=1), log_rates[known]
+    low, *inner, high = np.quantile(known, (_LEVEL / 2, _LEVEL, 1 - _LEVEL, 1 - _LEVEL / 2))
+    return low, np.abs(inner).max(), high, known.std(ddof=1)
 
 
 def _verdict(found: xr.Dataset) -> xr.DataArray:
@@ -216,7 +191,15 @@ def _law(sharpness: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
 def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
     """Return shifts, gains and controls as tables."""
     shifts = [("normalization, A", "shift s", "sharpness ratio", "on the flank")]
-    gains = [("normalization, A", "gain at the peak, points", "p", "dynamical is")]
+    gains = [
+        (
+            "normalization, A",
+            "gain at the peak, points",
+            "p",
+            "dynamical is",
+            "shuffled, static called real, %",
+        )
+    ]
     for name in found["normalization"].values:
         for amplitude in found["amplitude"].values[1:]:
             cell, of = found.sel(normalization=name, amplitude=amplitude), f"{name}, {amplitude:g}"
@@ -227,10 +210,10 @@ def in_words(found: xr.Dataset) -> dict[str, list[tuple[str, ...]]]:
             shifts.append((of, _within(number, "shift"), ratio, _within(number, "flank")))
             gain = f"{100 * number['gain']:+.1f} ± {100 * number['gain_error']:.1f}"
             verdict = tuned_losses.VERDICTS[int(number["verdict"])]
-            known = np.isfinite(number["gain"])
-            gains.append(
-                (of, gain, f"{number['gain_adjusted']:.2g}", verdict) if known else (of, "", "", verdict)
-            )
+            words = (gain, f"{number['gain_adjusted']:.2g}") if np.isfinite(number["gain"]) else ("", "")
+            shares = [100 * number[f"null_{kind}"] for kind in ("shuffled", "static")]
+            null = " and ".join(f"{of:.0f}" for of in shares if np.isfinite(of))
+            gains.append((of, *words, verdict, null))
     tables = {"shifts": shifts, "gains": gains}
     if "control_gain" in found:
         rates = found["controlled_rate"].values
