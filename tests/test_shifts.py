@@ -1,13 +1,18 @@
 """The statistics of shifts of the learning rate, against sweeps that are made with known effects."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from jax import lax
 from matplotlib import image
 
 from analysis import figures
 from analysis.findings import shifts
+from dlf import schedules
 from dlf.store.cells import DIVERGED, DONE
+from experiments import build
 from experiments.configs import learning_rate_shift
 
 RATES = np.asarray(learning_rate_shift._RATES)
@@ -175,11 +180,45 @@ def test_rates_rise_fall_and_swing():
 
 
 def test_shuffled_weights_are_the_same_ones_in_another_order(float64):
-    import jax.numpy as jnp
-
-    from dlf import schedules
-
     moving = schedules.triangular(3, 16.0, 10)
     shuffled = learning_rate_shift.shuffled(3, 16.0, 10, 60)
     rows = [np.stack([of(jnp.asarray(step)) for step in range(60)]) for of in (moving, shuffled)]
     assert sorted(map(tuple, rows[0])) == sorted(map(tuple, rows[1])) and not np.array_equal(*rows)
+
+
+def test_a_run_of_the_figure_is_that_of_a_plain_loop(float64):
+    """The first 100 steps of A = 16 without norm, in plain JAX: network, class weights, rate, momentum."""
+    config = learning_rate_shift.get_config()
+    config.float64, config.schedule.amplitude = True, 16.0
+    experiment = build.build(config)
+    loop, arguments = build.ready_loop(experiment)
+    found = loop(*arguments, 100)[2]["loss"]
+
+    def loss(params, batch, weights):
+        x = batch.inputs
+        for depth in range(3):
+            layer = params[f"Conv_{depth}"]
+            x = lax.conv_general_dilated(
+                x, layer["kernel"], (2,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+            )
+            x = jnp.maximum(x + layer["bias"][None, None], 0)
+        logits = x.reshape(len(x), -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None]
+        each = -jax.nn.log_softmax(logits)[jnp.arange(len(x)), batch.labels]
+        return jnp.mean(weights[batch.labels] * each)
+
+    @jax.jit
+    def step(params, trace, number):
+        turn, tau = number // 60 % 10, (number % 60).astype(float)
+        g = 1 + 15 * (1 - jnp.abs(2 * tau / 60 - 1))
+        weights = jnp.where(jnp.arange(10, dtype=turn.dtype) == turn, g, 1.0) * 10 / (g + 9)
+        value, grads = jax.value_and_grad(loss)(params, experiment.problem.batch_fn(number), weights)
+        trace = jax.tree.map(lambda m, g: 0.9 * m + g, trace, grads)
+        rate = 0.1 * number.astype(float) / 300
+        return value, jax.tree.map(lambda p, m: p - rate * m, params, trace), trace
+
+    params = experiment.replica.params
+    trace, values = jax.tree.map(jnp.zeros_like, params), []
+    for number in range(100):
+        value, params, trace = step(params, trace, jnp.asarray(number, jnp.int32))
+        values.append(float(value))
+    np.testing.assert_allclose(found, values, rtol=1e-9)
