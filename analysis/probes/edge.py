@@ -23,10 +23,10 @@ def step_sharpness(problem: Problem, every: int, tol: float = 0.05) -> Probe:
     """Follow the largest eigenvalue of the Hessian of what a step descends, on the batch of that step.
 
     The network is in training mode; for RMSProp and Adam the Hessian is the preconditioned one, whose
-    threshold is known. Each measurement goes on from the vector u of the last one: two products give the
-    best vector in the plane of u and H u, again until |H u - value u| <= tol value, at most 20 times. What
-    has not converged by then is missing. For `dlf.rules.cap`: an eigenvector may be overtaken unnoticed for
-    a few measurements; `tracker` proves what it finds.
+    threshold is known. Each measurement goes on from the vector H u of the last one; as long as
+    |H u - value u| > tol value, at most 20 times, one product more gives the best vector in the plane of u
+    and H u. What has not converged by then is missing. For `dlf.rules.cap`: an eigenvector may be overtaken
+    unnoticed for a few measurements; `tracker` proves what it finds.
     """
     check_settings(tol, every=every)
     objective, settings = make_objective(problem), problem.optimizer.settings
@@ -50,31 +50,32 @@ def step_sharpness(problem: Problem, every: int, tol: float = 0.05) -> Probe:
 
         matvec = product if scale is None else preconditioned(product, scale)
 
+        def image_of(vector):
+            return ravel_pytree(matvec(unravel(vector)))[0]
+
         def improved(carry):
-            vector, _, _, rounds = carry
-            return *_improved(lambda v: ravel_pytree(matvec(unravel(v)))[0], vector), rounds + 1
+            vector, image, _, _, rounds = carry
+            return *_improved(image_of, vector, image), rounds + 1
 
         def unfinished(carry):
-            _, value, residual, rounds = carry
+            _, _, value, residual, rounds = carry
             return (rounds < _MOST_ROUNDS) & (residual > tol * value)  # not where either is NaN
 
-        first = (
-            start,
-            jnp.zeros_like(start, shape=()),
-            jnp.ones_like(start, shape=()),
-            jnp.zeros_like(state.step),
-        )
-        vector, value, residual, _ = jax.lax.while_loop(unfinished, improved, first)
+        image = image_of(start)
+        value = start @ image
+        first = start, image, value, jnp.linalg.norm(image - value * start), jnp.zeros_like(state.step)
+        _, image, value, residual, _ = jax.lax.while_loop(unfinished, improved, first)
         rows = {"step_sharpness": jnp.where(residual <= tol * value, value, missing((), value.dtype))}
-        return jnp.where(jnp.isfinite(value), vector, start), rows
+        size = jnp.linalg.norm(image)
+        is_sound = jnp.isfinite(size) & (size > 0)
+        return jnp.where(is_sound, image / jnp.where(is_sound, size, 1), start), rows
 
     words = "largest (preconditioned) Hessian eigenvalue of F on the batch of the step"
     return Probe(every, init, measure, {"step_sharpness": Series((), "nat", words)})
 
 
-def _improved(matvec, u):
-    """Return the best unit vector in the plane of u and H u, its Rayleigh quotient and residual."""
-    image = matvec(u)
+def _improved(matvec, u, image):
+    """Return the best unit vector in the plane of u and H u, its image, Rayleigh quotient and residual."""
     along = u @ image
     rest = image - along * u
     size = jnp.linalg.norm(rest)
@@ -86,4 +87,6 @@ def _improved(matvec, u):
     parts = parts / jnp.linalg.norm(parts)
     value = jnp.where(size > 0, value, along)
     found, product = (parts[0] * a + parts[1] * b for a, b in ((u, w), (image, of_rest)))
-    return found / jnp.linalg.norm(found), value, jnp.linalg.norm(product - value * found)
+    norm = jnp.linalg.norm(found)
+    found, product = found / norm, product / norm
+    return found, product, value, jnp.linalg.norm(product - value * found)
