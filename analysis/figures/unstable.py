@@ -254,7 +254,7 @@ def branches(found: xr.Dataset) -> Figure:
     A point a restart, a bar the mean; dotted: the parent.
     """
     figure = Figure(figsize=(7.0, 2.9), layout="constrained")
-    loss, *panels = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+    loss, *panels = figure.subplots(1, 3, width_ratios=(1, 1.3, 1.3))
     steps = found["moment_step"].values
     first, last = steps[0] - (room := steps[-1] - steps[0]) // 2, steps[-1] + room // 2
     around = found["loss"].sel(step=slice(first, last))
