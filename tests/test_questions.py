@@ -1,6 +1,7 @@
 """The open questions: their statistics, from sweeps that are made with known effects, and their parts."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -239,10 +240,11 @@ def test_conditioning_is_that_of_the_dense_hessian(float64):
 
 def test_the_figure_runs_reduces_and_draws(command, made_clothes, tmp_path):
     asked = f"--workdir={tmp_path}", f"--config.dataset.path={made_clothes}"
-    status, out, err = command(figure.main, "open_questions", "--scale=smoke", *asked)
+    status, _, err = command(figure.main, "open_questions", "--scale=smoke", *asked)
     assert status == 0, err
     found = xr.load_dataset(tmp_path / "open_questions.nc", engine="scipy")
     assert np.isfinite(found["value"].sel(effect="E2 batch: shifted signals"))
     assert np.isfinite(found["condition_sharpness"]).all() and found["expected_best"].notnull().all()
-    assert "seeds to decide" in out
+    told = json.loads((tmp_path / "open_questions.json").read_text())["tables"]
+    assert told["questions"][0][-1] == "seeds to decide" and len(told["questions"]) == 20
     assert image.imread(tmp_path / "open_questions.png").std() > 0.05
