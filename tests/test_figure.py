@@ -124,7 +124,7 @@ def test_a_file_of_ones_own_is_a_figure_and_several_lie_beside_one_another(comma
     shutil.copytree(smoke("tiny"), tmp_path / "out" / "mine")
     arguments = (path, "phase_losses", f"--workdir={tmp_path / 'out'}")
     status, _, err = command(figure.main, *arguments, "--shipped")
-    assert status == 2 and "no data of mine come with dlf, only of addition, branches, cascade_rates, curvature" in err
+    assert status == 2 and "no data of mine come with dlf, only of addition, branches, cascade_rates" in err
     status, _, err = command(figure.main, path, f"--workdir={tmp_path / 'out' / 'mine'}")
     assert status == 0, err
     assert (tmp_path / "out" / "mine" / "mine.png").exists()
@@ -141,7 +141,7 @@ MISTAKES = {
     "phase_moon": "unknown figure 'phase_moon': one of addition, branches, cascade_rates, cascades, ",
     "tiny --scale=small": "tiny has no scales: leave --scale out",
     "phase_static --scale=large": "invalid choice: 'large'",
-    "cascades --shipped": "no data of cascades come with dlf, only of addition, branches, cascade_rates, curvature",
+    "cascades --shipped": "no data of cascades come with dlf, only of addition, branches, cascade_rates",
     "fig4 tiny --shipped": "no data of fig4 come with dlf",
     "phase_static --unknown": "unrecognized arguments: --unknown",
     "phase_static --config.seed=1": "unrecognized arguments: --config.seed=1: phase_static takes no settings",

@@ -163,7 +163,7 @@ def open_questions(found: xr.Dataset) -> Figure:
         axes.set_yticks(-np.arange(len(names)), names)
         axes.set_ylim(0.6 - len(names), 0.6)
     _within(gains)
-    gains.set(xlabel="gain, change of the gain, or slope for a factor of ten (points)")
+    gains.set(xlabel="gain, its change, or slope (points)")
     moved.axvline(1, color=style.BLACK, linewidth=0.6)
     moved.set(xlabel="shift $s$ of the rate")
     upper, lower = right.subplots(2, 1)
