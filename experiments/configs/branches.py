@@ -5,8 +5,9 @@ Fig. 4. From 18,000, 19,000 and 20,500 (the cascade of the second turn of class 
 chaotic, and ends at 20,352) it goes on to the end in four ways: as before; "switched off", all class weights
 one from there on; "frozen", with the class weights of that moment; "slower", at half the learning rate. Error
 bars are of eight restarts whose parameters were moved by a millionth. Read: the accuracy at the end. What a
-later moment has and an earlier one lacks under "switched off", the steps between have earned. Found: nothing;
-the static loss goes on from before the cascade to the parent's accuracy, and from the start does not.
+later moment has and an earlier one lacks under "switched off", the steps between have earned. Found: of the
+training accuracy nothing, since the static loss goes on from before the cascade to the parent's, and from the
+start does not; on validation examples it is open (all of one run).
 """
 
 from pathlib import Path
